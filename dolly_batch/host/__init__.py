@@ -1,0 +1,1 @@
+"""One engine process per GPU (on CPU: per executor), and its client. Standard library only, but for the engine it serves."""

@@ -1,0 +1,83 @@
+"""What passes between the tables, the engine host and the engine: plain frozen records, standard library only."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """How to decode. The defaults are those of Dolly's reference pipeline.
+
+    `top_k` 0 and `top_p` 1.0 switch those filters off. With `do_sample` false decoding is greedy and the other
+    three are ignored.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_p: float = 0.92
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    params: GenerationParams
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one request got no answer. `status` is a row status: `too_long`, `out_of_memory` or `model_error`."""
+
+    status: Literal["too_long", "out_of_memory", "model_error"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The engine's answer to one request.
+
+    `token_ids` holds the generated ids without the end marker; `text` is their decoding, stripped of white space
+    at both ends as the reference does. `finish_reason` is `stop` when the model wrote `### End`, `length` when
+    `max_new_tokens` ran out, and None exactly when `failure` is set.
+    """
+
+    key: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    num_prompt_tokens: int
+    failure: Failure | None = None
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Generated tokens, the end marker not counted."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything an engine host needs to start. Two equal specs are served by one host; it crosses to executors.
+
+    `model_folder` is a folder of safetensors, a tokenizer and a config; `model_sha256` the identity the plan was
+    made with, or None to accept what is there. `dtype` is `auto`, `float32`, `bfloat16`, `float16` or `float64`.
+    `max_batch_tokens` bounds rows x (prompt + new tokens) of one batch; None lets the engine choose by device.
+    """
+
+    kind: Literal["plain", "echo"]
+    model_folder: str
+    model_sha256: str | None = None
+    dtype: str = "auto"
+    quantization: str = "none"
+    max_batch_tokens: int | None = None
+    num_threads: int | None = None
+    step_timeout_s: float = 600.0
+    idle_timeout_s: float = 600.0
+    load_timeout_s: float = 1800.0
+    echo_delay_s: float = 0.0

@@ -1,0 +1,1 @@
+"""Tables, keys, plan, waves, publish and audit. Thin, and free of torch."""
