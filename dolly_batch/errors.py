@@ -1,16 +1,16 @@
 """The faults of a run, each with the exit code it ends in. A fault of one row is a status, never an exception.
 
-    DollyBatchError
-    ├── UsageError             2   the command line cannot be read
-    ├── Refused                4   nothing was done, the output is untouched
-    │   ├── ConfigError            the job file: unknown key, wrong type, a value that cannot work
-    │   ├── InputError             the input table: missing column, wrong type, bad ids
-    │   ├── OutputError            the output table: another schema, same as the input, not writable
-    │   └── ModelError             the model folder: a file missing or changed, an architecture we do not run
-    ├── Stopped                5   stopped on the way; the same command goes on from there
-    │   ├── EngineError            the engine host could not be started, or ended by itself
-    │   └── AuditError             the published rows are not the planned rows
-    └── AlreadyRunning         6   another start of this job is active
+DollyBatchError
+├── UsageError             2   the command line cannot be read
+├── Refused                4   nothing was done, the output is untouched
+│   ├── ConfigError            the job file: unknown key, wrong type, a value that cannot work
+│   ├── InputError             the input table: missing column, wrong type, bad ids
+│   ├── OutputError            the output table: another schema, same as the input, not writable
+│   └── ModelError             the model folder: a file missing or changed, an architecture we do not run
+├── Stopped                5   stopped on the way; the same command goes on from there
+│   ├── EngineError            the engine host could not be started, or ended by itself
+│   └── AuditError             the published rows are not the planned rows
+└── AlreadyRunning         6   another start of this job is active
 """
 
 

@@ -1,0 +1,72 @@
+# Everything a newcomer or the CI runs. The first call makes .venv; later ones reuse it until the versions change.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+READY := .venv/.ready
+# The first Python that is new enough; `make PYTHON=/usr/bin/python3.12 ...` chooses another. Each candidate is run,
+# because a name on PATH may be a launcher (pyenv's, for one) with no such version behind it.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help setup demo demo-delta test check format lock clean
+
+help: ## Show this list
+	@echo "make VERB, with VERB one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Answer the sample table with the small model, into a Parquet table (needs no Java and no GPU)
+	@rm -rf demo-output/answers demo-output/work
+	@$(BIN)/dolly-batch run conf/demo.yaml --show 40
+
+demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetches the Delta connector from Maven Central
+	@rm -rf demo-output/answers-delta demo-output/work-delta
+	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 40
+
+test: $(READY) ## Run the tests; ARGS="-k java" chooses some
+	@$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## Put the formatting right, and what else ruff can repair
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(READY) ## Write constraints.txt from what .venv holds
+	@{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude dolly-batch; } > .venv/constraints.txt
+	@mv .venv/constraints.txt constraints.txt
+	@touch $(READY)
+	@echo "constraints.txt now holds the versions in .venv"
+
+clean: ## Remove what demos, tests and builds wrote; .venv stays (remove it by hand to install anew)
+	@rm -rf demo-output build dist *.egg-info spark-warehouse metastore_db derby.log artifacts
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+setup: $(READY) ## Make .venv with everything in it (the other verbs do so when needed)
+
+$(READY): $(BIN)/pip pyproject.toml constraints.txt
+	@echo "[2/2] Installing into .venv. The first time this fetches torch and Spark: some minutes, about 6 GB on disk"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@touch $(READY)
+	@echo "      Ready. The command is $(BIN)/dolly-batch"
+
+# Debian keeps what `venv` needs to put pip into an environment in a package of its own; a pip that is already on the
+# machine can do it instead. pip comes last either way, so where it is, the environment is whole.
+$(BIN)/pip:
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+		echo "Python 3.11 or newer is needed and none was found. Debian, Ubuntu: sudo apt install python3 python3-venv"; \
+		exit 1; \
+	fi; \
+	echo "[1/2] Making .venv with $$($$python --version)"; \
+	$$python -m venv .venv &>/dev/null \
+	|| { $$python -m venv --without-pip .venv && $$python -m pip --python $(BIN)/python install --quiet pip; } &>/dev/null \
+	|| { rm -rf .venv; \
+		echo "$$python cannot make a virtual environment. Debian, Ubuntu: sudo apt install $$(basename $$python)-venv"; \
+		exit 1; }
