@@ -1,0 +1,319 @@
+"""What a job says. Nothing else in the package reads YAML, the command line or the environment.
+
+Every field is strict: an unknown key, a key given twice or a value of another type is refused with its path and,
+for a key, the nearest valid name.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dolly_batch.errors import ConfigError
+from dolly_batch.records import GenerationParams
+
+
+class Section(BaseModel):
+    """A part of the job file: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which model answers. `path` is a hub id, `modelscope:ORG/NAME`, a folder, or `tiny`."""
+
+    path: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    quantization: Literal["none"] = "none"
+    gpus: Literal[1] = 1
+    stage_dir: str | None = None
+    """Where hub models are staged; by default `models` under `work_dir`."""
+
+
+class TaskConfig(Section):
+    """What is asked of the model for each row."""
+
+    kind: Literal["generate"] = "generate"
+
+
+class TableConfig(Section):
+    """A table, by `path` and `format` or by catalog name."""
+
+    path: str | None = None
+    table: str | None = None
+
+    @model_validator(mode="after")
+    def _names_one_table(self) -> "TableConfig":
+        if (self.path is None) == (self.table is None):
+            raise ValueError("give exactly one of `path` and `table`")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The path or the catalog name, for messages."""
+        return self.path or self.table or ""
+
+
+class InputConfig(TableConfig):
+    """The table of instructions.
+
+    CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred. `id` is one column or
+    several; without it rows are told apart by their content and by how often it occurs.
+    """
+
+    format: Literal["parquet", "delta", "json", "csv"] | None = None
+    id: str | list[str] | None = None
+    instruction: str = "instruction"
+    context: str | None = None
+    where: str | None = None
+    columns: str | None = Field(default=None, alias="schema")
+    """Spark DDL of a CSV or JSON input (key `schema`)."""
+    options: dict[str, str] = {}
+    on_bad_id: Literal["refuse", "status"] = "refuse"
+    """Duplicate or null ids: refuse the run, or give those rows the status `duplicate_id`."""
+
+    @property
+    def id_columns(self) -> tuple[str, ...]:
+        """The id columns, empty when there are none."""
+        if self.id is None:
+            return ()
+        return (self.id,) if isinstance(self.id, str) else tuple(self.id)
+
+    @model_validator(mode="after")
+    def _has_a_format(self) -> "InputConfig":
+        if self.path is not None and self.format is None:
+            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
+        if self.columns is not None and self.format not in ("json", "csv"):
+            raise ValueError("`schema` is for json and csv inputs")
+        if len(set(self.id_columns)) != len(self.id_columns) or self.id == []:
+            raise ValueError("`id` must name one or more different columns")
+        return self
+
+
+class OutputConfig(TableConfig):
+    """The table of answers.
+
+    `keep` names input columns to carry over; `prefix` is put before each of our own columns, for when one of them
+    collides with a kept one. `target_file_mb` is the size aimed at for each file.
+    """
+
+    format: Literal["parquet", "delta"] = "delta"
+    mode: Literal["append", "overwrite", "merge"] = "append"
+    keep: list[str] = []
+    partition_by: list[str] = []
+    target_file_mb: int = Field(default=128, ge=1)
+    prefix: str = ""
+
+    @model_validator(mode="after")
+    def _can_be_published(self) -> "OutputConfig":
+        if self.format == "parquet" and self.mode == "merge":
+            raise ValueError("mode merge needs `format: delta`: Parquet has no row-level changes")
+        if self.format == "parquet" and self.table is not None:
+            raise ValueError("a catalog table is written as `format: delta`; Parquet is written by `path`")
+        return self
+
+
+class GenerationConfig(Section):
+    """How to decode; the defaults are those of Dolly's reference pipeline."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    do_sample: bool = True
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=0.92, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**63)
+
+    @property
+    def params(self) -> GenerationParams:
+        """The engine's view of it. Greedy decoding ignores the sampling settings, so they are set to their defaults."""
+        if not self.do_sample:
+            return GenerationParams(max_new_tokens=self.max_new_tokens, do_sample=False)
+        return GenerationParams(self.max_new_tokens, True, self.temperature, self.top_p, self.top_k)
+
+
+class LimitsConfig(Section):
+    """When to refuse a row or to stop a run."""
+
+    long_prompt: Literal["error"] = "error"
+    max_error_share: float = Field(default=0.05, ge=0, le=1)
+    max_rows: int | None = Field(default=None, ge=1)
+    """Refuse a plan with more rows left to answer than this."""
+    max_gpu_hours: float | None = Field(default=None, gt=0)
+    """Stop (exit 5, resumable) when engines have been busy for this long, checked after each wave."""
+
+
+class EngineConfig(Section):
+    """The engine process of each executor. `echo` answers with the instruction itself: a dry run without a model."""
+
+    kind: Literal["plain", "echo"] = "plain"
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
+    step_timeout_s: float = Field(default=600.0, gt=0)
+    idle_timeout_s: float = Field(default=600.0, gt=0)
+    load_timeout_s: float = Field(default=1800.0, gt=0)
+    echo_delay_s: float = Field(default=0.0, ge=0)
+
+
+class PlanConfig(Section):
+    """How the rows are laid out. A shard is one task; a wave is one Spark job of about `shards_per_slot` a slot."""
+
+    shard_minutes: float = Field(default=3.0, gt=0)
+    max_shard_rows: int = Field(default=20_000, ge=1)
+    shards_per_slot: int = Field(default=4, ge=1)
+    waves_in_flight: int = Field(default=2, ge=1, le=8)
+    slots: int | None = Field(default=None, ge=1)
+    """Tasks that run at once; by default what Spark reports."""
+    tokens_per_s: float | None = Field(default=None, gt=0)
+    """Answer tokens per second of one slot, for the estimate; by default reckoned from the model and the device."""
+
+
+class SparkConfig(Section):
+    """The Spark session, where this command starts one (not under spark-submit, not on Databricks)."""
+
+    master: str | None = None
+    remote: str | None = None
+    conf: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _names_one_place(self) -> "SparkConfig":
+        if self.master is not None and self.remote is not None:
+            raise ValueError("give `master` or `remote`, not both")
+        return self
+
+
+class WorkConfig(Section):
+    """What stays under `work_dir` after a run."""
+
+    keep_days: float = Field(default=0.0, ge=0)
+    """Days to keep a finished plan's snapshot and staged answers; 0 deletes them as soon as the audit has passed."""
+
+
+class JobConfig(Section):
+    """One job: a table in, a table out."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model: ModelConfig
+    task: TaskConfig = TaskConfig()
+    input: InputConfig
+    output: OutputConfig
+    generation: GenerationConfig = GenerationConfig()
+    limits: LimitsConfig = LimitsConfig()
+    engine: EngineConfig = EngineConfig()
+    plan: PlanConfig = PlanConfig()
+    spark: SparkConfig = SparkConfig()
+    work: WorkConfig = WorkConfig()
+    work_dir: str = Field(min_length=1)
+
+    @field_validator("work_dir")
+    @classmethod
+    def _not_the_root(cls, value: str) -> str:
+        if value.strip("/") == "":
+            raise ValueError("must be a folder of its own")
+        return value
+
+
+def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
+    """Read a job file, with `a.b=value` overrides put over it.
+
+    Raises ConfigError, with every fault found and the path of its key, when the file cannot be read as a job.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
+    document = _parse_yaml(text, str(path))
+    for override in overrides or []:
+        _put(document, override)
+    try:
+        return JobConfig.model_validate(document)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        raise ConfigError(f"{path} is not a valid job:\n{faults}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which silently keeps the last of two equal keys, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not readable YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where} must hold a mapping of keys (name, model, input, output, ...)")
+    return document
+
+
+def _put(document: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into the document; the value is read as YAML, so `42`, `true`, `null` and `[a, b]` work."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"--set takes key.path=value, not {override!r}")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {path}: the value is not readable YAML: {error}") from error
+    *parents, last = path.split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {path}: `{parent}` is not a section")
+    place[last] = value
+
+
+def _describe(fault: Any) -> str:
+    """One line for one fault: where, what was found, what would do."""
+    where = ".".join(str(part) for part in fault["loc"]) or "the job"
+    if fault["type"] == "extra_forbidden":
+        valid = _keys_beside(fault["loc"])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(sorted(valid))}"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: required, but missing"
+    found = fault["input"]
+    shown = "" if isinstance(found, dict) else f" (found {found!r})"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
+    """The valid keys of the section that the last part of `loc` stands in."""
+    section: type[BaseModel] = JobConfig
+    for part in loc[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def delta_jars() -> str | None:
+    """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
+    return os.environ.get("DELTA_JARS") or None
+
+
+def launched_by() -> Literal["databricks", "spark-submit", "this"]:
+    """Who starts Spark: the Databricks runtime, spark-submit, or this process itself."""
+    if os.environ.get("DATABRICKS_RUNTIME_VERSION"):
+        return "databricks"
+    return "spark-submit" if os.environ.get("PYSPARK_GATEWAY_PORT") else "this"
