@@ -1,0 +1,177 @@
+"""What a model's config.json may say. Standard library only.
+
+Transformers sets any key of config.json as an attribute, and some keys name code (`auto_map`) or choose kernels that
+are fetched (`_attn_implementation_internal`). So the keys are allow-listed: those that shape the model are kept, those
+that are known to be harmless here are dropped, and any other is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from dolly_batch.errors import ModelError
+
+Architecture = Literal["gpt_neox", "gptj"]
+
+_ACTIVATIONS = {"gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"}
+_SIZES: dict[str, tuple[str, ...]] = {
+    "gpt_neox": (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ),
+    "gptj": ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "rotary_dim"),
+}
+_SHAPING: dict[str, tuple[str, ...]] = {
+    "gpt_neox": (
+        "hidden_act",
+        "layer_norm_eps",
+        "use_parallel_residual",
+        "attention_bias",
+        "tie_word_embeddings",
+    ),
+    "gptj": ("activation_function", "layer_norm_epsilon", "tie_word_embeddings", "n_inner"),
+}
+# Names that rotary settings have had over the years, with GPT-NeoX's defaults.
+_ROTARY = {"rope_theta": ("rotary_emb_base", 10000), "partial_rotary_factor": ("rotary_pct", 0.25)}
+# Training settings, token ids (resolved through the tokenizer instead), classifier settings, output switches, and
+# what tools write down for people. None of them reaches the model.
+_IGNORED = {
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "custom_pipelines",
+    "dtype",
+    "embd_pdrop",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "n_ctx",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "rotary",
+    "scale_attn_weights",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_logits",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The checked part of config.json: `settings` holds only keys that shape the model, under their own names."""
+
+    architecture: Architecture
+    settings: Mapping[str, object]
+    vocab_size: int
+    max_positions: int
+    hidden_size: int
+    num_layers: int
+
+
+def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
+    """Return what config.json says about the model's shape; `path` only names the file in errors.
+
+    Raises ModelError for another architecture, a key that is not known to be harmless, a missing or impossible size.
+    """
+    architecture = _check_architecture(path, config)
+    _check_keys(path, config, architecture)
+    sizes = [_positive(path, config, key) for key in _SIZES[architecture]]
+    vocab_size, hidden_size, num_layers, num_heads = sizes[:4]
+    if hidden_size % num_heads:
+        raise ModelError(f"{path}: hidden size {hidden_size} is not divisible by {num_heads} attention heads")
+    _check_activation(path, config)
+    keys = (*_SIZES[architecture], *_SHAPING[architecture])
+    settings = {key: config[key] for key in keys if config.get(key) is not None}
+    if architecture == "gpt_neox":
+        settings["rope_parameters"] = _rope_parameters(path, config)
+    max_positions = cast("int", settings["max_position_embeddings" if architecture == "gpt_neox" else "n_positions"])
+    return ModelConfig(architecture, settings, vocab_size, max_positions, hidden_size, num_layers)
+
+
+def _check_architecture(path: Path, config: Mapping[str, object]) -> Architecture:
+    model_type = config.get("model_type")
+    if model_type not in _SIZES:
+        raise ModelError(
+            f"{path}: model_type is {model_type!r}; this package runs gpt_neox (Dolly v2, Pythia) and gptj"
+        )
+    return cast("Architecture", model_type)
+
+
+def _check_keys(path: Path, config: Mapping[str, object], architecture: str) -> None:
+    if "auto_map" in config:
+        raise ModelError(f"{path}: auto_map names code to run from the model's folder, which is never done; remove it")
+    known = {*_SIZES[architecture], *_SHAPING[architecture], *_IGNORED}
+    if architecture == "gpt_neox":
+        known |= {
+            "rope_scaling",
+            "rope_parameters",
+            "rope_theta",
+            "rotary_emb_base",
+            "partial_rotary_factor",
+            "rotary_pct",
+        }
+    unknown = sorted(key for key in config if key not in known and not key.startswith("_derived"))
+    if unknown:
+        raise ModelError(
+            f"{path}: unknown keys for {architecture}: {', '.join(unknown)}; remove them if they don't matter"
+        )
+
+
+def _positive(path: Path, config: Mapping[str, object], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise ModelError(f"{path}: {key} is {value!r}, expected an integer above 0")
+    return value
+
+
+def _rope_parameters(path: Path, config: Mapping[str, object]) -> dict[str, object]:
+    """Return GPT-NeoX's rotary settings under their present names.
+
+    Only plain rotary embeddings are run: a scaled one changes with the length of the batch.
+    """
+    rope = config.get("rope_parameters") or {}
+    plain = isinstance(rope, dict) and not set(rope) - {"rope_type", *_ROTARY}
+    if config.get("rope_scaling") or not plain or rope.get("rope_type", "default") != "default":  # type: ignore[attr-defined]
+        found = config.get("rope_scaling") or rope
+        raise ModelError(f"{path}: scaled rotary embeddings are not run, found {found!r}")
+    result: dict[str, object] = {"rope_type": "default"}
+    for key, (old_key, default) in _ROTARY.items():
+        values = [source[name] for source in (rope, config) for name in (key, old_key) if name in source]  # type: ignore[operator,index]
+        if any(value != values[0] for value in values):
+            raise ModelError(f"{path}: {key} and {old_key} differ: {values}")
+        result[key] = values[0] if values else default
+    return result
+
+
+def _check_activation(path: Path, config: Mapping[str, object]) -> None:
+    for key in ("hidden_act", "activation_function"):
+        if config.get(key, "gelu") not in _ACTIVATIONS:
+            raise ModelError(f"{path}: {key} is {config[key]!r}, expected one of {', '.join(sorted(_ACTIVATIONS))}")

@@ -1,0 +1,243 @@
+"""A model's folder: what it must hold, who it is, and whether it is still the one that was staged.
+
+Standard library only, so that planning can refuse a bad folder in seconds where torch is not installed. Nothing in the
+folder is executed and no weights are loaded: files are read as JSON, as safetensors headers, or as bytes to hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dolly_batch.engine.checkpoint import read_shapes
+from dolly_batch.engine.config import Architecture, ModelConfig, check_config
+from dolly_batch.errors import ModelError
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "manifest.json"
+# The identity covers the files that decide the answers: these, when they are there, and the weight files.
+IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX)
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in.weight", "gptj": "transformer.wte.weight"}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that passed every check but the hashes of its contents (see `verify_hashes`).
+
+    `weight_files` are names of safetensors files in the folder, sorted. `source` and `revision` are the manifest's, and
+    None where there is no manifest.
+    """
+
+    path: Path
+    config: ModelConfig
+    weight_files: tuple[str, ...]
+    source: str | None = None
+    revision: str | None = None
+    manifest_hashes: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def architecture(self) -> Architecture:
+        """`gpt_neox` or `gptj`."""
+        return self.config.architecture
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.config.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, which may be more than the tokenizer's tokens."""
+        return self.config.vocab_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """The model's identity: sha256 of the sorted `name sha256` lines of the files that decide the answers.
+
+        Taken from the manifest, or else from hashing the files, which takes about a second per GiB.
+        """
+        present = [name for name in IDENTITY_FILES if (self.path / name).is_file()]
+        names = sorted((*present, *self.weight_files))
+        hashes = self.manifest_hashes or {name: hash_file(self.path / name) for name in names}
+        lines = "".join(f"{name} {hashes[name]}\n" for name in names)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def inspect_folder(folder: str | Path) -> ModelFolder:
+    """Check a model's folder without loading it, in well under five seconds.
+
+    Raises ModelError, naming the file, for: a file missing, pickled weights only, a config that is not GPT-NeoX or
+    GPT-J or holds an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more
+    tokens than embedding rows, sizes that differ from the manifest's.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ModelError(f"{path}: there is no such folder; stage the model with `dolly-batch stage-model SOURCE DEST`")
+    config = read_config(path)
+    if (path / "adapter_config.json").exists():
+        raise ModelError(f"{path / 'adapter_config.json'}: adapters are not run; merge it into the model's weights")
+    weight_files, shapes = _read_weights(path)
+    _check_embedding(path, config, shapes)
+    manifest = _read_manifest(path, (CONFIG, TOKENIZER, *weight_files))
+    if manifest is None:
+        return ModelFolder(path, config, weight_files)
+    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    return ModelFolder(path, config, weight_files, manifest.get("source"), manifest.get("revision"), hashes)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read and check config.json alone. Raises ModelError."""
+    path = folder / CONFIG
+    return check_config(path, read_json(path))
+
+
+def verify_hashes(folder: ModelFolder) -> None:
+    """Read every file that the manifest lists and compare its sha256; without a manifest there is nothing to compare.
+
+    Raises ModelError naming the first file that changed.
+    """
+    for name, expected in (folder.manifest_hashes or {}).items():
+        found = hash_file(folder.path / name)
+        if found != expected:
+            raise ModelError(
+                f"{folder.path / name}: sha256 is {found}, expected {expected} from {MANIFEST}; stage the model again"
+            )
+
+
+def write_manifest(folder: str | Path, source: str, revision: str | None) -> None:
+    """Write manifest.json over all files now in the folder: their sha256 and their sizes in bytes."""
+    path = Path(folder)
+    names = sorted(file.name for file in path.iterdir() if file.is_file() and file.name != MANIFEST)
+    files = {name: {"sha256": hash_file(path / name), "size": (path / name).stat().st_size} for name in names}
+    manifest = {"format": 1, "source": source, "revision": revision, "files": files}
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex. Raises ModelError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ModelError when the file is missing, not JSON, or names a key twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: the file is missing; stage the model again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"the key {twice[0]!r} is there twice")
+    return result
+
+
+def _read_weights(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Return the weight files' names and the shapes of all tensors in them."""
+    single, index = path / WEIGHTS, path / INDEX
+    if single.is_file() and index.is_file():
+        raise ModelError(f"{path}: holds both {WEIGHTS} and {INDEX}; keep one")
+    if single.is_file():
+        return (WEIGHTS,), read_shapes(single)
+    if index.is_file():
+        return _read_shards(path)
+    pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{path / pickles[0]}: pickled weights are never loaded; convert them once with "
+            f"`dolly-batch stage-model {path} DEST`"
+        )
+    raise ModelError(f"{single}: the file is missing (and so is {INDEX}); stage the model again")
+
+
+def _read_shards(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path / INDEX}: weight_map is missing or empty")
+    shapes: dict[str, tuple[int, ...]] = {}
+    shards = sorted({str(name) for name in weight_map.values()})
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(f"{path / INDEX}: {shard!r} is not the name of a safetensors file in the folder")
+        if not (path / shard).is_file():
+            raise ModelError(f"{path / shard}: the file is missing, {INDEX} names it; stage the model again")
+        found = read_shapes(path / shard)
+        absent = sorted(name for name, where in weight_map.items() if where == shard and name not in found)
+        if absent:
+            raise ModelError(f"{path / shard}: tensor {absent[0]} is missing, {INDEX} says that it is there")
+        shapes.update(found)
+    return tuple(shards), shapes
+
+
+def _check_embedding(path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """The embedding must have the config's shape, and a row for every token."""
+    name = _EMBEDDINGS[config.architecture]
+    expected = (config.vocab_size, config.hidden_size)
+    if shapes.get(name) != expected:
+        raise ModelError(f"{path}: tensor {name} has shape {shapes.get(name)}, expected {expected} from {CONFIG}")
+    top = max(_token_ids(path / TOKENIZER), default=-1)
+    if top >= config.vocab_size:
+        raise ModelError(f"{path / TOKENIZER}: token id {top}, but {name} has only {config.vocab_size} rows")
+
+
+def _token_ids(path: Path) -> Iterable[int]:
+    tokenizer = read_json(path)
+    try:
+        ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens") or [])]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a tokenizer with a vocabulary ({error!r})") from error
+    if not all(type(token_id) is int for token_id in ids):
+        raise ModelError(f"{path}: the vocabulary holds ids that are not integers")
+    return ids
+
+
+def _read_manifest(path: Path, needed: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the manifest, its list complete and its sizes those of the files; None where there is none."""
+    if not (path / MANIFEST).exists():
+        return None
+    manifest = read_json(path / MANIFEST)
+    files = manifest.get("files")
+    if manifest.get("format") != 1 or not isinstance(files, dict):
+        raise ModelError(f"{path / MANIFEST}: not a manifest of format 1; stage the model again")
+    needed += (INDEX,) if (path / INDEX).is_file() else ()
+    for name in needed:
+        if name not in files:
+            raise ModelError(f"{path / MANIFEST}: {name} is not listed; stage the model again")
+    for name, entry in files.items():
+        _check_entry(path, name, entry)
+    return manifest
+
+
+def _check_entry(path: Path, name: str, entry: object) -> None:
+    valid = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)
+    if not valid or Path(name).name != name:
+        raise ModelError(f"{path / MANIFEST}: the entry for {name!r} is not a file name with sha256 and size")
+    if not (path / name).is_file():
+        raise ModelError(f"{path / name}: the file is missing, {MANIFEST} lists it; stage the model again")
+    size = (path / name).stat().st_size
+    if size != entry["size"]:  # type: ignore[index]
+        raise ModelError(f"{path / name}: {size} bytes, expected {entry['size']} from {MANIFEST}")  # type: ignore[index]

@@ -1,0 +1,70 @@
+"""Which files of a model repository are taken, and nothing else: never code, never other frameworks' weights."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dolly_batch.engine.folder import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json
+from dolly_batch.errors import ModelError
+
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+SLOW_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""What GPT-J's kind of tokenizer consists of when there is no `tokenizer.json`."""
+
+SMALL_FILES = (CONFIG, TOKENIZER, *SLOW_TOKENIZER_FILES)
+
+_SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_PICKLE = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of one model, sorted; `index` names their index, or None for a single file."""
+
+    files: tuple[str, ...]
+    index: str | None
+    pickled: bool
+
+
+def find_weights(names: Iterable[str]) -> Weights | None:
+    """Pick the weights among a repository's top-level file names: safetensors if there are any, else pickles."""
+    present = set(names)
+    for pattern, single, index, pickled in (
+        (_SAFETENSORS, WEIGHTS, INDEX, False),
+        (_PICKLE, "pytorch_model.bin", PICKLE_INDEX, True),
+    ):
+        if index in present:
+            shards = sorted(name for name in present if pattern.fullmatch(name) and name != single)
+            return Weights(tuple(shards), index, pickled)
+        if single in present:
+            return Weights((single,), None, pickled)
+    return None
+
+
+def check_index(folder: Path, weights: Weights) -> Weights:
+    """Hold an index against the files beside it and return the weights it names.
+
+    Raises ModelError for an index that cannot be read, names a file that is missing, or names one outside the folder.
+    """
+    if weights.index is None:
+        return weights
+    path = folder / weights.index
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path}: found no weight_map, expected the file name of every tensor")
+    named = sorted({str(name) for name in weight_map.values()})
+    pattern = _PICKLE if weights.pickled else _SAFETENSORS
+    for name in named:
+        if not pattern.fullmatch(name):
+            raise ModelError(f"{path} names {name!r}, which is not the name of a weight file of this folder")
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: {name} is missing, though {weights.index} names it; fetch the model again")
+    return Weights(tuple(named), weights.index, weights.pickled)

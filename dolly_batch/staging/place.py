@@ -1,0 +1,128 @@
+"""How a folder comes to stand whole under its name, whoever else builds it, whatever is killed meanwhile.
+
+It is built as `.NAME.partial-KERNEL-UUID` beside its place, synced, and moved there by one rename. Correctness rests on
+that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the others wait for it.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STALE_AFTER_S = 24 * 3600.0
+_POLL_S = 0.1
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+
+
+@contextmanager
+def turn_to_build(dest: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other process builds `dest`, or until it is there; then hold others off.
+
+    Where the file system has no locks this waits for nobody, and the slower builder's copy is dropped in `publish`.
+    """
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    lock = dest.parent / f".{dest.name}.lock"
+    descriptor = _acquire(lock, dest, log)
+    try:
+        _remove_leftovers(dest, locked=descriptor is not None)
+        yield
+    finally:
+        if descriptor is not None:
+            lock.unlink(missing_ok=True)  # before it is released, so that the next holder can tell (st_nlink is 0)
+            os.close(descriptor)
+
+
+@contextmanager
+def partial_folder(dest: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `dest` to build in; what is left of it at the end is deleted."""
+    partial = dest.parent / f".{dest.name}.partial-{_kernel()}-{uuid.uuid4().hex[:12]}"
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, dest: Path) -> bool:
+    """Sync `partial` to disk and move it to `dest`; False when another process put a folder there first."""
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    try:
+        partial.rename(dest)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    _sync(dest.parent)
+    return True
+
+
+def is_filled(dest: Path) -> bool:
+    """Whether something stands at `dest`: anything but an empty folder."""
+    return dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))
+
+
+def _acquire(lock: Path, dest: Path, log: Callable[[str], None]) -> int | None:
+    said = False
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if is_filled(dest):
+                return None
+            if not said:
+                log(f"another process is building {dest}; waiting for it")
+            said = True
+            time.sleep(_POLL_S)
+            continue
+        except OSError:
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(dest: Path, locked: bool) -> None:
+    """Delete what killed processes left: at once if they ran under this kernel and we hold the lock, else by age."""
+    own = f".{dest.name}.partial-{_kernel()}-"
+    for partial in [path for path in dest.parent.iterdir() if path.name.startswith(f".{dest.name}.partial-")]:
+        dead = locked and bool(_kernel()) and partial.name.startswith(own)
+        if dead or _newest_change(partial) < time.time() - STALE_AFTER_S:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _newest_change(folder: Path) -> float:
+    changes = []
+    for path in [folder, *folder.rglob("*")]:
+        try:
+            changes.append(path.lstat().st_mtime)
+        except FileNotFoundError:
+            changes.append(time.time())  # someone is at work in it
+    return max(changes)
+
+
+def _kernel() -> str:
+    """A name for the running kernel: within it file locks are reliable. Empty where it cannot be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")[:12]
+    except OSError:
+        return ""
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # mounted object stores cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

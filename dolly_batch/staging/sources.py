@@ -1,0 +1,147 @@
+"""What a model's name may mean, and where its files come from: a folder, a hub, ModelScope, or the packaged `tiny`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Protocol
+
+from dolly_batch.engine.folder import CONFIG, MANIFEST, ModelFolder, hash_file, inspect_folder, verify_hashes
+from dolly_batch.errors import ModelError
+from dolly_batch.staging.hub import HubSnapshot
+from dolly_batch.staging.isolated import Log
+from dolly_batch.staging.layout import SMALL_FILES, find_weights
+from dolly_batch.staging.modelscope_hub import ModelScopeSnapshot
+
+BY_CONTENT = "sha256:"
+"""Begins the revision of what has no commit or tag."""
+
+MODELSCOPE_PREFIX = "modelscope:"
+TINY = "tiny"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Snapshot(Protocol):
+    """One revision of one model's files. Both fetches return the folder the files then lie in.
+
+    That folder is `into`, whose files the caller may move and delete, or another one, which must be left as it is.
+    """
+
+    @property
+    def source(self) -> str:
+        """The model's name, as the manifest keeps it."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """What pins the files: a commit, a tag, or a hash of the files themselves."""
+        ...
+
+    def fetch_small(self, into: Path) -> Path:
+        """Make the config and the tokenizer's files available."""
+        ...
+
+    def fetch_weights(self, into: Path, log: Log) -> Path:
+        """Make the weights and their index available, in the same folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSnapshot:
+    """Files of a folder on disk or inside this package, be it unpacked or a zipped wheel."""
+
+    source: str
+    revision: str
+    root: Traversable
+    names: tuple[str, ...]
+
+    @classmethod
+    def plain(cls, root: Traversable, source: str) -> FolderSnapshot:
+        """Take a folder that says nothing of its origin: it is pinned by a hash of its files."""
+        names = _names_to_take(root)
+        return cls(source, BY_CONTENT + _hash_files(root, names), root, names)
+
+    @classmethod
+    def staged(cls, folder: ModelFolder, source: str) -> FolderSnapshot:
+        """Take a folder that was staged before, whole and unchanged: its copy keeps source and revision."""
+        verify_hashes(folder)
+        revision = folder.revision or BY_CONTENT + folder.sha256
+        return cls(folder.source or source, revision, folder.path, _names_to_take(folder.path))
+
+    def fetch_small(self, into: Path) -> Path:
+        """Nothing to fetch for a folder on disk; a zipped one is unpacked."""
+        if isinstance(self.root, Path):
+            return self.root
+        for name in self.names:
+            (into / name).write_bytes(self.root.joinpath(name).read_bytes())
+        return into
+
+    def fetch_weights(self, into: Path, log: Log) -> Path:
+        """The folder, as before: `fetch_small` has seen to all files."""
+        return self.root if isinstance(self.root, Path) else into
+
+
+def find_folder(source: str) -> Path | None:
+    """The local folder a source names, or None when it names something else.
+
+    Raises ModelError for what looks like a path, or like nothing known, and is not a folder.
+    """
+    if source == TINY or source.startswith(MODELSCOPE_PREFIX):
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if _HUB_ID.fullmatch(source):
+        return None
+    raise ModelError(
+        f"model {source!r}: there is no such folder, and it is not a hub id; expected a folder, a hub id such as "
+        "databricks/dolly-v2-3b, modelscope:ORG/NAME with a revision, or tiny"
+    )
+
+
+def open_snapshot(source: str, revision: str | None, log: Log) -> Snapshot:
+    """Resolve a source that names files to stage.
+
+    Raises ModelError for a source that does not exist or a revision where there is none to choose, and
+    HubUnreachableError when a hub could not be asked.
+    """
+    folder = find_folder(source)
+    if source.startswith(MODELSCOPE_PREFIX):
+        return ModelScopeSnapshot.resolve(source, source.removeprefix(MODELSCOPE_PREFIX), revision)
+    if folder is None and source != TINY:
+        return HubSnapshot.resolve(source, revision)
+    if revision is not None:
+        raise ModelError(f"model {source!r}: found revision {revision!r}, but only models of a hub have revisions")
+    if folder is None:
+        return FolderSnapshot.plain(files("dolly_batch.tiny").joinpath("model"), TINY)
+    if (folder / MANIFEST).is_file():
+        return FolderSnapshot.staged(inspect_folder(folder), source)
+    log(f"hashing the files of {folder}")
+    return FolderSnapshot.plain(folder, source)
+
+
+def _names_to_take(root: Traversable) -> tuple[str, ...]:
+    present = [entry.name for entry in root.iterdir() if entry.is_file()] if root.is_dir() else []
+    if CONFIG not in present:
+        raise ModelError(f"{root}: {CONFIG} is missing; expected a model folder in Hugging Face's layout")
+    weights = find_weights(present)
+    if weights is None:
+        raise ModelError(f"{root}: found no weights, expected *.safetensors or pytorch_model*.bin")
+    taken = {*SMALL_FILES, *weights.files, weights.index}
+    return tuple(sorted(name for name in present if name in taken))
+
+
+def _hash_files(root: Traversable, names: Iterable[str]) -> str:
+    """The sha256 of the sorted `name sha256` lines, as model folders have it for their identity."""
+    lines = []
+    for name in names:
+        file = root.joinpath(name)
+        digest = hash_file(file) if isinstance(file, Path) else hashlib.sha256(file.read_bytes()).hexdigest()
+        lines.append(f"{name} {digest}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
