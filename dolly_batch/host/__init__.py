@@ -1,1 +1,1 @@
-"""One engine process per GPU (on CPU: per executor), and its client. Standard library only, but for the engine it serves."""
+"""One engine process per GPU (on CPU: per executor), and its client. Standard library only, apart from the engine."""

@@ -1,0 +1,142 @@
+"""The files in the folder of one engine host.
+
+s                  the Unix socket, while a host listens
+lock               held by whoever connects, starts a host, or ends an idle one
+place.json         HostRecord of the latest host started here
+failure-N.json     why host number N ended, when it could say so
+host.log           the output of all hosts of this place: never a prompt or an answer
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dolly_batch.host.owner import Owner
+from dolly_batch.host.wire import spec_from_json
+from dolly_batch.records import EngineSpec
+
+_LOCK_POLL_S = 0.02
+_LOG_TAIL_BYTES = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """What a host is told when it starts. `load_number` counts the hosts started at this place, from 1."""
+
+    spec: EngineSpec
+    owner: Owner
+    device: str | None
+    engine_id: str
+    load_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostFailure:
+    """Why a host ended: the class of the error, and its message."""
+
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFolder:
+    """Reads and writes the files of one place. Everything but the log and failures is written under the lock."""
+
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where the host listens."""
+        return self.path / "s"
+
+    @property
+    def log(self) -> Path:
+        """Where the host's output goes."""
+        return self.path / "host.log"
+
+    @contextlib.contextmanager
+    def locked(self, timeout_s: float) -> Iterator[None]:
+        """Holds the place's lock; the kernel frees it when its holder dies. Raises TimeoutError."""
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _lock_within(lock, timeout_s)
+            yield
+        finally:
+            os.close(lock)
+
+    def read_record(self) -> HostRecord | None:
+        """The latest host's record, or None before the first."""
+        try:
+            found = json.loads((self.path / "place.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        found["spec"] = spec_from_json(found["spec"])
+        found["owner"] = Owner(**found["owner"])
+        return HostRecord(**found)
+
+    def write_record(self, record: HostRecord) -> None:
+        """Replaces the record, whole or not at all."""
+        self._write("place.json", asdict(record))
+
+    def read_failure(self, load_number: int) -> HostFailure | None:
+        """Why that host ended, or None when it left no word."""
+        try:
+            return HostFailure(**json.loads((self.path / f"failure-{load_number}.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def write_failure(self, load_number: int, failure: HostFailure) -> None:
+        """Leaves word for the clients, before the host ends."""
+        self._write(f"failure-{load_number}.json", asdict(failure))
+
+    def log_tail(self) -> str:
+        """The last lines of the log, at most 4,000 bytes."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def _write(self, name: str, content: object) -> None:
+        draft = self.path / f"{name}.{os.getpid()}"
+        draft.write_text(json.dumps(content), encoding="ascii")
+        draft.replace(self.path / name)
+
+
+def sweep(root: Path, keep: Path) -> None:
+    """Removes the folders under `root`, other than `keep`, whose owner is gone and whose lock is free.
+
+    A folder without a record, or with one that cannot be read, is left alone, and so is one of another pid namespace.
+    """
+    for path in root.iterdir():
+        if path == keep or not path.is_dir() or path.is_symlink():
+            continue
+        folder = HostFolder(path)
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, KeyError
+        ):  # Another process may be sweeping the same folder.
+            record = folder.read_record()
+            if record is None or not record.owner.is_visible() or record.owner.is_alive():
+                continue
+            with folder.locked(timeout_s=0):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock_within(lock: int, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the lock was not free within {timeout_s:g} s") from error
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return

@@ -1,0 +1,105 @@
+"""Starts an engine host: its socket, its environment, its process."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from dolly_batch.errors import EngineError
+from dolly_batch.host.folder import HostFolder, HostRecord, sweep
+from dolly_batch.host.place import HostPlace
+from dolly_batch.records import EngineSpec
+
+_BACKLOG = 512
+_START_TIMEOUT_S = 120
+
+
+def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostPlace) -> tuple[socket.socket, HostRecord]:
+    """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
+
+    The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.
+    """
+    record = folder.read_record()
+    if record is not None and (sock := _connect(folder.socket)) is not None:
+        return sock, record
+    record = HostRecord(
+        spec, place.owner, place.device, place.engine_id(spec), 1 if record is None else record.load_number + 1
+    )
+    sweep(place.root, keep=folder.path)
+    return _start(folder, record), record
+
+
+def host_environment(record: HostRecord) -> dict[str, str]:
+    """The host's environment: this process's own, its import path, one GPU, and no hub."""
+    environment = dict(os.environ)
+    # The import path as it is, not as it was set: Spark adds shipped wheels to it while the worker runs.
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["HF_HUB_OFFLINE"] = "1"
+    # Threads that spin at a barrier beside a busy JVM cost more than they save.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if record.spec.num_threads is not None:
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(record.spec.num_threads)
+    if record.device is not None:
+        kind, _, index = record.device.partition(":")
+        environment["CUDA_VISIBLE_DEVICES"] = index if kind == "cuda" else ""
+        # Spark's addresses are nvidia-smi's, which counts in this order; CUDA itself would put the fastest first.
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    return environment
+
+
+def _connect(path: Path) -> socket.socket | None:
+    """A connection, or None when nobody listens: no socket, or one that a dead host left."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    return sock
+
+
+def _start(folder: HostFolder, record: HostRecord) -> socket.socket:
+    """Starts the host and connects.
+
+    The socket listens before there is a host: the connection waits in its queue until the host accepts it, and breaks
+    if the host dies before that. So there is no moment at which a client would have to wait and try again.
+    """
+    folder.socket.unlink(missing_ok=True)
+    folder.write_record(record)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder.socket))
+        listener.listen(_BACKLOG)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(folder.socket))
+        try:
+            _launch(folder, record, listener.fileno())
+        except EngineError:
+            sock.close()
+            raise
+    return sock
+
+
+def _launch(folder: HostFolder, record: HostRecord, listener: int) -> None:
+    """Runs the server module until it has made itself a process of its own."""
+    try:
+        with folder.log.open("ab") as log:
+            launcher = subprocess.run(
+                [sys.executable, "-P", "-m", "dolly_batch.host.server", str(folder.path), str(listener)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=host_environment(record),
+                pass_fds=[listener],
+                start_new_session=True,
+                timeout=_START_TIMEOUT_S,
+                check=False,
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"the engine host could not be started by {sys.executable}: {error}") from error
+    if launcher.returncode != 0:
+        raise EngineError(
+            f"the engine host could not be started by {sys.executable}, exit {launcher.returncode}; "
+            f"the end of its log {folder.log}:\n{folder.log_tail()}"
+        )

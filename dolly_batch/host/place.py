@@ -1,0 +1,83 @@
+"""Where an engine host lives: one private folder for each owner, device and EngineSpec."""
+
+import hashlib
+import json
+import os
+import socket
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dolly_batch
+from dolly_batch.errors import EngineError
+from dolly_batch.host.owner import Owner, find_owner
+from dolly_batch.host.wire import PROTOCOL, spec_to_json
+from dolly_batch.records import EngineSpec
+
+# The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the place's name and the socket's take 21.
+_MAX_ROOT_BYTES = 82
+
+
+def default_root() -> Path:
+    """The user's own folder for engine hosts: in the temporary folder, or in /tmp where that one's path is too long."""
+    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the folder in it is made private
+        root = Path(base) / f"dolly-batch-{os.geteuid()}"
+        if len(os.fsencode(root)) <= _MAX_ROOT_BYTES:
+            break
+    return root
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlace:
+    """Whom a host serves and on what.
+
+    The host ends with its `owner`. `device` is `cuda:N` (N as the machine counts, or a GPU's UUID), `cpu`, or None for
+    the engine's own choice. `root` holds the folders of all hosts of this user and must have a short path.
+    """
+
+    owner: Owner
+    device: str | None = None
+    root: Path = field(default_factory=default_root)
+
+    @classmethod
+    def of_this_executor(cls, device: str | None = None) -> "HostPlace":
+        """The place of the executor whose Spark task this process runs. Raises EngineError outside of Spark."""
+        return cls(find_owner(), device)
+
+    def name(self, spec: EngineSpec) -> str:
+        """The folder's name: the owner's pid, and a hash of everything that tells one host from another."""
+        owner = self.owner
+        identity = [owner.namespace, owner.started, self.device, spec_to_json(spec), PROTOCOL, dolly_batch.__version__]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("ascii")).hexdigest()
+        return f"{owner.pid}-{digest[:10]}"
+
+    def engine_id(self, spec: EngineSpec) -> str:
+        """Machine, place and device in one name, the same for every host started here."""
+        return f"{socket.gethostname()}/{self.name(spec)}/{self.device or 'auto'}"
+
+    def make_folder(self, spec: EngineSpec) -> Path:
+        """The place's folder, made if need be. Raises EngineError when others could write or read in it."""
+        if len(os.fsencode(self.root)) > _MAX_ROOT_BYTES:
+            raise EngineError(
+                f"the path {self.root} is too long to hold a Unix socket: found {len(os.fsencode(self.root))} bytes, "
+                f"expected at most {_MAX_ROOT_BYTES}; set TMPDIR to a shorter one"
+            )
+        make_private(self.root)
+        folder = self.root / self.name(spec)
+        make_private(folder)
+        return folder
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder of mode 0700, or checks that the one there is ours alone. Raises EngineError if it is not."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise EngineError(f"{folder}: cannot be made a folder for engine hosts: {error}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise EngineError(
+            f"{folder}: found {stat.filemode(found.st_mode)} of user {found.st_uid}, expected a folder drwx------ of "
+            f"user {os.geteuid()}: remove it, or set TMPDIR to another folder"
+        )

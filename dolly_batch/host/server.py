@@ -1,0 +1,171 @@
+"""The engine host: loads one engine and serves every task of its executor until the executor is gone.
+
+    python -m dolly_batch.host.server PLACE_FOLDER LISTENER_DESCRIPTOR
+
+The main thread alone touches the engine: it takes all rows that have arrived, encodes and submits them, makes a step,
+passes the completions on. Reading, sending, accepting and looking after the owner are threads of their own.
+"""
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NoReturn
+
+from dolly_batch.errors import DollyBatchError, EngineError, ModelError
+from dolly_batch.host.connection import Arrival, Connection
+from dolly_batch.host.doorkeeper import Doorkeeper
+from dolly_batch.host.folder import HostFailure, HostFolder, HostRecord
+from dolly_batch.host.watchdog import Watchdog
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.records import Completion, Failure, Request
+
+if TYPE_CHECKING:
+    from dolly_batch.engine.stream import Engine
+    from dolly_batch.prompt import PromptEncoder
+
+log = logging.getLogger("dolly_batch.host")
+
+# Rows that one client may have outstanding: enough to fill a batch and sort it by length, little in memory.
+WINDOW = 1024
+EXIT_FAULT = 70
+NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
+
+
+class HostServer:
+    """One loaded engine and the clients whose rows are in it."""
+
+    def __init__(self, folder: HostFolder, record: HostRecord, listener: socket.socket) -> None:
+        self._folder = folder
+        self._record = record
+        self._watchdog = Watchdog(record.spec.step_timeout_s)
+        self._inbox: SimpleQueue[Arrival] = SimpleQueue()
+        self._doorkeeper = Doorkeeper(folder, record, listener, self._inbox)
+        self._encoder: PromptEncoder
+        self._submitted: dict[str, Connection] = {}
+
+    def run(self) -> NoReturn:
+        """Loads, then serves for ever; the doorkeeper or the watchdog ends the process."""
+        log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.load_number)
+        self._doorkeeper.start()
+        self._watchdog.allow(self._record.spec.load_timeout_s)
+        engine = self._load()
+        self._watchdog.rest()
+        self._doorkeeper.open(
+            {
+                "engine_id": self._record.engine_id,
+                "load_number": self._record.load_number,
+                "host_pid": os.getpid(),
+                "window": WINDOW,
+            }
+        )
+        while True:
+            self._take_rows(engine)
+            if engine.num_unfinished:
+                self._watchdog.watch_steps()
+                self._watchdog.beat()
+                self._route(engine.step())
+            if not engine.num_unfinished:
+                self._watchdog.rest()
+                if self._submitted:
+                    raise EngineError(f"the engine left {len(self._submitted)} requests without an answer")
+
+    def _load(self) -> "Engine":
+        # Imported here: the host itself needs the standard library alone, and is to listen while torch is imported.
+        from dolly_batch.engine.load import load_engine
+        from dolly_batch.prompt import PromptEncoder
+
+        device = self._record.device
+        # The environment shows the process its one GPU, whose number here is 0.
+        device = "cuda:0" if device is not None and device.startswith("cuda") else device
+        engine = load_engine(self._record.spec, device, self._watchdog.beat)
+        if not isinstance(engine.encoder, PromptEncoder):
+            raise ModelError(f"{self._record.spec.model_folder}: its tokenizer lacks Dolly's markers")
+        self._encoder = engine.encoder
+        log.info("loaded")
+        return engine
+
+    def _take_rows(self, engine: "Engine") -> None:
+        """Submits all rows that have arrived; waits for the first when the engine has nothing to do."""
+        try:
+            arrival = self._inbox.get() if not engine.num_unfinished else self._inbox.get_nowait()
+            while True:
+                self._submit(engine, *arrival)
+                arrival = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _submit(self, engine: "Engine", connection: Connection, rows: list[PromptRow]) -> None:
+        if connection.closed:
+            return
+        for row, prompt_ids in zip(rows, self._encode(rows), strict=True):
+            self._watchdog.beat()
+            if prompt_ids is None:
+                connection.send([Completion(row.key, "", (), None, 0, NOT_ENCODED)])
+            else:
+                engine.submit(Request(row.key, tuple(prompt_ids), row.params, row.seed))
+                self._submitted[row.key] = connection
+
+    def _encode(self, rows: list[PromptRow]) -> list[list[int] | None]:
+        """The prompts' ids, all at once; None for a row that has none, such as one with a lone surrogate."""
+        try:
+            return [*self._encoder.encode_batch([(row.instruction, row.context) for row in rows])]
+        except Exception:  # Whatever it is, it is one row's fault; which one's, comes out row by row.
+            return [None] if len(rows) == 1 else [ids for row in rows for ids in self._encode([row])]
+
+    def _route(self, completions: list[Completion]) -> None:
+        """Passes completions on to the clients that asked; those that have left are not missed."""
+        answers: dict[Connection, list[Completion]] = {}
+        for completion in completions:
+            answers.setdefault(self._submitted.pop(completion.key), []).append(completion)
+        for connection, ended in answers.items():
+            connection.send(ended)
+
+
+def end_by(error: BaseException, folder: HostFolder, load_number: int) -> NoReturn:
+    """Leaves word of the error for the clients, its stack in the log, and ends the process.
+
+    Of errors that could quote a row's text only the class is told.
+    """
+    quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
+    failure = HostFailure(type(error).__name__, str(error)[:2000] if quotable else "")
+    log.error(
+        "ended by %s: %s\n%s",
+        failure.error,
+        failure.message,
+        "".join(traceback.format_tb(error.__traceback__)).rstrip(),
+    )
+    folder.write_failure(load_number, failure)
+    os._exit(EXIT_FAULT)
+
+
+def main() -> None:
+    """Becomes a process of its own, apart from the Python worker that started it, and serves."""
+    folder, listener = HostFolder(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    listener.set_inheritable(False)
+    record = folder.read_record()
+    if record is None:
+        raise EngineError(f"{folder.path} holds no place.json: hosts are started by host/launch.py")
+    if os.fork():
+        os._exit(0)  # The worker that waits for this process goes on; nobody has to wait for the host itself.
+    logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)
+    logging.getLogger("dolly_batch").setLevel(logging.INFO)
+    faulthandler.enable()
+
+    def end_by_thread(fault: threading.ExceptHookArgs) -> None:
+        end_by(fault.exc_value or SystemExit(), folder, record.load_number)
+
+    threading.excepthook = end_by_thread
+    try:
+        HostServer(folder, record, listener).run()
+    except BaseException as error:  # The last place where it can be told.
+        end_by(error, folder, record.load_number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The life of a host: started once, found again, gone with its owner. Real processes, real kills."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.errors import EngineError, ModelError
+from dolly_batch.host import wire
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.folder import HostFolder, HostRecord
+from dolly_batch.host.launch import join_or_start
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.records import EngineSpec
+
+Prompts = Callable[..., Iterator[PromptRow]]
+
+CLIENT = """
+import json, sys
+from pathlib import Path
+from dolly_batch.host import wire
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.owner import Owner
+from dolly_batch.host.folder import HostFolder, HostRecord
+from dolly_batch.host.launch import join_or_start
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.records import EngineSpec, GenerationParams
+spec, owner, root = json.loads(sys.argv[1])
+with EngineClient.connect(EngineSpec(**spec), HostPlace(Owner(**owner), None, Path(root))) as client:
+    rows = (PromptRow(str(i), f"{sys.argv[2]} {i}", None, GenerationParams(), i) for i in range(100))
+    answers = {c.key: c.text for c in client.generate(rows)}
+    assert answers == {str(i): f"{sys.argv[2]} {i}" for i in range(100)}, answers
+    print(client.load_number, client.host_pid)
+"""
+
+
+def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostPlace):
+    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+    clients = [
+        subprocess.Popen([sys.executable, "-c", CLIENT, wanted, f"task-{n}"], stdout=subprocess.PIPE, text=True)
+        for n in range(16)
+    ]
+    answers = {client.communicate()[0] for client in clients}
+    assert [client.returncode for client in clients] == [0] * 16
+    assert len(answers) == 1
+    assert answers.pop().startswith("1 ")
+
+
+def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, place: HostPlace):
+    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+    first = subprocess.run([sys.executable, "-c", CLIENT, wanted, "a"], stdout=subprocess.PIPE, text=True, check=True)
+    with EngineClient.connect(echo, place) as client:
+        assert first.stdout.split() == ["1", str(client.host_pid)]
+
+
+def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
+    echo: EngineSpec, place: HostPlace, prompts: Prompts
+):
+    slow = replace(echo, echo_delay_s=0.02)
+    with EngineClient.connect(slow, place) as client:
+        answers = client.generate(prompts(500))
+        next(answers)
+        os.kill(client.host_pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"ended without a word, with \d+ rows .* unanswered; .*host\.log"):
+            list(answers)
+        engine_id = client.engine_id
+        assert client.load_number == 1
+    with EngineClient.connect(slow, place) as client:
+        assert (client.engine_id, client.load_number) == (engine_id, 2)
+        assert len(list(client.generate(prompts(5)))) == 5
+
+
+def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]):
+    for load_number in (1, 2, 3):
+        with EngineClient.connect(echo, place) as client:
+            assert client.load_number == load_number
+        os.kill(client.host_pid, signal.SIGKILL)
+        assert ends(client.host_pid)
+
+
+def test_a_host_goes_with_its_owner_and_leaves_nothing(
+    echo: EngineSpec, place: HostPlace, owner_process: subprocess.Popen[bytes], ends: Callable[[int], bool]
+):
+    with EngineClient.connect(echo, place) as client:
+        owner_process.kill()
+        began = time.monotonic()
+        assert ends(client.host_pid)
+        assert time.monotonic() - began < 5
+    assert list(place.root.iterdir()) == []
+
+
+def test_an_idle_host_ends_and_a_connected_client_keeps_it(
+    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool], prompts: Prompts
+):
+    spec = replace(echo, idle_timeout_s=0.5)
+    with EngineClient.connect(spec, place) as client:
+        time.sleep(2.5)  # Longer than the time-out, and a few of the doorkeeper's looks.
+        assert len(list(client.generate(prompts(3)))) == 3
+    assert ends(client.host_pid)
+    assert not (place.make_folder(spec) / "s").exists()
+    with EngineClient.connect(spec, place) as client:
+        assert client.load_number == 2
+
+
+def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+    spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the doorkeeper's first look without a client.
+    end = time.monotonic() + 3
+    loads = set()
+    while time.monotonic() < end:
+        with EngineClient.connect(spec, place) as client:
+            assert len(list(client.generate(prompts(2)))) == 2
+            loads.add(client.load_number)
+        time.sleep(0.07)
+    assert len(loads) > 1, "no host left, so nothing was tried"
+    assert loads == set(range(1, len(loads) + 1))
+
+
+def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+    spec = replace(echo, idle_timeout_s=0.0)
+    with EngineClient.connect(spec, place) as client:
+        folder = HostFolder(place.make_folder(spec))
+    with folder.locked(5):
+        time.sleep(2.5)  # Some of the doorkeeper's looks.
+        assert (folder.path / "s").exists()
+        sock, record = join_or_start(folder, spec, place)
+        sock.close()
+    assert record.load_number == client.load_number == 1
+
+
+LEAVE = """
+import socket, sys
+from pathlib import Path
+from queue import SimpleQueue
+from dolly_batch.host.doorkeeper import Doorkeeper
+from dolly_batch.host.folder import HostFolder
+folder = HostFolder(Path(sys.argv[1]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(str(folder.socket))
+listener.listen()
+waiting = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for client in waiting:
+    client.connect(str(folder.socket))
+Doorkeeper(folder, folder.read_record(), listener, SimpleQueue())._leave_idle()
+print("stays")
+"""
+
+
+@pytest.mark.parametrize(("num_waiting", "output"), [(1, "stays\n"), (0, "")])
+def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostPlace, num_waiting: int, output: str):
+    spec = EngineSpec(kind="echo", model_folder="")
+    folder = HostFolder(place.make_folder(spec))
+    folder.write_record(HostRecord(spec, place.owner, None, place.engine_id(spec), 1))
+    left = subprocess.run(
+        [sys.executable, "-c", LEAVE, str(folder.path), str(num_waiting)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert left.stdout == output
+    assert (folder.path / "s").exists() == bool(num_waiting)
+
+
+def test_strangers_at_the_socket_are_turned_away_and_the_host_lives(
+    echo: EngineSpec, place: HostPlace, prompts: Prompts
+):
+    with EngineClient.connect(echo, place) as client:
+        for first_words in (wire.pack({"protocol": 0, "spec": {}}), wire.pack([0, "a row"])):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(place.make_folder(echo) / "s"))
+                sock.sendall(first_words)
+                reader = wire.FrameReader(sock)
+                assert "refused" in reader.read()[0]
+                assert reader.read() == []
+        for noise in (b"\xff" * 4, b"\x00\x00\x00\x01{", b"\x00"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(place.make_folder(echo) / "s"))
+                sock.sendall(noise)
+        assert len(list(client.generate(prompts(3)))) == 3
+
+
+def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostPlace):
+    with (
+        EngineClient.connect(echo, place) as one,
+        EngineClient.connect(replace(echo, num_threads=1), place) as other,
+        EngineClient.connect(replace(echo), place) as same,
+    ):
+        assert one.host_pid == same.host_pid != other.host_pid
+        assert one.engine_id == same.engine_id != other.engine_id
+        assert other.load_number == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostPlace, tmp_path: Path):
+    spec = replace(echo, model_folder=str(tmp_path / "nowhere"))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="nowhere"):
+            EngineClient.connect(spec, place)
+
+
+def test_a_python_that_cannot_start_the_host_is_told_with_its_log(echo: EngineSpec, place: HostPlace, tmp_path: Path):
+    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+    broken = tmp_path / "dolly_batch"  # A package of the same name, first on the import path of the host alone.
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('this is not the package')")
+    program = f"import sys\nimport dolly_batch\nsys.path.insert(0, {str(tmp_path)!r})\n{CLIENT}"
+    client = subprocess.run(
+        [sys.executable, "-c", program, wanted, "a"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert client.returncode != 0
+    assert "EngineError: the engine host could not be started" in client.stderr
+    assert "this is not the package" in client.stderr

@@ -1,0 +1,149 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.errors import EngineError
+from dolly_batch.host.folder import HostFolder, HostRecord, sweep
+from dolly_batch.host.launch import host_environment
+from dolly_batch.host.owner import Owner, _status_from_proc, _status_from_ps, find_owner
+from dolly_batch.host.place import HostPlace, default_root, make_private
+from dolly_batch.records import EngineSpec
+
+SPEC = EngineSpec(kind="echo", model_folder="")
+
+
+def record_for(place: HostPlace, spec: EngineSpec = SPEC) -> HostRecord:
+    return HostRecord(spec, place.owner, place.device, place.engine_id(spec), 1)
+
+
+def test_an_owner_is_the_process_not_its_pid(owner_process: subprocess.Popen[bytes]):
+    owner = Owner.of(owner_process.pid)
+    assert owner.is_alive()
+    assert not replace(owner, started="another start").is_alive()
+    owner_process.kill()
+    os.waitid(os.P_PID, owner_process.pid, os.WEXITED | os.WNOWAIT)  # A zombie from here on.
+    assert not owner.is_alive()
+    owner_process.wait()
+    with pytest.raises(EngineError, match=str(owner_process.pid)):
+        Owner.of(owner_process.pid)
+
+
+def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
+    java = tmp_path / "java"  # A process of that name with a Python process two levels below it.
+    java.symlink_to(sys.executable)
+    ask = "from dolly_batch.host.owner import find_owner; print(find_owner().pid)"
+    below = f"import subprocess, sys; sys.exit(subprocess.run([{sys.executable!r}, '-c', {ask!r}]).returncode)"
+    worker = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {below!r}], check=True)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([str(java), "-c", worker], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        out, _ = process.communicate()
+    assert int(out) == process.pid
+
+
+def test_without_a_jvm_above_there_is_no_owner():
+    with pytest.raises(EngineError, match="no JVM"):
+        find_owner()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="compares /proc with ps")
+def test_ps_and_proc_tell_the_same(owner_process: subprocess.Popen[bytes]):
+    by_proc, by_ps = _status_from_proc(owner_process.pid), _status_from_ps(owner_process.pid)
+    assert by_proc is not None
+    assert by_ps is not None
+    assert (by_proc.command, by_proc.parent) == (by_ps.command, by_ps.parent) == ("sleep", os.getpid())
+    assert by_ps.state[0] in "SR"
+
+
+def test_every_difference_makes_another_place(place: HostPlace):
+    others = [
+        place.name(SPEC),
+        place.name(replace(SPEC, echo_delay_s=1.0)),
+        replace(place, device="cuda:0").name(SPEC),
+        replace(place, device="cuda:1").name(SPEC),
+        replace(place, owner=replace(place.owner, started="later")).name(SPEC),
+    ]
+    assert len(set(others)) == len(others)
+    assert place.name(SPEC) == replace(place).name(replace(SPEC))
+
+
+def test_folders_are_private(place: HostPlace):
+    folder = place.make_folder(SPEC)
+    assert place.make_folder(SPEC) == folder
+    assert [path.stat().st_mode & 0o777 for path in (folder, place.root)] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, mode: int):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+    with pytest.raises(EngineError, match="expected a folder drwx------"):
+        make_private(tmp_path / "open")
+
+
+def test_a_link_or_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").touch(0o600)
+    for path in (tmp_path / "link", tmp_path / "file"):
+        with pytest.raises(EngineError, match=path.name):
+            make_private(path)
+
+
+def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(place: HostPlace, tmp_path: Path):
+    with pytest.raises(EngineError, match="too long to hold a Unix socket"):
+        replace(place, root=tmp_path / ("x" * 100)).make_folder(SPEC)
+    assert len(os.fsencode(default_root())) <= 82
+
+
+def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostPlace):
+    folder = HostFolder(place.make_folder(SPEC))
+    with folder.locked(0), pytest.raises(TimeoutError), folder.locked(0.1):
+        pass
+    program = (
+        "import sys, time; from pathlib import Path; from dolly_batch.host.folder import HostFolder\n"
+        "with HostFolder(Path(sys.argv[1])).locked(0): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    with holder, holder.stdout:
+        holder.stdout.readline()
+        with pytest.raises(TimeoutError), folder.locked(0):
+            pass
+        holder.kill()
+        holder.wait()
+    with folder.locked(5):
+        pass
+
+
+def test_sweep_removes_dead_owners_folders_only(place: HostPlace):
+    dead = replace(place, owner=replace(place.owner, started="earlier"))
+    foreign = replace(place, owner=replace(place.owner, started="earlier", namespace="another container"))
+    folders = {
+        kind: HostFolder(p.make_folder(SPEC)) for kind, p in (("live", place), ("dead", dead), ("foreign", foreign))
+    }
+    for kind, owner in (("live", place), ("dead", dead), ("foreign", foreign)):
+        folders[kind].write_record(record_for(owner))
+    unknown = place.root / "no-record"
+    unknown.mkdir()
+    (unknown / "place.json").write_text("{")
+    with folders["dead"].locked(0):
+        sweep(place.root, keep=folders["live"].path)
+    assert folders["dead"].path.exists(), "its lock was held"
+    sweep(place.root, keep=folders["live"].path)
+    assert sorted(place.root.iterdir()) == sorted([folders["live"].path, folders["foreign"].path, unknown])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible"),
+    [("cuda:3", "3"), ("cuda:GPU-1f2e", "GPU-1f2e"), ("cpu", ""), (None, os.environ.get("CUDA_VISIBLE_DEVICES"))],
+)
+def test_a_host_sees_its_own_gpu_alone(place: HostPlace, device: str | None, visible: str | None):
+    environment = host_environment(record_for(replace(place, device=device), replace(SPEC, num_threads=3)))
+    assert environment.get("CUDA_VISIBLE_DEVICES") == visible
+    assert environment.get("CUDA_DEVICE_ORDER") == (device and "PCI_BUS_ID")
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["TOKENIZERS_PARALLELISM"] == "false"

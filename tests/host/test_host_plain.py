@@ -1,0 +1,70 @@
+"""A real model behind the host: the package's small one, on the plain engine."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dolly_batch.engine.load import load_engine
+from dolly_batch.engine.stream import generate
+from dolly_batch.errors import EngineError
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.folder import HostFolder
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request
+
+GREEDY = GenerationParams(max_new_tokens=12, do_sample=False)
+SAMPLED = GenerationParams(max_new_tokens=12)
+ROWS = [
+    PromptRow("a", "Is this review positive or negative?", "A wonderful little book.", GREEDY),
+    PromptRow("b", "Name the city.", "Ada lives in Paris.", GREEDY),
+    PromptRow("c", "Say anything.", None, SAMPLED, seed=7),
+    PromptRow("d", "word " * 3_000, None, GREEDY),
+]
+
+
+@pytest.fixture
+def plain(echo: EngineSpec) -> EngineSpec:
+    """The small model in float32, on one thread."""
+    pytest.importorskip("torch")
+    return replace(echo, kind="plain", dtype="float32", num_threads=1, max_batch_tokens=4_096)
+
+
+def answers_without_host(spec: EngineSpec) -> dict[str, Completion]:
+    engine = load_engine(spec, "cpu")
+    assert isinstance(engine.encoder, PromptEncoder)
+    requests = [Request(r.key, tuple(engine.encoder.encode(r.instruction, r.context)), r.params, r.seed) for r in ROWS]
+    return {completion.key: completion for completion in generate(engine, requests)}
+
+
+def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
+    plain: EngineSpec, place: HostPlace, eventually: Callable[[Callable[[], bool]], bool]
+):
+    on_cpu = replace(place, device="cpu")
+    log = HostFolder(on_cpu.make_folder(plain)).log
+
+    def kill_first() -> None:
+        assert eventually(lambda: log.exists() and "1. time" in log.read_text())
+        os.kill(int(re.findall(r"(\d+) \S+: loading", log.read_text())[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    with EngineClient.connect(plain, on_cpu) as client, EngineClient.connect(plain, on_cpu) as other:
+        killer.join()
+        assert (client.load_number, other.host_pid) == (2, client.host_pid)
+        answers = {completion.key: completion for completion in client.generate(iter(ROWS))}
+        assert {completion.key: completion for completion in other.generate(iter(ROWS))} == answers
+    assert answers == answers_without_host(plain)
+    assert [answers[key].failure is None for key in "abcd"] == [True, True, True, False]
+    assert "Paris" not in log.read_text()
+
+
+def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, place: HostPlace):
+    with pytest.raises(EngineError, match=r"(?s)Timeout \(0:00:00\.2.* in _load"):
+        EngineClient.connect(replace(plain, load_timeout_s=0.2), place)
