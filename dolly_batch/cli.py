@@ -1,0 +1,177 @@
+"""The command line: `dolly-batch run | plan | status | stage-model`. The scripts in jobs/ call the same `main`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from dolly_batch import __version__
+from dolly_batch.config import JobConfig, load_job
+from dolly_batch.errors import DollyBatchError, UsageError
+from dolly_batch.report import Report, print_plan, print_rows, print_summary, say
+
+EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
+4 refused before any work, output untouched; 5 stopped, the same command goes on; 6 another start is active"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except UsageError as error:
+        say(f"dolly-batch: {error}")
+        return error.exit_code
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if arguments.command == "stage-model":
+        return _stage_model(arguments)
+    return _with_report(arguments)
+
+
+def run_script(command: str) -> NoReturn:
+    """Run one command as a script's whole work: what spark-submit starts."""
+    code = main([command, *sys.argv[1:]])
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dolly-batch", description=__import__("dolly_batch").__doc__, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"dolly_batch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="answer what is left of a table; starts or goes on", epilog=EPILOG)
+    _add_job(run)
+    run.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
+    run.add_argument("--retry", metavar="STATUS,...", help="answer rows of these statuses again (Delta only)")
+    run.add_argument("--abandon", action="store_true", help="close the open plan without finishing it")
+    run.add_argument("--show", type=_positive, metavar="N", help="print N rows of the output at the end")
+
+    plan = commands.add_parser("plan", help="count rows, tokens and time, without running anything", epilog=EPILOG)
+    _add_job(plan)
+    plan.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
+    plan.add_argument("--retry", metavar="STATUS,...", help="as for run")
+
+    status = commands.add_parser("status", help="how a job stands", epilog=EPILOG)
+    _add_job(status)
+    status.add_argument("--full", action="store_true", help="look over the whole output, for rows that are there twice")
+
+    stage = commands.add_parser("stage-model", help="make a checked folder of safetensors of a model")
+    stage.add_argument("source", metavar="SOURCE", help="a hub id, modelscope:ORG/NAME, a folder, or tiny")
+    stage.add_argument("dest", metavar="DEST", help="the folder to make")
+    stage.add_argument("--revision", help="branch, tag or commit of the hub's repository")
+    return parser
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="put a value over the job file's"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return value
+
+
+def _with_report(arguments: argparse.Namespace) -> int:
+    """Run a command that ends in a report; every fault becomes a message and an exit code."""
+    report = Report(name=arguments.job)
+    spark: Any = None
+    try:
+        job = load_job(arguments.job, arguments.set)
+        report.name = job.name
+        spark = _COMMANDS[arguments.command](job, arguments, report)
+        if arguments.command == "plan":
+            print_plan(report)
+        else:
+            print_summary(report)
+        if getattr(arguments, "show", None):
+            _show(spark, job, arguments.show)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        _fail(error, report)
+    if arguments.json:
+        print(report.to_json(), flush=True)  # noqa: T201 - the contract: the last line of stdout
+    return report.exit_code
+
+
+def _fail(error: BaseException, report: Report) -> None:
+    from dolly_batch.spark.run import error_of
+
+    fault = error_of(error)
+    report.outcome, report.exit_code, report.message = type(fault).__name__, fault.exit_code, str(fault)
+    if not isinstance(error, (DollyBatchError, KeyboardInterrupt)):
+        logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)
+    say(f"dolly-batch: {fault}")
+
+
+def _options(arguments: argparse.Namespace) -> Any:
+    from dolly_batch.spark.run import Options
+
+    retry = tuple(part.strip() for part in (getattr(arguments, "retry", None) or "").split(",") if part.strip())
+    return Options(retry, getattr(arguments, "limit", None), getattr(arguments, "abandon", False))
+
+
+def _run(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
+    from dolly_batch.spark.run import run_job
+
+    return run_job(job, _options(arguments), report)
+
+
+def _plan(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
+    from dolly_batch.spark.run import plan_job
+
+    return plan_job(job, _options(arguments), report)
+
+
+def _status(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
+    from dolly_batch.spark.status import read_status
+
+    return read_status(job, arguments.full, report)
+
+
+_COMMANDS: dict[str, Callable[[JobConfig, argparse.Namespace, Report], Any]] = {
+    "run": _run,
+    "plan": _plan,
+    "status": _status,
+}
+
+
+def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
+    """Print rows of the output: ids, the start of the answer, and its status."""
+    from dolly_batch.spark.source import open_source
+    from dolly_batch.spark.target import open_target
+
+    target = open_target(spark, job, open_source(spark, job))
+    table = target.read()
+    if table is not None:
+        names = [*target.id_names, *target.kept_names, *(target.own(name) for name in ("response", "status", "error"))]
+        shown = table.orderBy(*target.id_names).limit(num_rows).select(*(f"`{name}`" for name in names))
+        print_rows(names, (tuple(row) for row in shown.collect()))
+
+
+def _stage_model(arguments: argparse.Namespace) -> int:
+    from dolly_batch.staging.stage import stage_to
+
+    try:
+        staged = stage_to(arguments.source, arguments.dest, arguments.revision, log=say)
+    except DollyBatchError as error:
+        say(f"dolly-batch: {error}")
+        return error.exit_code
+    say(f"{staged.folder} is {staged.source} at revision {staged.revision}; give this folder as model.path")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

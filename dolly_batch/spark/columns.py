@@ -1,0 +1,133 @@
+"""Names and types of columns: finding the ones a job names, and the ones every output has."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config import JobConfig
+from dolly_batch.errors import InputError, OutputError
+
+# The columns every answer has, in their order, after the id and the kept columns.
+ANSWER_FIELDS = (
+    T.StructField("response", T.StringType()),
+    T.StructField("status", T.StringType()),
+    T.StructField("error", T.StringType()),
+    T.StructField("finish_reason", T.StringType()),
+    T.StructField("num_prompt_tokens", T.IntegerType()),
+    T.StructField("num_completion_tokens", T.IntegerType()),
+    T.StructField("input_truncated", T.BooleanType()),
+    T.StructField("request_key", T.StringType()),
+    T.StructField("plan_id", T.StringType()),
+    T.StructField("attempt", T.IntegerType()),
+    T.StructField("model", T.StringType()),
+    T.StructField("model_revision", T.StringType()),
+    T.StructField("created_at", T.TimestampType()),
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One column of the input that the job names: how to read it, what it is called after, and its type."""
+
+    column: Column
+    name: str
+    type: T.DataType
+
+
+def choose(df: DataFrame, name: str, key: str) -> Chosen:
+    """Find the column that the job's `key` calls `name`.
+
+    A top-level column of exactly that name comes first, then a field of a struct (`q.text`); backticks force either
+    reading (`` `q.text` ``). Raises InputError when there is none, or when two differ only by case.
+    """
+    top = name[1:-1].replace("``", "`") if _is_quoted(name) else name
+    exact = [field for field in df.schema.fields if field.name.lower() == top.lower()]
+    if len(exact) > 1:
+        twins = ", ".join(f"`{field.name}`" for field in exact)
+        raise InputError(f"{key}: the input has the columns {twins}, which differ only by case; rename one")
+    if exact:
+        return Chosen(F.col(_quoted(exact[0].name)), exact[0].name, exact[0].dataType)
+    nested = _nested(df.schema, name)
+    if nested is not None:
+        return nested
+    near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(df.columns)}"
+    raise InputError(f"{key}: the input has no column `{name}`; {hint}")
+
+
+def own(job: JobConfig, name: str) -> str:
+    """The output's name of one of our own columns."""
+    return job.output.prefix + name
+
+
+def output_schema(job: JobConfig, ids: Sequence[Chosen], kept: Sequence[Chosen]) -> T.StructType:
+    """The output's columns in order: the ids (`row_key` where there are none), the kept columns, ours.
+
+    Raises OutputError when two of them have one name, or `partition_by` names none of them.
+    """
+    fields = [T.StructField(chosen.name, chosen.type) for chosen in ids]
+    fields = fields or [T.StructField(own(job, "row_key"), T.StringType())]
+    fields += [T.StructField(chosen.name, chosen.type) for chosen in kept]
+    fields += [T.StructField(own(job, field.name), field.dataType) for field in ANSWER_FIELDS]
+    seen: set[str] = set()
+    for field in fields:
+        if field.name.lower() in seen:
+            raise OutputError(
+                f"output: two columns would be called `{field.name}`; leave it out of output.keep, "
+                "or set output.prefix (it is put before this package's own columns)"
+            )
+        seen.add(field.name.lower())
+    absent = [name for name in job.output.partition_by if name.lower() not in seen]
+    if absent:
+        raise OutputError(f"output.partition_by: the output has no column `{absent[0]}`; add it to output.keep")
+    return T.StructType(fields)
+
+
+def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:
+    """What stands between two schemas, a line each, names compared without case and order and nullability left out."""
+    have = {field.name.lower(): field for field in found.fields}
+    want = {field.name.lower(): field for field in expected.fields}
+    lines = [f"- {field.name} {field.dataType.simpleString()}" for key, field in have.items() if key not in want]
+    for key, field in want.items():
+        if key not in have:
+            lines.append(f"+ {field.name} {field.dataType.simpleString()}")
+        elif have[key].dataType.simpleString() != field.dataType.simpleString():
+            lines.append(
+                f"~ {field.name}: the table has {have[key].dataType.simpleString()}, "
+                f"this job writes {field.dataType.simpleString()}"
+            )
+    return lines
+
+
+def _is_quoted(name: str) -> bool:
+    return len(name) > 2 and name.startswith("`") and name.endswith("`") and "`" not in name[1:-1].replace("``", "")
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def quoted_path(*parts: str) -> str:
+    """Name parts as one identifier that Spark reads back to the same parts."""
+    return ".".join(_quoted(part) for part in parts)
+
+
+def _nested(schema: T.StructType, name: str) -> Chosen | None:
+    """A field reached through structs by a dotted name, or None."""
+    if "." not in name:
+        return None
+    here: T.DataType = schema
+    column: Column | None = None
+    for part in (piece.strip("`") for piece in name.split(".")):
+        fields = here.fields if isinstance(here, T.StructType) else []
+        field = next((field for field in fields if field.name.lower() == part.lower()), None)
+        if field is None:
+            return None
+        column = F.col(_quoted(field.name)) if column is None else column.getField(field.name)
+        here = field.dataType
+        leaf = field.name
+    return Chosen(column, leaf, here) if column is not None else None

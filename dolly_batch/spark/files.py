@@ -1,0 +1,216 @@
+"""Files and folders that driver and executors share: markers, manifests, renames.
+
+Two real implementations: the driver's own file system, and whatever Hadoop knows (dbfs, abfss, s3a, hdfs) through
+the session's JVM. Table data is never read or written here; Spark does that.
+"""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlparse
+
+from pyspark.sql import SparkSession
+
+from dolly_batch.errors import ConfigError
+from dolly_batch.spark.session import is_connect
+
+
+class Files(Protocol):
+    """What the run needs of a file system. Paths are absolute, as `qualify` returns them."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+
+    def list_names(self, folder: str) -> list[str]:
+        """The names in a folder, sorted; empty when there is no such folder."""
+
+    def read(self, path: str) -> str | None:
+        """A text file, or None when there is none."""
+
+    def write(self, path: str, text: str) -> None:
+        """Write a text file so that a reader sees the old text or the new one, whole."""
+
+    def create(self, path: str, text: str) -> bool:
+        """Write a text file that must not exist yet; False when it does."""
+
+    def rename(self, source: str, target: str) -> bool:
+        """Move a file or folder to a name that is free; False when it is taken."""
+
+    def delete(self, path: str) -> None:
+        """Delete a file, or a folder and all in it; nothing happens when there is none."""
+
+    def size(self, folder: str) -> int:
+        """Bytes of all files under a folder."""
+
+
+def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:
+    """The file system of `path`, and the path made absolute in it.
+
+    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with.
+    """
+    scheme = urlparse(path).scheme
+    if scheme == "file" or (not scheme and _default_is_local(spark)):
+        return LocalFiles(), str(Path(local_path(path)).absolute())
+    if is_connect(spark):
+        raise ConfigError(f"{path}: over Spark Connect the path must be one that this process sees too (a mount)")
+    return _hadoop(spark, path)
+
+
+def local_path(path: str) -> str:
+    """A `file:` URI or a plain path as a plain path."""
+    parsed = urlparse(path)
+    return unquote(parsed.path) if parsed.scheme == "file" else path
+
+
+def _default_is_local(spark: Any) -> bool:
+    if is_connect(spark):
+        return True
+    configuration = spark._jsc.hadoopConfiguration()
+    return str(configuration.get("fs.defaultFS", "file:///")).startswith("file:")
+
+
+def _hadoop(spark: Any, path: str) -> tuple[Files, str]:
+    jvm = spark._jvm
+    hadoop_path = jvm.org.apache.hadoop.fs.Path(path)
+    system = hadoop_path.getFileSystem(spark._jsc.hadoopConfiguration())
+    return HadoopFiles(jvm, system), str(system.makeQualified(hadoop_path).toString())
+
+
+class LocalFiles:
+    """The driver's own file system (and mounts, Databricks Volumes among them)."""
+
+    def exists(self, path: str) -> bool:
+        """See Files."""
+        return os.path.lexists(path)
+
+    def list_names(self, folder: str) -> list[str]:
+        """See Files."""
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> str | None:
+        """See Files."""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        """See Files."""
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def create(self, path: str, text: str) -> bool:
+        """See Files."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+        return True
+
+    def rename(self, source: str, target: str) -> bool:
+        """See Files."""
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):
+            return False
+        try:
+            os.rename(source, target)
+        except OSError:
+            if os.path.lexists(target):  # somebody else took the name in between
+                return False
+            raise
+        return True
+
+    def delete(self, path: str) -> None:
+        """See Files."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+    def size(self, folder: str) -> int:
+        """See Files."""
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+class HadoopFiles:
+    """Any file system that the cluster's Hadoop client knows, through the session's JVM."""
+
+    def __init__(self, jvm: Any, system: Any) -> None:
+        self._jvm = jvm
+        self._system = system
+
+    def _path(self, path: str) -> Any:
+        return self._jvm.org.apache.hadoop.fs.Path(path)
+
+    def exists(self, path: str) -> bool:
+        """See Files."""
+        return bool(self._system.exists(self._path(path)))
+
+    def list_names(self, folder: str) -> list[str]:
+        """See Files."""
+        if not self.exists(folder):
+            return []
+        return sorted(str(status.getPath().getName()) for status in self._system.listStatus(self._path(folder)))
+
+    def read(self, path: str) -> str | None:
+        """See Files."""
+        if not self.exists(path):
+            return None
+        stream = self._system.open(self._path(path))
+        try:
+            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+        finally:
+            stream.close()
+
+    def _put(self, path: str, text: str) -> None:
+        stream = self._system.create(self._path(path), True)
+        try:
+            stream.write(bytearray(text.encode()))
+        finally:
+            stream.close()
+
+    def write(self, path: str, text: str) -> None:
+        """See Files."""
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        self._put(partial, text)
+        # Hadoop's rename does not replace; between the two calls a reader finds no file, never half of one.
+        self._system.delete(self._path(path), False)
+        self._system.rename(self._path(partial), self._path(path))
+
+    def create(self, path: str, text: str) -> bool:
+        """See Files."""
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        self._put(partial, text)
+        if self.rename(partial, path):
+            return True
+        self.delete(partial)
+        return False
+
+    def rename(self, source: str, target: str) -> bool:
+        """See Files."""
+        target_path = self._path(target)
+        # A rename onto an existing folder would move the source into it.
+        if self._system.exists(target_path):
+            return False
+        self._system.mkdirs(target_path.getParent())
+        return bool(self._system.rename(self._path(source), target_path))
+
+    def delete(self, path: str) -> None:
+        """See Files."""
+        self._system.delete(self._path(path), True)
+
+    def size(self, folder: str) -> int:
+        """See Files."""
+        return int(self._system.getContentSummary(self._path(folder)).getLength())

@@ -1,0 +1,102 @@
+"""`row_key` and `request_key` as Spark expressions: what tells rows apart, and what tells questions apart.
+
+Both are computed by the JVM from the columns alone, so they depend on no batch, partition or worker. Neither may
+ever change for the same row: finished tables hold them.
+"""
+
+import json
+from collections.abc import Sequence
+
+from pyspark.sql import Column, Window
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config import JobConfig
+from dolly_batch.errors import InputError
+from dolly_batch.spark.columns import Chosen
+
+KEY_HEX_DIGITS = 32  # 128 bits
+
+_INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+
+
+def request_header(job: JobConfig, model_identity: str) -> str:
+    """What every request of a job has in common, as canonical JSON: task, model and parameters.
+
+    Left out on purpose: where the model lies, its dtype, the device, and whatever cannot change an answer. Greedy
+    decoding ignores the sampling settings and the seed, so they are no part of its key.
+    """
+    params: dict[str, object] = {"max_new_tokens": job.generation.max_new_tokens}
+    if job.generation.do_sample:
+        params |= {
+            "temperature": job.generation.temperature,
+            "top_p": job.generation.top_p,
+            "top_k": job.generation.top_k,
+            "seed": job.generation.seed,
+        }
+    header = {
+        "version": 1,
+        "task": job.task.kind,
+        "template": "dolly",
+        "model": model_identity,
+        "engine": "echo" if job.engine.kind == "echo" else "model",
+        "quantization": job.model.quantization,
+        "params": params,
+    }
+    return json.dumps(header, sort_keys=True, separators=(",", ":"))
+
+
+def request_key(header: str, instruction: Column, context: Column) -> Column:
+    """128 bits, as hex, over a length-prefixed encoding of all that is asked. An empty context is no context."""
+    context = F.when(F.length(context) > 0, context)
+    parts = F.concat(_prefixed(F.lit(header)), _prefixed(instruction), _prefixed(context))
+    return F.substring(F.sha2(parts, 256), 1, KEY_HEX_DIGITS)
+
+
+def row_key(ids: Sequence[Chosen]) -> Column:
+    """The row's id, type-tagged and canonical; null when any part is null.
+
+    `7` as an integer is `i7` whatever its width, `7.00` as a decimal is `d7`, the string `7` is `s7`. Several
+    columns are joined with their lengths. Raises InputError for a type that has no exact text.
+    """
+    parts = [_tagged(chosen) for chosen in ids]
+    if len(parts) == 1:
+        return parts[0]
+    return F.concat(*(F.concat(F.octet_length(part).cast("string"), F.lit(":"), part) for part in parts))
+
+
+def content_row_key(request: Column, kept: Sequence[Column]) -> Column:
+    """The key of a row without an id: what it asks, what it keeps, and which of its equals it is."""
+    kept_hash = F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")
+    occurrence = F.row_number().over(Window.partitionBy(request, kept_hash).orderBy(F.lit(0)))
+    text = F.concat_ws("/", request, kept_hash, occurrence.cast("string"))
+    return F.concat(F.lit("h"), F.substring(F.sha2(text, 256), 1, KEY_HEX_DIGITS))
+
+
+def _prefixed(text: Column) -> Column:
+    """`<bytes>:<text>` as binary, and `-` for null: no two lists of texts give the same bytes."""
+    value = F.concat(F.octet_length(text).cast("string").cast("binary"), F.lit(":").cast("binary"), text.cast("binary"))
+    return F.when(text.isNull(), F.lit("-").cast("binary")).otherwise(value)
+
+
+def _tagged(chosen: Chosen) -> Column:
+    kind, column = chosen.type, chosen.column
+    if isinstance(kind, T.StringType):
+        return F.concat(F.lit("s"), column)
+    if isinstance(kind, _INTEGERS):
+        return F.concat(F.lit("i"), column.cast("string"))
+    if isinstance(kind, T.DecimalType):
+        text = column.cast("string")
+        if kind.scale > 0:
+            text = F.regexp_replace(F.regexp_replace(text, r"0+$", ""), r"\.$", "")
+        return F.concat(F.lit("d"), text)
+    if isinstance(kind, T.DateType):
+        return F.concat(F.lit("D"), column.cast("string"))
+    if isinstance(kind, T.TimestampType):
+        return F.concat(F.lit("t"), F.unix_micros(column).cast("string"))
+    if isinstance(kind, T.BinaryType):
+        return F.concat(F.lit("b"), F.hex(column))
+    raise InputError(
+        f"input.id: column `{chosen.name}` is {kind.simpleString()}; an id must be a string, an integer, a decimal, "
+        "a date, a timestamp or binary (cast it, or leave `id` out)"
+    )

@@ -1,0 +1,104 @@
+"""The job's model as the Spark side needs it: a folder that executors see, and a few facts of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from dolly_batch.config import JobConfig
+from dolly_batch.engine.folder import ModelFolder, inspect_folder
+from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.records import EngineSpec
+from dolly_batch.spark.files import LocalFiles, files_for
+from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.resources import has_gpus
+from dolly_batch.staging.stage import stage_under
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What planning and generating need to know of the model, read without loading it."""
+
+    folder: str
+    revision: str | None
+    identity: str
+    max_positions: int
+    num_parameters: int
+    on_gpu: bool
+
+    def engine_spec(self, job: JobConfig) -> EngineSpec:
+        """What the engine hosts are to load. They refuse a folder that is no longer the planned one."""
+        return EngineSpec(
+            kind=job.engine.kind,
+            model_folder=self.folder,
+            model_sha256=self.identity,
+            dtype=job.model.dtype,
+            quantization=job.model.quantization,
+            max_batch_tokens=job.engine.max_batch_tokens,
+            num_threads=job.engine.num_threads,
+            step_timeout_s=job.engine.step_timeout_s,
+            idle_timeout_s=job.engine.idle_timeout_s,
+            load_timeout_s=job.engine.load_timeout_s,
+            echo_delay_s=job.engine.echo_delay_s,
+        )
+
+    def progress_folder(self, folder: PlanFolder, wave: int) -> str | None:
+        """Where the tasks of a wave tell how far they are, None where that would not be a plain path."""
+        if not isinstance(folder.files, LocalFiles):
+            return None
+        return folder.of("progress", f"wave={wave}")
+
+
+def resolve_model(spark: SparkSession, job: JobConfig, work: str, log: Callable[[str], None]) -> ModelFacts:
+    """Find the model, staging it under `model.stage_dir` (default `work_dir/models`) where it is not a staged folder.
+
+    Raises ModelError for a model that cannot be had or run, ConfigError when the staging folder is not a path that
+    executors can open.
+    """
+    stage_dir = _plain_path(spark, job.model.stage_dir or f"{work}/models")
+    staged = stage_under(job.model.path, stage_dir, job.model.revision, log=log)
+    if staged.warning:
+        log(staged.warning)
+    return _facts(spark, inspect_folder(staged.folder), staged.revision, staged.identity)
+
+
+def planned_model(spark: SparkSession, plan: Plan) -> ModelFacts:
+    """The model that an open plan was made with, whatever the hub says by now.
+
+    Raises ModelError when its folder is gone or holds another model.
+    """
+    folder = inspect_folder(plan.model_folder)
+    if folder.sha256 != plan.model_identity:
+        raise ModelError(
+            f"{plan.model_folder}: it is not the model that the open plan {plan.plan_id} was made with; "
+            "put that one back, or close the plan with --abandon"
+        )
+    return _facts(spark, folder, plan.model_revision, plan.model_identity)
+
+
+def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, identity: str) -> ModelFacts:
+    num_bytes = sum((folder.path / name).stat().st_size for name in folder.weight_files)
+    return ModelFacts(
+        folder=str(folder.path),
+        revision=revision,
+        identity=identity,
+        max_positions=folder.max_positions,
+        num_parameters=num_bytes // 2,
+        on_gpu=has_gpus(spark),
+    )
+
+
+def _plain_path(spark: SparkSession, path: str) -> Path:
+    """A path that Python can open on driver and executors; `dbfs:/` is mounted at `/dbfs` on Databricks."""
+    if path.startswith("dbfs:/Volumes/"):
+        return Path(path.removeprefix("dbfs:"))
+    if path.startswith("dbfs:/"):
+        return Path("/dbfs") / path.removeprefix("dbfs:/")
+    files, absolute = files_for(spark, path)
+    if isinstance(files, LocalFiles):
+        return Path(absolute)
+    raise ConfigError(
+        f"the model would be staged in {path}, which executors cannot open as a plain path; "
+        "set model.stage_dir to a mount or a Volume that driver and executors share"
+    )

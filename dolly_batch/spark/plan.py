@@ -1,0 +1,271 @@
+"""Planning: the input becomes a snapshot of what is left to do, laid out in shards and waves.
+
+    input ─ keys, statuses, token counts ─> rows ─ minus what the output holds ─> snapshot/{todo,aside,reused}
+
+The input is read once, by the first step. Everything after that reads what the first step wrote under `work_dir`.
+"""
+
+import hashlib
+import json
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from dolly_batch.config import JobConfig
+from dolly_batch.errors import InputError, Refused
+from dolly_batch.spark.columns import quoted_path
+from dolly_batch.spark.estimate import Rate, slot_rate
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.keys import content_row_key, request_header, request_key, row_key
+from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
+from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
+from dolly_batch.spark.session import num_slots
+from dolly_batch.spark.source import Source
+from dolly_batch.spark.target import Target
+
+SMALL_SHARD_ROWS = 32  # a small table is spread over the slots, but not into crumbs
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a start asks of the planner."""
+
+    job: JobConfig
+    retry: tuple[str, ...] = ()
+    limit: int | None = None
+    dry: bool = False
+    """Only count: no snapshot is kept and no plan is opened."""
+
+
+def make_plan(
+    spark: SparkSession, request: Request, source: Source, target: Target, model: ModelFacts, files: Files, work: str
+) -> tuple[PlanFolder, Plan] | Plan:
+    """Plan what is left to do, under `work/<plan_id>`.
+
+    Returns the folder and the plan; or, when nothing is left to do, the bare plan with its counts, and no folder.
+    Raises InputError for bad ids and Refused for more rows than `limits.max_rows`; nothing is left behind then.
+    """
+    draft = f"{work}/.planning-{uuid.uuid4().hex[:12]}"
+    try:
+        return _Planner(spark, request, source, target, model, files, work, draft).run()
+    finally:
+        files.delete(draft)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    spark: SparkSession
+    request: Request
+    source: Source
+    target: Target
+    model: ModelFacts
+    files: Files
+    work: str
+    draft: str
+
+    @property
+    def job(self) -> JobConfig:
+        return self.request.job
+
+    def run(self) -> tuple[PlanFolder, Plan] | Plan:
+        self._keyed().write.parquet(f"{self.draft}/keyed")
+        keyed = self.spark.read.parquet(f"{self.draft}/keyed")
+        if self.source.ids:
+            self._check_ids(keyed)
+        self._with_held(self._limited(keyed)).write.parquet(f"{self.draft}/rows")
+        rows = self.spark.read.parquet(f"{self.draft}/rows")
+        facts = read_facts(rows)
+        plan = self._draft_plan(facts)
+        if self.request.dry or self._is_done(plan):
+            return plan
+        if self.job.limits.max_rows is not None and facts.num(TODO) > self.job.limits.max_rows:
+            raise Refused(
+                f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {self.job.limits.max_rows}"
+            )
+        waves = self._lay_out(rows, facts)
+        return self._settle(plan, waves)
+
+    def _keyed(self) -> DataFrame:
+        """Each input row with its keys, its token count, and its status where it cannot run."""
+        source, job = self.source, self.job
+        instruction = source.instruction.column
+        context = F.lit(None).cast("string") if source.context is None else source.context.column
+        rows = source.df.select(
+            *(chosen.column.alias(f"id_{i}") for i, chosen in enumerate(source.ids)),
+            *(chosen.column.alias(f"keep_{i}") for i, chosen in enumerate(source.kept)),
+            (row_key(source.ids) if source.ids else F.lit("")).alias("row_key"),
+            instruction.cast("string").alias("instruction"),
+            F.when(F.length(context) > 0, context).cast("string").alias("context"),
+        )
+        header = request_header(job, self.model.identity)
+        rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
+        if not source.ids:
+            kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
+            rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
+        return judge(rows, self.model.folder, self.model.max_positions, job.generation.max_new_tokens)
+
+    def _check_ids(self, keyed: DataFrame) -> None:
+        """Refuse null and duplicate ids, unless the job wants them as rows with a status."""
+        counts = keyed.groupBy("row_key").count().filter((F.col("count") > 1) | F.col("row_key").isNull())
+        bad = counts.agg(F.sum("count"), F.count("*"), F.sum(F.when(F.col("row_key").isNull(), F.col("count")))).first()
+        num_rows = bad[0] or 0 if bad is not None else 0
+        if num_rows == 0 or bad is None:
+            return
+        if self.job.input.on_bad_id == "status":
+            if self.job.output.mode == "merge":
+                raise InputError("input.on_bad_id: with output.mode merge ids must be unique; mend them, or use append")
+            return
+        columns = ", ".join(f"`{chosen.name}`" for chosen in self.source.ids)
+        samples = counts.filter(F.col("row_key").isNotNull()).orderBy("row_key").limit(5).collect()
+        shown = "; for example " + ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in samples) if samples else ""
+        raise InputError(
+            f"input.id ({columns}): {num_rows} rows have a null or repeated id ({bad[2] or 0} null){shown}. "
+            "Ids must be unique; set input.on_bad_id: status to pass over such rows with the status duplicate_id"
+        )
+
+    def _limited(self, keyed: DataFrame) -> DataFrame:
+        if self.source.ids and self.job.input.on_bad_id == "status":
+            keyed = mark_bad_ids(keyed)
+        if self.request.limit is not None:
+            keyed = keyed.orderBy("row_key", "request_key").limit(self.request.limit)
+        return keyed
+
+    def _with_held(self, keyed: DataFrame) -> DataFrame:
+        """Each row with its state, by what the output holds, and the attempt it is on."""
+        table = self.target.read()
+        if table is None:
+            keyed = keyed.withColumn("held_status", F.lit(None).cast("string"))
+            keyed = keyed.withColumn("held_attempt", F.lit(None).cast("int"))
+        else:
+            keyed = keyed.join(self.target.held_keys(table), ["row_key", "request_key"], "left")
+        reopened = F.col("held_status").isin(*self.request.retry) if self.request.retry else F.lit(False)
+        held = F.col("held_status").isNotNull() & ~reopened
+        kept = F.lit(REUSED if self.job.output.mode == "overwrite" else HELD)
+        state = F.when(held, kept).when(F.col("status").isNotNull(), ASIDE).otherwise(TODO)
+        return keyed.select(
+            *(c for c in keyed.columns if not c.startswith("held_")),
+            state.alias("state"),
+            (F.coalesce(F.col("held_attempt"), F.lit(0)) + F.lit(1)).alias("attempt"),
+        )
+
+    def _rate(self) -> Rate:
+        return slot_rate(
+            self.model.num_parameters,
+            self.model.on_gpu,
+            self.job.engine.kind == "echo",
+            self.job.generation.max_new_tokens,
+            self.job.plan.tokens_per_s,
+        )
+
+    def _draft_plan(self, facts: Facts) -> Plan:
+        job, rate = self.job, self._rate()
+        slots = job.plan.slots or num_slots(self.spark)
+        work_s = facts.num(TODO) * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
+        destination = self.target.destination()
+        return Plan(
+            plan_id=_plan_id(job.name, destination, facts),
+            name=job.name,
+            created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            header=request_header(job, self.model.identity),
+            destination=destination,
+            model=job.model.path,
+            model_revision=self.model.revision,
+            model_identity=self.model.identity,
+            model_folder=self.model.folder,
+            output_schema=self.target.schema.json(),
+            num_ids=self.target.num_ids,
+            num_rows=sum(facts.counts.values()),
+            num_held=facts.num(HELD),
+            num_reused=facts.num(REUSED),
+            num_aside=facts.num(ASIDE),
+            aside={status: count for (state, status), count in facts.counts.items() if state == ASIDE and status},
+            waves=(),
+            num_prompt_tokens=facts.num_prompt_tokens,
+            estimated_s=work_s / slots,
+            slots=slots,
+            retries=bool(self.request.retry),
+            input_version=self.source.version,
+            token_histogram=facts.histogram,
+        )
+
+    def _is_done(self, plan: Plan) -> bool:
+        """Whether the output already is what this job would make of it."""
+        fresh = plan.num_rows - plan.num_held - plan.num_reused
+        table = self.target.read()
+        if fresh or table is None:
+            return False
+        if self.job.output.mode != "overwrite":
+            return True
+        rows = self.spark.read.parquet(f"{self.draft}/rows")
+        return _same_rows(self._as_published(rows), self._as_held(table))
+
+    def _as_published(self, rows: DataFrame) -> DataFrame:
+        return rows.select("row_key", "request_key", _hash([f"keep_{i}" for i in range(len(self.source.kept))]))
+
+    def _as_held(self, table: DataFrame) -> DataFrame:
+        keys = [self.target.row_key().alias("row_key"), F.col(self.target.own("request_key")).alias("request_key")]
+        kept = [F.col(quoted_path(name)).alias(f"keep_{i}") for i, name in enumerate(self.target.kept_names)]
+        return self._as_published(table.select(*keys, *kept))
+
+    def _lay_out(self, rows: DataFrame, facts: Facts) -> list[Wave]:
+        """Write the snapshot: the rows to answer as one file a shard, the longest prompts first in each."""
+        rate, job = self._rate(), self.job
+        num_todo = facts.num(TODO)
+        work_s = num_todo * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
+        shards = max(math.ceil(work_s / (60 * job.plan.shard_minutes)), math.ceil(num_todo / job.plan.max_shard_rows))
+        slots = job.plan.slots or num_slots(self.spark)
+        shards = max(shards, min(slots, math.ceil(num_todo / SMALL_SHARD_ROWS)), 1)
+        per_wave = job.plan.shards_per_slot * slots
+        shard = F.pmod(F.xxhash64("row_key", "request_key"), F.lit(shards)).cast("int")
+        todo = rows.filter(F.col("state") == TODO).withColumn("shard", shard)
+        todo = todo.withColumn("wave", F.floor(F.col("shard") / per_wave).cast("int"))
+        ordered = todo.repartition(min(shards, 1000), "shard").sortWithinPartitions(
+            "wave", "shard", F.desc("num_prompt_tokens")
+        )
+        ordered.drop("state", "status", "error").write.partitionBy("wave", "shard").parquet(
+            f"{self.draft}/snapshot/todo"
+        )
+        for state in (ASIDE, REUSED):
+            part = rows.filter(F.col("state") == state).drop("state", "instruction", "context")
+            part.write.parquet(f"{self.draft}/snapshot/{state}")
+        counted = todo.groupBy("wave").agg(F.count("*"), F.countDistinct("shard")).orderBy("wave").collect()
+        return [Wave(row[0], row[1], row[2]) for row in counted]
+
+    def _settle(self, draft: Plan, waves: list[Wave]) -> tuple[PlanFolder, Plan]:
+        """Move the snapshot to its name; the plan exists from here on."""
+        plan = Plan(**{**draft.__dict__, "waves": tuple(waves)})
+        self.files.delete(f"{self.draft}/keyed")
+        self.files.delete(f"{self.draft}/rows")
+        self.files.write(f"{self.draft}/{MANIFEST}", plan.to_json())
+        folder = PlanFolder(self.files, f"{self.work}/{plan.plan_id}")
+        if folder.has(MANIFEST) and not folder.is_open:
+            self.files.delete(folder.path)  # the same rows were planned, finished and have gone from the output since
+        if not self.files.rename(self.draft, folder.path):
+            theirs = folder.plan()
+            if theirs is not None:  # another start made the same plan a moment ago
+                return folder, theirs
+        return folder, plan
+
+
+def _plan_id(name: str, destination: str, facts: Facts) -> str:
+    """A hash of the snapshot. It starts with a letter, so that no reader of folders takes it for a number."""
+    text = json.dumps([name, destination, facts.digest])
+    return "p" + hashlib.sha256(text.encode()).hexdigest()[:31]
+
+
+def _hash(columns: list[str]) -> Column:
+    if not columns:
+        return F.lit("").alias("kept")
+    return F.sha2(F.to_json(F.struct(*columns)), 256).alias("kept")
+
+
+def _same_rows(left: DataFrame, right: DataFrame) -> bool:
+    """Whether two frames hold the same rows, each as often."""
+    tagged = left.withColumn("side", F.lit(1)).unionByName(right.withColumn("side", F.lit(-1)))
+    sums = tagged.groupBy("row_key", "request_key", "kept").agg(F.sum("side").alias("n")).filter(F.col("n") != 0)
+    return sums.isEmpty()

@@ -1,0 +1,220 @@
+"""Publishing: staged answers and set-aside rows become the output's rows, in one commit, whoever runs it how often."""
+
+from datetime import datetime
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from dolly_batch.errors import AuditError, Stopped
+from dolly_batch.spark.columns import ANSWER_FIELDS, quoted_path
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.partition import STAGED_SCHEMA
+from dolly_batch.spark.target import Target
+
+NEW = "__new_"
+WRITE_RETRIES = 5
+
+
+def publish(target: Target, folder: PlanFolder, plan: Plan) -> None:
+    """Commit the plan's rows. A second call, or a late one, changes nothing.
+
+    Delta: append is an insert-only MERGE on row and request key, merge a MERGE on the row key, overwrite an overwrite.
+    Parquet: append is one folder `plan_id=...`, overwrite a fresh folder; both appear by a rename.
+    Raises AuditError when staged answers are not the planned rows.
+    """
+    rows = published_rows(target, folder, plan)
+    if target.job.output.format == "parquet":
+        _publish_parquet(target, folder, plan, rows)
+    elif target.job.output.mode == "overwrite":
+        _overwrite_delta(target, plan, rows)
+    else:
+        _merge_delta(target, plan, rows)
+
+
+def staged_answers(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """The answers of all waves."""
+    paths = [folder.staged(wave.number) for wave in plan.waves]
+    reader = target.spark.read.schema(STAGED_SCHEMA)
+    return reader.parquet(*paths) if paths else target.spark.createDataFrame([], STAGED_SCHEMA)
+
+
+def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
+    """A part of the plan's snapshot: todo, aside or reused."""
+    return target.spark.read.parquet(folder.of("snapshot", part))
+
+
+def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """All rows that this plan publishes, with the output's columns. Raises AuditError unless they are the planned."""
+    answers = staged_answers(target, folder, plan)
+    num_answers = answers.count()
+    if num_answers != plan.num_todo:
+        raise AuditError(
+            f"plan {plan.plan_id}: {plan.num_todo} rows were to be answered, {num_answers} answers are staged"
+        )
+    rows = _set_aside(target, folder, plan)
+    if plan.waves:
+        todo = snapshot(target, folder, "todo").drop("instruction", "context", "num_prompt_tokens", "shard", "wave")
+        rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
+    if plan.num_reused:
+        rows = rows.unionByName(_reused(target, folder))
+    return rows
+
+
+def _set_aside(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+    none = F.lit(None)
+    aside = snapshot(target, folder, "aside").select(
+        "*",
+        none.cast("string").alias("response"),
+        none.cast("string").alias("finish_reason"),
+        none.cast("int").alias("num_completion_tokens"),
+    )
+    return _as_output(target, plan, aside)
+
+
+def _as_output(target: Target, plan: Plan, rows: DataFrame) -> DataFrame:
+    """Rows with internal names as rows of the output."""
+    created_at = datetime.fromisoformat(plan.created_at)
+    ours: dict[str, Column] = {
+        "input_truncated": F.lit(False),
+        "plan_id": F.lit(plan.plan_id),
+        "model": F.lit(plan.model),
+        "model_revision": F.lit(plan.model_revision).cast("string"),
+        "created_at": F.timestamp_micros(F.lit(int(created_at.timestamp() * 1_000_000))),
+    }
+    answer = [ours.get(field.name, F.col(field.name)).alias(target.own(field.name)) for field in ANSWER_FIELDS]
+    return rows.select(*_input_columns(target), *answer)
+
+
+def _input_columns(target: Target) -> list[Column]:
+    ids = [f"id_{i}" for i in range(target.num_ids)] or ["row_key"]
+    kept = [f"keep_{i}" for i in range(len(target.kept_names))]
+    names = [*target.id_names, *target.kept_names]
+    return [F.col(inner).alias(name) for inner, name in zip([*ids, *kept], names, strict=True)]
+
+
+def _reused(target: Target, folder: PlanFolder) -> DataFrame:
+    """Answers that the output holds already, beside the input's present columns (mode overwrite)."""
+    table = target.read()
+    if table is None:
+        raise Stopped(f"the output {target.job.output.name} is gone, whose answers this plan was to keep; --abandon it")
+    wanted = snapshot(target, folder, "reused")
+    inputs = wanted.select("row_key", "request_key", F.struct(*_input_columns(target)).alias("inputs"))
+    answers = F.struct(*(F.col(quoted_path(target.own(field.name))) for field in ANSWER_FIELDS))
+    keys = [target.row_key().alias("row_key"), F.col(quoted_path(target.own("request_key"))).alias("request_key")]
+    held = table.select(*keys, answers.alias("answers")).dropDuplicates(["row_key", "request_key"])
+    return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")
+
+
+def _sized(target: Target, rows: DataFrame) -> DataFrame:
+    """Rows in files of about `output.target_file_mb`: Spark's adaptive rebalancing counts uncompressed bytes."""
+    target.spark.conf.set("spark.sql.adaptive.advisoryPartitionSizeInBytes", f"{target.job.output.target_file_mb * 2}m")
+    return rows.hint("rebalance")
+
+
+def _publish_parquet(target: Target, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
+    files, path = target.files, target.path
+    if files is None or path is None:
+        raise Stopped("Parquet is written by path")
+    if target.job.output.mode == "append":
+        # The folder's name holds the plan's id, so the files do not.
+        rows = rows.drop(target.own("plan_id"))
+        final = f"{path}/{target.own('plan_id')}={plan.plan_id}"
+        if not files.exists(final):
+            fresh = f"{path}/_writing-{plan.plan_id}"
+            _write_parquet(target, rows, fresh)
+            if not files.rename(fresh, final):
+                files.delete(fresh)
+        return
+    parent, _, name = path.rpartition("/")
+    fresh, old = f"{parent}/.{name}.{plan.plan_id}.new", f"{parent}/.{name}.{plan.plan_id}.old"
+    if not folder.has("swapping.json"):
+        files.delete(fresh)
+        _write_parquet(target, rows, fresh)
+        # From here on a restart goes on with the swap: the rows are safe in the fresh folder.
+        folder.mark("swapping.json", {"fresh": fresh, "old": old})
+    _swap(files, path, fresh, old)
+
+
+def _swap(files: Files, path: str, fresh: str, old: str) -> None:
+    """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was."""
+    if files.exists(fresh):
+        if files.exists(path) and not files.exists(old):
+            files.rename(path, old)
+        if not files.rename(fresh, path):
+            raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
+    files.delete(old)
+
+
+def _write_parquet(target: Target, rows: DataFrame, path: str) -> None:
+    writer = _sized(target, rows).write.mode("overwrite")
+    if target.job.output.partition_by:
+        writer = writer.partitionBy(*target.job.output.partition_by)
+    writer.parquet(path)
+
+
+def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
+    writer: Any = _sized(target, rows).write.format("delta").mode("overwrite")
+    if target.job.output.partition_by:
+        writer = writer.partitionBy(*target.job.output.partition_by)
+    if target.path is not None:
+        writer.save(target.path)
+    else:
+        writer.saveAsTable(target.job.output.table)
+
+
+def _merge_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
+    """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
+    _create_delta(target)
+    columns = [field.name for field in target.schema.fields]
+    new = rows.select(*(F.col(quoted_path(name)).alias(NEW + name) for name in columns))
+    request, attempt = target.own("request_key"), target.own("attempt")
+    on = _all(_same(name) for name in target.id_names)
+    values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
+    if target.job.output.mode == "merge":
+        differs = ~_same(request) | (F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt)))
+        merge = new.mergeInto(target.identifier, on).whenMatched(differs).update(values)
+    else:
+        merge = new.mergeInto(target.identifier, on & _same(request))
+        if plan.retries:
+            later = F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt))
+            merge = merge.whenMatched(later).update(values)
+    _with_retries(merge.whenNotMatched().insert(values))
+
+
+def _with_retries(merge: Any) -> None:
+    """Commit, again after a conflict with another writer: the MERGE then sees what that one wrote."""
+    for attempt in range(1, WRITE_RETRIES + 1):
+        try:
+            return merge.merge()  # type: ignore[no-any-return]
+        except PySparkException as error:
+            condition = error.getCondition() or ""
+            if ("CONCURRENT" not in condition and "Concurrent" not in str(error)[:200]) or attempt == WRITE_RETRIES:
+                raise
+
+
+def _create_delta(target: Target) -> None:
+    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all."""
+    if target.exists():
+        return
+    writer = target.spark.createDataFrame([], target.schema).writeTo(target.identifier).using("delta")
+    if target.job.output.partition_by:
+        writer = writer.partitionedBy(*(F.col(quoted_path(name)) for name in target.job.output.partition_by))
+    try:
+        writer.create()
+    except PySparkException:
+        if not target.exists():  # it failed, and not because another start was first
+            raise
+
+
+def _same(name: str) -> Column:
+    return F.col(quoted_path(name)).eqNullSafe(F.col(quoted_path(NEW + name)))
+
+
+def _all(conditions: Any) -> Column:
+    result = F.lit(True)
+    for condition in conditions:
+        result = result & condition
+    return result

@@ -1,0 +1,124 @@
+"""What becomes of each row: runnable, or set aside with a status; and the counts over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from dolly_batch.spark.tokens import count_tokens
+
+# A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
+TODO, ASIDE, HELD, REUSED = "todo", "aside", "held", "reused"
+
+# White space of any script, control and format characters (zero-width ones among them), and the blank letters.
+BLANK = r"^[\s\p{Z}\p{Cc}\p{Cf}\u00ad\u115f\u1160\u2800\u3164\uffa0]*+$"
+
+# A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
+# that a cell of megabytes never reaches a Python worker.
+CHARACTERS_PER_TOKEN_AT_MOST = 512
+
+HISTOGRAM_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048)
+
+
+def judge(rows: DataFrame, model_folder: str, max_positions: int, max_new_tokens: int) -> DataFrame:
+    """Add `status`, `error` and `num_prompt_tokens` to rows of row_key, instruction and context.
+
+    `status` is null for a row that can run. A prompt that with `max_new_tokens` exceeds `max_positions` is `too_long`.
+    """
+    rows = rows.withColumn("fault", _fault(max_positions))
+    runs = F.col("fault").isNull()
+    counted = count_tokens(model_folder, max_positions)
+    # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
+    rows = rows.withColumn("count", counted(F.when(runs, F.col("instruction")), F.when(runs, F.col("context"))))
+    tokens = F.col("count.num_tokens")
+    too_long = (runs & (tokens + max_new_tokens > max_positions)) | (F.col("fault") == "too_long")
+    exact = ~F.coalesce(F.col("count.is_bound"), F.lit(True))
+    number = F.when(exact, tokens.cast("string")).otherwise(F.lit(f"more than {max_positions}"))
+    message = F.concat(
+        F.lit("the prompt has "),
+        number,
+        F.lit(f" tokens; with {max_new_tokens} new ones that exceeds the model's {max_positions} positions"),
+    )
+    return rows.select(
+        *(c for c in rows.columns if c not in ("fault", "count")),
+        F.when(too_long, F.lit("too_long")).otherwise(F.col("fault")).alias("status"),
+        F.when(too_long, message)
+        .when(F.col("fault") == "bad_encoding", F.lit("the text is not valid UTF-8"))
+        .alias("error"),
+        F.when(exact, tokens).alias("num_prompt_tokens"),
+    )
+
+
+def _fault(max_positions: int) -> Column:
+    """The status of a row that cannot run, as far as the JVM can tell; null for one that may."""
+    instruction, context, key = F.col("instruction"), F.col("context"), F.col("row_key")
+    valid = F.is_valid_utf8(instruction) & F.coalesce(F.is_valid_utf8(context), F.lit(True))
+    valid = valid & F.coalesce(F.is_valid_utf8(key), F.lit(True))
+    num_chars = F.length(instruction) + F.coalesce(F.length(context), F.lit(0))
+    return (
+        F.when(instruction.isNull(), "null_instruction")
+        .when(~valid, "bad_encoding")
+        .when(num_chars > max_positions * CHARACTERS_PER_TOKEN_AT_MOST, "too_long")
+        .when(instruction.rlike(BLANK), "empty_instruction")
+    )
+
+
+def mark_bad_ids(keyed: DataFrame) -> DataFrame:
+    """Rows of a null or repeated id get the status `duplicate_id`, all of them: none is more right than the others."""
+    repeated = (
+        keyed.groupBy("row_key").count().filter(F.col("count") > 1).select("row_key", F.lit(True).alias("repeated"))
+    )
+    marked = keyed.join(repeated, "row_key", "left")
+    bad = F.col("row_key").isNull() | F.col("repeated").isNotNull()
+    return marked.select(
+        *(c for c in keyed.columns if c not in ("status", "error")),
+        F.when(bad, "duplicate_id").otherwise(F.col("status")).alias("status"),
+        F.when(F.col("row_key").isNull(), "the id is null")
+        .when(bad, "the id occurs more than once")
+        .otherwise(F.col("error"))
+        .alias("error"),
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the rows once their states are: counts, tokens, and a hash that no order changes."""
+
+    counts: dict[tuple[str, str | None], int]
+    num_prompt_tokens: int
+    digest: list[str]
+    histogram: dict[str, int]
+
+    def num(self, state: str) -> int:
+        """Rows in a state."""
+        return sum(count for (found, _), count in self.counts.items() if found == state)
+
+
+def read_facts(rows: DataFrame) -> Facts:
+    """Count rows with a state, and hash them."""
+    todo = F.col("state") == TODO
+    hashed = F.xxhash64("row_key", "request_key", "attempt", "state")
+    bounds = [*HISTOGRAM_BOUNDS, None]
+    lower = [0, *(bound + 1 for bound in HISTOGRAM_BOUNDS)]
+    bins: list[Column] = []
+    for low, high in zip(lower, bounds, strict=True):
+        inside = todo & (F.col("num_prompt_tokens") >= low)
+        inside = inside if high is None else inside & (F.col("num_prompt_tokens") <= high)
+        bins.append(F.count(F.when(inside, True)))
+    found = rows.groupBy("state", "status").agg(
+        F.count("*"),
+        F.coalesce(F.sum(F.when(todo, F.col("num_prompt_tokens"))), F.lit(0)),
+        F.bit_xor(hashed),
+        F.sum(hashed.cast("decimal(38,0)")).cast("string"),
+        *bins,
+    )
+    collected: Sequence[Any] = sorted(found.collect(), key=lambda row: (row[0], row[1] or ""))
+    names = [f"<= {bound}" for bound in HISTOGRAM_BOUNDS] + [f"> {HISTOGRAM_BOUNDS[-1]}"]
+    return Facts(
+        counts={(row[0], row[1]): row[2] for row in collected},
+        num_prompt_tokens=sum(row[3] for row in collected),
+        digest=[f"{row[0]} {row[1]} {row[2]} {row[4]} {row[5]}" for row in collected],
+        histogram={name: sum(row[6 + i] for row in collected) for i, name in enumerate(names)},
+    )

@@ -1,0 +1,351 @@
+"""One start of a job: refuse, plan (or take up the open plan), generate, publish, audit.
+
+A newcomer reads `run_job` here, `answer_shard` in partition.py, and the engine's `step`: the rest lies between them.
+"""
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import FrameType
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config import JobConfig
+from dolly_batch.errors import ConfigError, DollyBatchError, Refused, Stopped
+from dolly_batch.report import ERROR_STATUSES, ProgressLine, Report, Stopwatch, say
+from dolly_batch.spark.audit import Findings, audit
+from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.keys import request_header
+from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.manifest import (
+    ABANDONED,
+    COMPLETE,
+    PUBLISHED,
+    Plan,
+    PlanFolder,
+    open_plan,
+    plan_folders,
+)
+from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
+from dolly_batch.spark.plan import Request, make_plan
+from dolly_batch.spark.probe import check_shared
+from dolly_batch.spark.publish import publish, staged_answers
+from dolly_batch.spark.session import open_session
+from dolly_batch.spark.source import open_source
+from dolly_batch.spark.target import Target, open_target, target_of
+from dolly_batch.spark.waves import Generation
+
+# The last line of a Python traceback: a dotted class name, at the line's start.
+RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
+
+RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to the job file."""
+
+    retry: tuple[str, ...] = ()
+    limit: int | None = None
+    abandon: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A plan that is being worked on, and all that the steps after planning need."""
+
+    folder: PlanFolder
+    plan: Plan
+    target: Target
+    model: ModelFacts
+
+
+def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
+    """Run a job to its end. `report` is filled as it goes, and holds what was reached when an exception leaves.
+
+    Raises the exceptions of errors.py. Whatever is raised, finished waves are kept, and the same call goes on.
+    """
+    _check_options(job, options)
+    with Stopwatch(report, "session"):
+        spark = open_session(job)
+    files, work = files_for(spark, job.work_dir)
+    _check_work_dir(files, work)
+    with stopping_on_sigterm(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
+        if options.abandon:
+            _abandon(files, work, job, report)
+            return spark
+        with Stopwatch(report, "plan"):
+            opened = _resumed(spark, job, options, files, work) or _planned(spark, job, options, files, work, report)
+        if opened is None:
+            return spark
+        _describe(opened, report)
+        if not opened.folder.has(PUBLISHED):
+            with Stopwatch(report, "generate"):
+                _generate(spark, job, opened, lock.check)
+            lock.check()
+            with Stopwatch(report, "publish"):
+                publish(opened.target, opened.folder, opened.plan)
+            opened.folder.mark(PUBLISHED, _staged_facts(opened))
+        with Stopwatch(report, "audit"):
+            findings = audit(opened.target, opened.folder, opened.plan)
+        _complete(job, opened, findings, report)
+        _sweep(files, work, job)
+    return spark
+
+
+def plan_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
+    """Make the plan of a job without opening it: counts, tokens, time; nothing is written but the staged model."""
+    _check_options(job, options)
+    spark = open_session(job)
+    files, work = files_for(spark, job.work_dir)
+    _check_work_dir(files, work)
+    source = open_source(spark, job)
+    target = open_target(spark, job, source)
+    model = resolve_model(spark, job, work, say)
+    made = make_plan(spark, Request(job, options.retry, options.limit, dry=True), source, target, model, files, work)
+    plan = made if isinstance(made, Plan) else made[1]
+    _fill(report, plan, target)
+    report.by_status = plan.aside
+    report.outcome, report.exit_code = "planned", 0
+    num_todo = plan.num_rows - plan.num_held - plan.num_reused - plan.num_aside
+    report.message = (
+        f"{job.name}: {plan.num_rows:,} input rows, {plan.num_held + plan.num_reused:,} answered already, "
+        f"{plan.num_aside:,} set aside, {num_todo:,} to answer with {job.model.path} "
+        f"({plan.num_prompt_tokens:,} prompt tokens, {plan.slots} slots)"
+    )
+    limit = job.limits.max_rows
+    if limit is not None and num_todo > limit:
+        report.message += f"; `run` will refuse that: limits.max_rows is {limit}"
+    return spark
+
+
+def _check_options(job: JobConfig, options: Options) -> None:
+    for status in options.retry:
+        if status not in RETRYABLE:
+            raise ConfigError(f"--retry {status}: not one of {', '.join(RETRYABLE)}")
+    if "duplicate_id" in options.retry:
+        raise ConfigError("--retry duplicate_id: mend the ids in the input; rows with new ids are new rows")
+    if options.retry and job.output.format == "parquet":
+        raise ConfigError("--retry needs output.format delta: rows of a Parquet table cannot be replaced")
+
+
+def _check_work_dir(files: Files, work: str) -> None:
+    marker = f"{work}/.writable"
+    try:
+        files.write(marker, "")
+        files.delete(marker)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__ != "py4j.protocol":
+            raise
+        raise ConfigError(f"work_dir {work} cannot be written: {str(error).splitlines()[0]}") from error
+
+
+def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
+    """The job's open plan, if it has one. Its input is not looked at again."""
+    found = open_plan(files, work, job.name)
+    if found is None:
+        return None
+    folder, plan = found
+    target = target_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
+    same = (
+        plan.header == request_header(job, plan.model_identity)
+        and plan.destination == target.destination()
+        and plan.model == job.model.path
+        and plan.retries == bool(options.retry)
+    )
+    if not same:
+        raise Refused(
+            f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, output or "
+            "--retry): finish it with those, or close it with --abandon and start anew"
+        )
+    model = planned_model(spark, plan)
+    check_shared(spark, files, work, target, model.folder)
+    num_done = len(folder.staged_waves())
+    say(f"going on with plan {plan.plan_id}: {num_done} of {len(plan.waves)} waves are finished")
+    return Opened(folder, plan, target, model)
+
+
+def _planned(
+    spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str, report: Report
+) -> Opened | None:
+    """A new plan, or None when nothing is left to do (the report then says so)."""
+    source = open_source(spark, job)
+    target = open_target(spark, job, source)
+    model = resolve_model(spark, job, work, say)
+    check_shared(spark, files, work, target, model.folder)
+    say(f"planning {job.name}: reading {job.input.name}")
+    made = make_plan(spark, Request(job, options.retry, options.limit), source, target, model, files, work)
+    if isinstance(made, Plan):
+        _fill(report, made, target)
+        report.outcome, report.exit_code = "nothing_to_do", 0
+        report.message = f"{job.name}: all {made.num_rows:,} rows are answered already; nothing was written"
+        return None
+    folder, plan = made
+    return Opened(folder, plan, target, model)
+
+
+def _describe(opened: Opened, report: Report) -> None:
+    plan = opened.plan
+    _fill(report, plan, opened.target)
+    say(
+        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer in {report.num_shards} shards and "
+        f"{len(plan.waves)} waves, {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
+    )
+
+
+def _fill(report: Report, plan: Plan, target: Target) -> None:
+    report.plan_id = plan.plan_id
+    report.output = target.path or target.job.output.table
+    report.model, report.model_revision = plan.model, plan.model_revision
+    report.num_input_rows = plan.num_rows
+    report.num_held_rows = plan.num_held + plan.num_reused
+    report.num_prompt_tokens = plan.num_prompt_tokens
+    report.num_waves, report.num_shards = len(plan.waves), sum(wave.num_shards for wave in plan.waves)
+    report.token_histogram, report.estimated_s = plan.token_histogram, plan.estimated_s
+
+
+def _generate(spark: SparkSession, job: JobConfig, opened: Opened, check: Callable[[], None]) -> None:
+    generation = Generation(spark, job, opened.folder, opened.plan, opened.model, check)
+    budget = job.limits.max_gpu_hours
+    seen: set[int] = set()
+    with ProgressLine(opened.plan.num_todo) as line:
+
+        def tick() -> None:
+            done = _progress_of(opened)
+            line.update(*done)
+            staged = opened.folder.staged_waves()
+            if budget is not None and staged != seen and len(staged) < len(opened.plan.waves):
+                seen.update(staged)
+                _check_budget(opened, budget)
+
+        generation.run(tick)
+
+
+def _progress_of(opened: Opened) -> tuple[int, int]:
+    """Rows answered and tokens written so far, from the tasks' own small files."""
+    files, total_rows, total_tokens = opened.folder.files, 0, 0
+    staged = opened.folder.staged_waves()
+    for wave in opened.plan.waves:
+        rows = tokens = 0
+        if isinstance(files, LocalFiles):
+            folder = opened.folder.of("progress", f"wave={wave.number}")
+            for name in files.list_names(folder):
+                numbers = (files.read(f"{folder}/{name}") or "").split()
+                if not name.startswith(".") and len(numbers) == 2:
+                    rows, tokens = rows + int(numbers[0]), tokens + int(numbers[1])
+        total_rows += wave.num_rows if wave.number in staged else min(rows, wave.num_rows)
+        total_tokens += tokens
+    return total_rows, total_tokens
+
+
+def _check_budget(opened: Opened, max_gpu_hours: float) -> None:
+    staged = [opened.folder.staged(number) for number in sorted(opened.folder.staged_waves())]
+    if not staged:
+        return
+    row = opened.target.spark.read.parquet(*staged).agg(F.sum("busy_s")).first()
+    hours = (row[0] or 0.0) / 3600 if row is not None else 0.0
+    if hours > max_gpu_hours:
+        raise Stopped(
+            f"stopped: tasks have been busy for {hours:.2f} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "
+            "raise it and run the same command to go on"
+        )
+
+
+def _staged_facts(opened: Opened) -> dict[str, object]:
+    """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
+    answers = staged_answers(opened.target, opened.folder, opened.plan)
+    statuses = {row[0]: row[1] for row in answers.groupBy("status").count().collect()}
+    loads = answers.groupBy("engine_id").agg(F.max("engine_load").alias("loads")).agg(F.sum("loads")).first()
+    by_status = dict(opened.plan.aside)
+    for status, count in statuses.items():
+        by_status[status] = by_status.get(status, 0) + count
+    return {
+        "by_status": by_status,
+        "model_loads": int(loads[0] or 0) if loads is not None else 0,
+        "num_published": opened.plan.num_planned,
+    }
+
+
+def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report) -> None:
+    facts = opened.folder.facts(PUBLISHED)
+    report.by_status = findings.by_status
+    report.num_completion_tokens = findings.num_completion_tokens
+    report.model_loads = facts.get("model_loads", 0)
+    report.num_published_rows = opened.plan.num_planned
+    report.num_answered_by_model = opened.plan.num_todo
+    report.outcome = "complete"
+    report.judge_errors(job.limits.max_error_share)
+    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none lost, none twice"
+    if report.exit_code == 3:
+        report.message += (
+            f"; {report.error_share:.1%} of them are errors, more than limits.max_error_share = "
+            f"{job.limits.max_error_share:.1%} (exit 3)"
+        )
+    opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
+    opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows})
+
+
+def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
+    report.outcome, report.exit_code = "abandoned", 0
+    found = open_plan(files, work, job.name)
+    if found is None:
+        report.message = f"{job.name}: there is no open plan"
+        return
+    folder, plan = found
+    folder.mark(ABANDONED, {})
+    folder.discard_rows()
+    report.plan_id = plan.plan_id
+    report.message = f"{job.name}: plan {plan.plan_id} is closed; its {plan.num_todo:,} rows are open again"
+
+
+def _sweep(files: Files, work: str, job: JobConfig) -> None:
+    """Delete the prompts and answers of this job's finished plans, `work.keep_days` after they were planned."""
+    for folder in plan_folders(files, work):
+        plan = folder.plan()
+        if plan is None or plan.name != job.name or folder.is_open:
+            continue
+        age = datetime.now(datetime.fromisoformat(plan.created_at).tzinfo) - datetime.fromisoformat(plan.created_at)
+        if age >= timedelta(days=job.work.keep_days):
+            folder.discard_rows()
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM, which clusters and schedulers send, as Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def error_of(error: BaseException) -> DollyBatchError:
+    """Any fault of a run as one of ours, so that every command ends with a message and an exit code."""
+    if isinstance(error, DollyBatchError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped("stopped by hand; finished waves are kept, and the same command goes on from there")
+    return Stopped(_first_cause(error))
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong, in a line: of an error in a Python worker, its last line and not the trace above it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if RAISED.match(line)]
+    if raised:
+        return f"a task failed: {raised[-1].strip()}"
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"

@@ -1,0 +1,136 @@
+"""The input: read once, as it was when the plan began, with its columns checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config import InputConfig, JobConfig
+from dolly_batch.errors import InputError
+from dolly_batch.spark.columns import Chosen, choose
+from dolly_batch.spark.keys import row_key
+from dolly_batch.spark.session import is_connect
+
+CORRUPT = "_corrupt_record"
+
+# Cells with line breaks and doubled quotes are the rule in tables of text, and Spark's defaults garble both. A line
+# with too few or too many cells is an error: Spark's default fills it with nulls.
+CSV_OPTIONS = {"header": "true", "multiLine": "true", "escape": '"', "mode": "FAILFAST", "inferSchema": "false"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input table, before any row of it is read: what the job's columns are called and typed."""
+
+    df: DataFrame
+    ids: tuple[Chosen, ...]
+    kept: tuple[Chosen, ...]
+    instruction: Chosen
+    context: Chosen | None
+    version: int | None
+    """The pinned version of a Delta input."""
+
+
+def open_source(spark: SparkSession, job: JobConfig) -> Source:
+    """Open the input and find its columns.
+
+    Raises InputError, which names the column or the path and what was found there, for all that can be seen without
+    reading rows: a table or column that is not there, a type that cannot be used.
+    """
+    df, version = _read(spark, job.input)
+    if job.input.where is not None:
+        df = _filtered(df, job.input.where)
+    ids = tuple(choose(df, name, "input.id") for name in job.input.id_columns)
+    if ids:
+        row_key(ids)
+    kept = tuple(choose(df, name, "output.keep") for name in job.output.keep)
+    instruction = _text(choose(df, job.input.instruction, "input.instruction"), "input.instruction")
+    context = None
+    if job.input.context is not None:
+        context = _text(choose(df, job.input.context, "input.context"), "input.context")
+    return Source(df, ids, kept, instruction, context, version)
+
+
+def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
+    """The files that the input is read from."""
+    try:
+        return df.inputFiles()
+    except PySparkException as error:
+        raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
+
+
+def _read(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
+    try:
+        if config.table is not None:
+            return spark.table(config.table), None
+        if config.format == "delta":
+            return _read_delta(spark, config)
+        return _read_files(spark, config), None
+    except PySparkException as error:
+        raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
+
+
+def _read_delta(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
+    options = dict(config.options)
+    chosen = any(key.lower() in ("versionasof", "timestampasof") for key in options)
+    # Over Spark Connect the version is not asked for (that needs a plugin on the server): the rows are read by one
+    # query, and so from one version, either way.
+    if not chosen and not is_connect(spark):
+        options["versionAsOf"] = str(_latest_version(spark, str(config.path)))
+    version = next((int(value) for key, value in options.items() if key.lower() == "versionasof"), None)
+    return spark.read.format("delta").options(**options).load(config.path), version
+
+
+def _latest_version(spark: SparkSession, path: str) -> int:
+    from delta.tables import DeltaTable
+
+    row = DeltaTable.forPath(spark, path).history(1).select("version").first()
+    return int(row[0]) if row is not None else 0
+
+
+def _read_files(spark: SparkSession, config: InputConfig) -> DataFrame:
+    reader: Any = spark.read
+    if config.format == "csv":
+        reader = reader.options(**CSV_OPTIONS)
+    if config.format == "json":
+        # Every value as the text that stands in the file: `007` stays `007`, `1.0` stays `1.0`.
+        reader = reader.option("primitivesAsString", "true")
+    if config.columns is not None:
+        reader = reader.schema(config.columns).option("mode", "FAILFAST")
+    df: DataFrame = reader.options(**config.options).format(config.format).load(config.path)
+    if config.format == "json" and config.columns is None and CORRUPT in df.columns:
+        raise InputError(
+            f"input {config.name}: some lines are not JSON objects; mend them, or leave them out with "
+            "input.options {mode: DROPMALFORMED} (for one object over many lines: {multiLine: 'true'})"
+        )
+    return df
+
+
+def _filtered(df: DataFrame, where: str) -> DataFrame:
+    try:
+        filtered = df.filter(F.expr(where))
+        _ = filtered.schema  # Spark Connect finds faults only when asked for the schema
+    except AnalysisException as error:
+        raise InputError(f"input.where: {_reason(error)}") from error
+    return filtered
+
+
+def _text(chosen: Chosen, key: str) -> Chosen:
+    if isinstance(chosen.type, (T.StringType, T.VarcharType, T.CharType)):
+        return chosen
+    raise InputError(
+        f"{key}: column `{chosen.name}` is {chosen.type.simpleString()}, and must be string; "
+        "cast it in a view or a query before this job"
+    )
+
+
+def _reason(error: PySparkException) -> str:
+    """Spark's message without the plan that it appends, and never the content of a record."""
+    condition = error.getCondition() or ""
+    if "MALFORMED" in condition or "CANNOT_PARSE" in condition:
+        return f"[{condition}] a record does not have the columns of the schema"
+    return str(error).split("\n")[0].split(";\n")[0].strip()

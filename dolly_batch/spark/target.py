@@ -1,0 +1,177 @@
+"""The output as it stands: whether it can take this job's rows, and which of them it holds already."""
+
+import os
+import posixpath
+from dataclasses import dataclass
+from urllib.parse import unquote, urlparse
+
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config import JobConfig
+from dolly_batch.errors import OutputError
+from dolly_batch.spark.columns import ANSWER_FIELDS, Chosen, output_schema, own, quoted_path, schema_difference
+from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.keys import row_key
+from dolly_batch.spark.source import Source, input_files
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a job's rows go, opened and checked."""
+
+    spark: SparkSession
+    job: JobConfig
+    schema: T.StructType
+    num_ids: int
+    path: str | None
+    """The output's folder made absolute, None for a catalog table."""
+    files: Files | None
+
+    @property
+    def identifier(self) -> str:
+        """The table's name as Spark parses it."""
+        if self.path is not None:
+            return quoted_path("delta", self.path)
+        return str(self.job.output.table)
+
+    @property
+    def id_names(self) -> list[str]:
+        """The output's id columns (`row_key` where the input has no id)."""
+        return self.schema.names[: max(1, self.num_ids)]
+
+    @property
+    def kept_names(self) -> list[str]:
+        """The output's kept columns."""
+        return self.schema.names[max(1, self.num_ids) : -len(ANSWER_FIELDS)]
+
+    def own(self, name: str) -> str:
+        """The output's name of one of our own columns."""
+        return own(self.job, name)
+
+    def exists(self) -> bool:
+        """Whether there is a table yet."""
+        return self.read() is not None
+
+    def read(self) -> DataFrame | None:
+        """The table as it is now, None where there is none yet. Raises OutputError when it is something else."""
+        if self.path is None:
+            name = str(self.job.output.table)
+            return self.spark.table(name) if self.spark.catalog.tableExists(name) else None
+        names = self.files.list_names(self.path) if self.files is not None else []
+        is_delta = "_delta_log" in names
+        if not is_delta and all(name.startswith(("_", ".")) for name in names):
+            return None
+        if is_delta != (self.job.output.format == "delta"):
+            found = "a Delta table" if is_delta else "a folder that is not a Delta table"
+            raise OutputError(f"output {self.path}: output.format is {self.job.output.format}, and it is {found}")
+        try:
+            return self._load()
+        except PySparkException as error:
+            raise OutputError(f"output {self.path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def _load(self) -> DataFrame | None:
+        if self.job.output.format == "delta":
+            return self.spark.read.format("delta").load(self.path)
+        if not self._has_parquet():
+            raise OutputError(f"output {self.path} is not empty, and holds no Parquet table; name an empty folder")
+        # `plan_id=...` folders: a plan's id is text, whatever it looks like.
+        df = self.spark.read.option("mergeSchema", "false").parquet(str(self.path))
+        plan_id = own(self.job, "plan_id")
+        return df.withColumn(plan_id, F.col(plan_id).cast("string")) if plan_id in df.columns else df
+
+    def _has_parquet(self) -> bool:
+        names = self.files.list_names(str(self.path)) if self.files is not None else []
+        return any(name.endswith(".parquet") or "=" in name for name in names)
+
+    def held_keys(self, table: DataFrame) -> DataFrame:
+        """(row_key, request_key, held_status, held_attempt) of the rows it holds, one each."""
+        keys = table.select(
+            self.row_key().alias("row_key"),
+            F.col(self.own("request_key")).alias("request_key"),
+            F.struct(F.col(self.own("attempt")).alias("attempt"), F.col(self.own("status")).alias("status")).alias("h"),
+        )
+        latest = keys.groupBy("row_key", "request_key").agg(F.max("h").alias("h"))
+        return latest.select(
+            "row_key",
+            "request_key",
+            F.col("h.status").alias("held_status"),
+            F.col("h.attempt").alias("held_attempt"),
+        )
+
+    def row_key(self) -> Column:
+        """The row key of an output row, from its own columns."""
+        if self.num_ids == 0:
+            return F.col(quoted_path(self.own("row_key")))
+        fields = self.schema.fields[: self.num_ids]
+        return row_key([Chosen(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
+
+    def destination(self) -> str:
+        """Where and how the rows go, as text: a plan is resumed only for the same."""
+        output = self.job.output
+        return f"{output.format} {self.path or output.table} {output.mode} {','.join(f.name for f in self.schema)}"
+
+
+def open_target(spark: SparkSession, job: JobConfig, source: Source) -> Target:
+    """Open the output and check that it can take the job's rows.
+
+    Raises OutputError for a column that collides, a table of another schema (with the difference), a table of
+    another task, or an output that is (or lies in, or holds) the input. Nothing is written.
+    """
+    target = target_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
+    _refuse_input_as_output(spark, target, input_files(source.df, job.input))
+    try:
+        table = target.read()
+    except AnalysisException as error:
+        raise OutputError(f"output {job.output.name}: {str(error).splitlines()[0]}") from error
+    if table is not None:
+        difference = schema_difference(target.schema, table.schema)
+        if difference:
+            lines = "\n".join(f"  {line}" for line in difference)
+            raise OutputError(
+                f"output {job.output.name} has another schema than this job writes:\n{lines}\n"
+                "write to another output, or change id, output.keep or output.prefix to fit"
+            )
+    return target
+
+
+def target_of(spark: SparkSession, job: JobConfig, schema: T.StructType, num_ids: int) -> Target:
+    """The job's output, with the schema it was planned with."""
+    path, files = None, None
+    if job.output.path is not None:
+        files, path = files_for(spark, job.output.path)
+    return Target(spark, job, schema, num_ids, path, files)
+
+
+def _refuse_input_as_output(spark: SparkSession, target: Target, inputs: object) -> None:
+    location = target.path or _location(spark, str(target.job.output.table))
+    if location is None:
+        return
+    output = _real(location)
+    for file in list(inputs):  # type: ignore[call-overload]
+        source = _real(file)
+        if source == output or source.startswith(output + "/"):
+            raise OutputError(f"the output {target.job.output.name} holds the input's files; name another folder")
+    configured = target.job.input.path
+    if configured is not None:
+        root = _real(files_for(spark, configured)[1])
+        if output == root or output.startswith(root + "/"):
+            raise OutputError(f"the output {target.job.output.name} lies in the input's folder; name another one")
+
+
+def _location(spark: SparkSession, table: str) -> str | None:
+    """Where a catalog table's files lie, None for one that does not exist yet."""
+    if not spark.catalog.tableExists(table):
+        return None
+    rows = spark.table(table).inputFiles()
+    return posixpath.dirname(rows[0]) if rows else None
+
+
+def _real(path: str) -> str:
+    """A path with its links, `//` and `..` resolved where this process can see it, else normalised as text."""
+    parsed = urlparse(path)
+    if parsed.scheme in ("", "file"):
+        return os.path.realpath(unquote(parsed.path) if parsed.scheme else path)
+    return f"{parsed.scheme}://{parsed.netloc}{posixpath.normpath(parsed.path)}"

@@ -1,0 +1,114 @@
+"""Generating: each unfinished wave of a plan is one Spark job that ends in a folder of staged answers.
+
+A wave is written to a folder of this start's own and renamed to `staging/wave=N` when Spark has committed it. So a
+finished wave is there whole, an unfinished one not at all, and two starts cannot mix their files.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+from dolly_batch.config import JobConfig
+from dolly_batch.spark.manifest import Plan, PlanFolder, Wave
+from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.partition import STAGED_SCHEMA, ShardTask, answer_shard
+from dolly_batch.spark.resources import gpu_profile
+
+TODO_SCHEMA = T.StructType(
+    [
+        T.StructField("row_key", T.StringType()),
+        T.StructField("request_key", T.StringType()),
+        T.StructField("instruction", T.StringType()),
+        T.StructField("context", T.StringType()),
+        T.StructField("num_prompt_tokens", T.IntegerType()),
+    ]
+)
+
+# One file is one task: with an open cost as high as the largest split, no two files share a partition, and no file of
+# a shard (a few megabytes) is ever split.
+ONE_FILE_A_TASK = {
+    "spark.sql.files.maxPartitionBytes": str(4 << 30),
+    "spark.sql.files.openCostInBytes": str(4 << 30),
+}
+
+
+@dataclass
+class Generation:
+    """The generating of one start: which waves are left, and how to run them."""
+
+    spark: SparkSession
+    job: JobConfig
+    folder: PlanFolder
+    plan: Plan
+    model: ModelFacts
+    check: Callable[[], None]
+    """Raises when this start must not go on (another one has taken over)."""
+    start_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @property
+    def tag(self) -> str:
+        """The tag of all Spark jobs of this start's waves."""
+        return f"dolly_batch-{self.start_id}"
+
+    def left(self) -> list[Wave]:
+        """The waves without staged answers, in order."""
+        done = self.folder.staged_waves()
+        return [wave for wave in self.plan.waves if wave.number not in done]
+
+    def run(self, tick: Callable[[], None]) -> None:
+        """Run what is left, `plan.waves_in_flight` waves at a time, so that no slot waits for the end of one.
+
+        `tick` is called about four times a second. Any exception, KeyboardInterrupt among them, cancels the running
+        jobs; finished waves stay.
+        """
+        waiting = self.left()
+        running: set[Future[None]] = set()
+        with one_file_a_task(self.spark), ThreadPoolExecutor(self.job.plan.waves_in_flight) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.job.plan.waves_in_flight:
+                        running.add(pool.submit(self._run_wave, waiting.pop(0)))
+                    finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                    tick()
+            except BaseException:
+                self.spark.interruptTag(self.tag)
+                raise
+
+    def _run_wave(self, wave: Wave) -> None:
+        self.spark.addTag(self.tag)
+        own = self.folder.of("staging", f".wave={wave.number}.{self.start_id}")
+        source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
+        todo = self.spark.read.schema(TODO_SCHEMA).parquet(source).select(*TODO_SCHEMA.names)
+        task = ShardTask(
+            spec=self.model.engine_spec(self.job),
+            params=self.job.generation.params,
+            seed=self.job.generation.seed,
+            progress=self.model.progress_folder(self.folder, wave.number),
+        )
+        profile = gpu_profile(self.spark)
+        answered = todo.mapInPandas(partial(answer_shard, task), STAGED_SCHEMA, profile=profile)
+        answered.write.mode("overwrite").parquet(own)
+        self.check()
+        if not self.folder.files.rename(own, self.folder.staged(wave.number)):
+            self.folder.files.delete(own)
+
+
+@contextmanager
+def one_file_a_task(spark: SparkSession) -> Iterator[None]:
+    """Have each file of a shard read by a task of its own, for as long as the context lasts."""
+    before = {key: str(spark.conf.get(key)) for key in ONE_FILE_A_TASK}
+    for key, value in ONE_FILE_A_TASK.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            spark.conf.set(key, value)

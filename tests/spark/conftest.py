@@ -1,0 +1,54 @@
+"""Real local Spark for the tests of this folder: one session for the whole run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from dolly_batch.spark.session import open_session
+from tests.spark.desk import Desk, echo_document, load_job_text
+
+SESSION_CONF = {"spark.sql.shuffle.partitions": "4", "spark.databricks.delta.snapshotPartitions": "2"}
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SparkSession, str | None]]:
+    """The one session, and why it is without Delta: None where the connector resolves."""
+    folder = tmp_path_factory.mktemp("session")
+    document = echo_document(folder)
+    conf = {**SESSION_CONF, "spark.sql.warehouse.dir": str(folder / "warehouse")}
+    document["spark"] = {"master": "local[2]", "conf": conf}
+    reason = None
+    try:
+        document["output"]["format"] = "delta"
+        spark = open_session(load_job_text(folder, document))
+    except Exception as error:  # whatever keeps the JVM from starting with the connector
+        reason = f"the Delta connector cannot be resolved (DELTA_JARS may name its jars): {str(error)[:200]}"
+        document["output"]["format"] = "parquet"
+        spark = open_session(load_job_text(folder, document))
+    yield spark, reason
+    spark.stop()
+
+
+@pytest.fixture(scope="session")
+def spark(session: tuple[SparkSession, str | None]) -> SparkSession:
+    """The session that every job of these tests runs in."""
+    return session[0]
+
+
+@pytest.fixture
+def desk(spark: SparkSession, tmp_path: Path) -> Desk:
+    """A desk with an echo job: Parquet, overwrite, ids in `id`."""
+    return Desk(spark, tmp_path, echo_document(tmp_path))
+
+
+@pytest.fixture
+def delta_desk(session: tuple[SparkSession, str | None], tmp_path: Path) -> Desk:
+    """A desk with an echo job into a Delta table, mode append."""
+    spark, reason = session
+    if reason:
+        pytest.skip(reason)
+    document = echo_document(tmp_path)
+    document["output"] |= {"format": "delta", "mode": "append"}
+    return Desk(spark, tmp_path, document)

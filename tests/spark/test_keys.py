@@ -1,0 +1,119 @@
+"""Keys: what tells rows apart, what tells questions apart, and that neither moves."""
+
+from collections import Counter
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.errors import InputError
+from dolly_batch.spark.columns import Chosen
+from dolly_batch.spark.keys import request_key, row_key
+from tests.spark.desk import Desk, questions
+
+
+def row_keys(spark: SparkSession, kind: T.DataType, values: list[Any]) -> list[str | None]:
+    schema = T.StructType([T.StructField("n", T.IntegerType()), T.StructField("x", kind)])
+    df = spark.createDataFrame(list(enumerate(values)), schema)
+    return [row[0] for row in df.orderBy("n").select(row_key([Chosen(F.col("x"), "x", kind)])).collect()]
+
+
+def test_equal_ids_of_different_width_have_one_key_and_different_types_do_not(spark: SparkSession) -> None:
+    assert row_keys(spark, T.IntegerType(), [7]) == row_keys(spark, T.LongType(), [7]) == ["i7"]
+    wide = row_keys(spark, T.DecimalType(10, 2), [Decimal("7.00"), Decimal("7.50"), Decimal("70.00")])
+    assert wide == ["d7", "d7.5", "d70"]
+    assert row_keys(spark, T.DecimalType(10, 0), [Decimal(70)]) == ["d70"]
+    assert row_keys(spark, T.StringType(), ["7", "007", ""]) == ["s7", "s007", "s"]
+    assert row_keys(spark, T.DateType(), [date(2024, 1, 2)]) == ["D2024-01-02"]
+    assert row_keys(spark, T.BinaryType(), [b"\x00\xff"]) == ["b00FF"]
+    assert row_keys(spark, T.StringType(), [None]) == [None]
+
+
+def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) -> None:
+    df = spark.createDataFrame([("a", "bc"), ("ab", "c"), ("1:a", ""), ("", "1:a")], "x string, y string")
+    chosen = [Chosen(F.col(name), name, T.StringType()) for name in ("x", "y")]
+    keys = [row[0] for row in df.select(row_key(chosen)).collect()]
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize("kind", [T.DoubleType(), T.BooleanType(), T.ArrayType(T.StringType())])
+def test_an_id_without_an_exact_text_is_refused(kind: T.DataType) -> None:
+    with pytest.raises(InputError, match="`x` is"):
+        row_key([Chosen(F.col("x"), "x", kind)])
+
+
+texts = st.one_of(st.none(), st.text(alphabet="ab:1-\u00e9\U0001f600", max_size=4))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(texts, texts), min_size=40, max_size=60))
+def test_request_keys_are_equal_exactly_for_equal_questions(
+    spark: SparkSession, pairs: list[tuple[str | None, str | None]]
+) -> None:
+    df = spark.createDataFrame(pairs, "i string, c string")
+    keys = [row[0] for row in df.select(request_key("{}", F.col("i"), F.col("c"))).collect()]
+    asked = [(instruction, context or None) for instruction, context in pairs]
+    assert len(set(zip(asked, keys, strict=True))) == len(set(asked)) == len(set(keys))
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_new_ids_with_old_prompts_are_new_rows(delta_desk: Desk) -> None:
+    delta_desk.put(questions(5))
+    delta_desk.run()
+    delta_desk.put([*questions(5), {**questions(1)[0], "id": "new"}])
+    report = delta_desk.run()
+    assert report.num_published_rows == 1
+    assert len(delta_desk.rows("delta")) == 6
+
+
+def test_a_changed_prompt_is_a_new_row_beside_the_old_one(delta_desk: Desk) -> None:
+    delta_desk.put(questions(5))
+    delta_desk.run()
+    delta_desk.put([{**questions(1)[0], "instruction": "Changed."}, *questions(4, start=1)])
+    assert delta_desk.run().num_published_rows == 1
+    assert Counter(row["id"] for row in delta_desk.rows("delta"))["r00000"] == 2
+
+
+@pytest.mark.parametrize("change", [{"max_new_tokens": 9}, {"do_sample": True}])
+def test_other_parameters_are_other_questions(delta_desk: Desk, change: dict[str, Any]) -> None:
+    delta_desk.put(questions(3))
+    delta_desk.run()
+    assert delta_desk.run(generation=change).num_published_rows == 3
+
+
+def test_the_seed_matters_only_when_sampling(delta_desk: Desk) -> None:
+    delta_desk.put(questions(3))
+    delta_desk.run(generation={"seed": 1})
+    assert delta_desk.run(generation={"seed": 2}).outcome == "nothing_to_do"
+
+
+def test_rows_without_ids_are_told_apart_by_content_and_number(desk: Desk) -> None:
+    rows = [{"instruction": text, "tag": tag} for text, tag in [("a", "x"), ("a", "x"), ("a", "y"), ("b", "x")]]
+    desk.put(rows)
+    job: dict[str, Any] = {"input": {"id": None, "context": None}, "output": {"mode": "append", "keep": ["tag"]}}
+    desk.run(**job)
+    found = desk.rows()
+    assert len({row["row_key"] for row in found}) == 4
+    assert Counter((row["response"], row["tag"]) for row in found) == Counter(
+        (r["instruction"], r["tag"]) for r in rows
+    )
+    more = [{"instruction": "a", "tag": "aa"}, {"instruction": "a", "tag": "x"}, *rows]
+    desk.put(more)
+    assert desk.run(**job).num_published_rows == 2
+    found = desk.rows()
+    assert Counter((row["response"], row["tag"]) for row in found) == Counter(
+        (r["instruction"], r["tag"]) for r in more
+    )
+
+
+def test_ids_keep_their_text(desk: Desk) -> None:
+    (desk.folder / "input.csv").write_text('id,instruction\n007,"say ""hi"",\nplease"\n08,x\n', encoding="utf-8")
+    desk.run(input={"path": str(desk.folder / "input.csv"), "format": "csv", "context": None})
+    rows = {row["id"]: row["response"] for row in desk.rows()}
+    assert rows == {"007": 'say "hi",\nplease', "08": "x"}

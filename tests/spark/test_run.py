@@ -1,0 +1,180 @@
+"""A job from its input to its output: rows in = rows out, and a second run writes nothing."""
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.spark.run import Options
+from tests.spark.desk import Desk, questions
+
+OURS = [
+    "response", "status", "error", "finish_reason", "num_prompt_tokens", "num_completion_tokens", "input_truncated",
+    "request_key", "plan_id", "attempt", "model", "model_revision", "created_at",
+]  # fmt: skip
+
+
+def files_of(folder: Path) -> dict[str, float]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_every_row_is_answered_once_and_a_second_run_writes_nothing(desk: Desk) -> None:
+    desk.put(questions(50))
+    report = desk.run(plan={"max_shard_rows": 7, "shards_per_slot": 1, "slots": 2})
+    assert (report.outcome, report.exit_code, report.num_waves > 2) == ("complete", 0, True)
+    rows = desk.rows()
+    assert sorted(row["id"] for row in rows) == [row["id"] for row in questions(50)]
+    assert all(row["response"].startswith(f"Say the number {int(row['id'][1:])}.") for row in rows)
+    assert {row["status"] for row in rows} == {"ok"}
+    before = files_of(desk.out)
+    again = desk.run()
+    assert (again.outcome, again.exit_code) == ("nothing_to_do", 0)
+    assert files_of(desk.out) == before
+
+
+def test_columns_stand_in_the_order_of_the_contract(desk: Desk) -> None:
+    desk.put([{"id": "a", "instruction": "x", "category": "c"}])
+    desk.run(output={"keep": ["category"]}, input={"context": None})
+    assert desk.spark.read.parquet(str(desk.out)).columns == ["id", "category", *OURS]
+    row = desk.rows()[0]
+    assert row["created_at"].tzinfo is None
+    assert abs((datetime.now(UTC).replace(tzinfo=None) - row["created_at"]).total_seconds()) < 300
+    assert (row["model"], row["attempt"], row["input_truncated"]) == ("tiny", 1, False)
+
+
+BAD = [
+    ({"id": "1", "instruction": None}, "null_instruction"),
+    ({"id": "2", "instruction": ""}, "empty_instruction"),
+    ({"id": "3", "instruction": " \t\n\u3000"}, "empty_instruction"),
+    ({"id": "4", "instruction": "\u200b\u200d\ufeff"}, "empty_instruction"),
+    ({"id": "5", "instruction": "word " * 3000}, "too_long"),
+    ({"id": "6", "instruction": "ok {instruction} %s \\ {}"}, "ok"),
+    ({"id": "7", "instruction": "\U0001f468‍\U0001f469‍\U0001f467 עברית \u202e"}, "ok"),
+]
+
+
+def test_rows_that_cannot_run_get_their_status_and_no_model(desk: Desk) -> None:
+    desk.put([row for row, _ in BAD])
+    report = desk.run(input={"context": None}, output={"keep": ["instruction"]}, limits={"max_error_share": 1.0})
+    rows = {row["id"]: row for row in desk.rows()}
+    assert {id: row["status"] for id, row in rows.items()} == {row["id"]: status for row, status in BAD}
+    for row, _ in BAD:
+        assert rows[str(row["id"])]["instruction"] == row["instruction"]
+    assert "2048" in rows["5"]["error"]
+    assert rows["5"]["num_prompt_tokens"] > 2048 - 256
+    assert report.by_status == Counter(status for _, status in BAD)
+    assert all(rows[id]["response"] is None for id in "12345")
+
+
+def test_more_errors_than_allowed_end_in_exit_3(desk: Desk) -> None:
+    desk.put([*questions(9), {"id": "long", "instruction": "word " * 3000}])
+    assert desk.run(limits={"max_error_share": 0.05}).exit_code == 3
+    assert len(desk.rows()) == 10
+
+
+def test_an_empty_table_gives_an_empty_table_and_no_model_load(desk: Desk) -> None:
+    desk.spark.createDataFrame([], "id string, instruction string, n int").write.parquet(str(desk.folder / "empty"))
+    report = desk.run(
+        input={"path": str(desk.folder / "empty"), "format": "parquet", "context": None}, output={"keep": ["n"]}
+    )
+    assert (report.exit_code, report.model_loads) == (0, 0)
+    table = desk.spark.read.parquet(str(desk.out))
+    assert (table.columns, table.count()) == (["id", "n", *OURS], 0)
+
+
+def test_invalid_utf8_is_one_rows_fault(desk: Desk) -> None:
+    df = desk.spark.range(200).selectExpr(
+        "cast(id as string) id",
+        "case when id = 77 then cast(x'ff41' as string) else concat('say ', id) end instruction",
+        "case when id = 78 then cast(x'c3' as string) end note",
+    )
+    df.write.parquet(str(desk.folder / "in"))
+    desk.run(input={"path": str(desk.folder / "in"), "format": "parquet", "context": None}, output={"keep": ["note"]})
+    counts = Counter(row["status"] for row in desk.spark.read.parquet(str(desk.out)).select("id", "status").collect())
+    assert counts == {"ok": 199, "bad_encoding": 1}
+
+
+def test_a_cell_of_ten_megabytes_is_set_aside(desk: Desk) -> None:
+    desk.put([*questions(3), {"id": "huge", "instruction": "x" * 10_000_000}])
+    desk.run(limits={"max_error_share": 1.0})
+    huge = next(row for row in desk.rows() if row["id"] == "huge")
+    assert (huge["status"], huge["num_prompt_tokens"]) == ("too_long", None)
+
+
+def test_limit_takes_the_first_rows_by_key_and_the_next_run_takes_the_rest(desk: Desk) -> None:
+    desk.put(questions(20))
+    assert desk.run(Options(limit=5)).num_published_rows == 5
+    assert sorted(row["id"] for row in desk.rows()) == [f"r{i:05d}" for i in range(5)]
+    report = desk.run()
+    assert (report.num_answered_by_model, report.num_held_rows) == (15, 5)
+    assert sorted(row["id"] for row in desk.rows()) == [f"r{i:05d}" for i in range(20)]
+
+
+def test_overwrite_pays_only_for_what_changed(desk: Desk) -> None:
+    desk.put(questions(10))
+    desk.run()
+    changed = [*questions(8), {"id": "r00008", "instruction": "Another question."}, *questions(1, start=40)]
+    desk.put(changed)
+    report = desk.run()
+    assert (report.num_answered_by_model, report.num_held_rows) == (2, 8)
+    rows = {row["id"]: row for row in desk.rows()}
+    assert sorted(rows) == sorted(row["id"] for row in changed)
+    assert rows["r00008"]["response"].startswith("Another question.")
+    assert len({row["plan_id"] for row in rows.values()}) == 2
+
+
+def test_overwrite_takes_over_changed_kept_columns_without_the_model(desk: Desk) -> None:
+    desk.put([{**row, "tag": "old"} for row in questions(4)])
+    desk.run(output={"keep": ["tag"]})
+    desk.put([{**row, "tag": "new"} for row in questions(4)])
+    report = desk.run(output={"keep": ["tag"]})
+    assert (report.outcome, report.num_answered_by_model) == ("complete", 0)
+    assert {row["tag"] for row in desk.rows()} == {"new"}
+
+
+def test_parquet_append_adds_a_folder_and_never_a_row_twice(desk: Desk) -> None:
+    desk.put(questions(6))
+    desk.run(output={"mode": "append"})
+    desk.put(questions(9))
+    second = desk.run(output={"mode": "append"})
+    assert second.num_published_rows == 3
+    assert desk.run(output={"mode": "append"}).outcome == "nothing_to_do"
+    assert Counter(row["id"] for row in desk.rows()) == Counter(row["id"] for row in questions(9))
+    assert sum(name.name.startswith("plan_id=p") for name in desk.out.iterdir()) == 2
+
+
+def test_snapshot_and_staging_go_when_the_run_is_complete_and_the_report_stays(desk: Desk) -> None:
+    desk.put(questions(3))
+    report = desk.run()
+    folder = desk.folder / "work" / str(report.plan_id)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "complete.json", "manifest.json", "published.json", "report.json", "swapping.json",
+    ]  # fmt: skip
+    assert json.loads((folder / "report.json").read_text())["by_status"] == {"ok": 3}
+
+
+def test_the_model_is_loaded_once_for_all_waves(desk: Desk) -> None:
+    desk.put(questions(40))
+    report = desk.run(plan={"max_shard_rows": 4, "shards_per_slot": 1, "slots": 1})
+    assert report.num_waves >= 8
+    assert report.model_loads == 1
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_rows_that_ask_the_same_each_get_their_own_row(desk: Desk, sample: bool) -> None:
+    rows = [{"id": f"{i}", "instruction": "The same for all."} for i in range(30)]
+    desk.put(rows)
+    desk.run(generation={"do_sample": sample}, input={"context": None}, plan={"max_shard_rows": 10})
+    found = desk.rows()
+    assert sorted(row["id"] for row in found) == sorted(row["id"] for row in rows)
+    assert len({row["request_key"] for row in found}) == 1
+    assert {row["response"] for row in found} == {"The same for all."}
+
+
+def test_answers_do_not_reach_the_plan_of_another_job(desk: Desk) -> None:
+    desk.put(questions(3))
+    desk.run(name="one")
+    report = desk.run(name="two", output={"path": str(desk.folder / "out2")})
+    assert report.num_answered_by_model == 3
