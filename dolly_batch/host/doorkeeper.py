@@ -18,6 +18,8 @@ from dolly_batch.host.folder import HostFolder, HostRecord
 log = logging.getLogger("dolly_batch.host")
 
 _TICK_S = 1.0
+# Two models seldom fit one GPU: a host without clients makes room for a newer host of the same owner and device.
+_MAKE_ROOM_S = 3.0
 _MAX_LOG_BYTES = 4 << 20
 
 
@@ -86,15 +88,20 @@ class Doorkeeper:
             self._connections = [connection for connection in self._connections if not connection.closed]
             if self._connections or self._welcome is None:
                 self._busy_at = time.monotonic()
-            elif time.monotonic() - self._busy_at >= self._record.spec.idle_timeout_s:
+            elif self._is_idle_enough(time.monotonic() - self._busy_at):
                 self._leave_idle()
         if os.fstat(sys.stderr.fileno()).st_size > _MAX_LOG_BYTES:
             os.ftruncate(sys.stderr.fileno(), 0)
+
+    def _is_idle_enough(self, idle_s: float) -> bool:
+        """Whether the host may go: idle for its time-out, or for less when the next job's host needs the memory."""
+        timeout_s = self._record.spec.idle_timeout_s
+        return idle_s >= timeout_s or (idle_s >= _MAKE_ROOM_S and self._folder.has_newer_neighbour())
 
     def _leave_idle(self) -> None:
         """Ends the host unless someone is just connecting; if so, or if the lock is held, the next look decides."""
         with contextlib.suppress(TimeoutError), self._folder.locked(timeout_s=0):
             if not self._someone_waits(0):
-                log.info("no client for %g s", self._record.spec.idle_timeout_s)
+                log.info("no client for %.1f s", time.monotonic() - self._busy_at)
                 self._folder.socket.unlink(missing_ok=True)
                 os._exit(0)

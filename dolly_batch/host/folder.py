@@ -23,6 +23,8 @@ from dolly_batch.records import EngineSpec
 
 _LOCK_POLL_S = 0.02
 _LOG_TAIL_BYTES = 4_000
+# Another host's folder may be swept away at any moment, or have been written by another version.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,24 @@ class HostFolder:
         except FileNotFoundError:
             return ""
 
+    def has_newer_neighbour(self) -> bool:
+        """Whether a host of another spec was started later for the same owner and device, and still listens."""
+        own = self.read_record()
+        if own is None:
+            return False
+        started_at = self._started_at()
+        for path in self.path.parent.glob(f"{own.owner.pid}-*/s"):
+            neighbour = HostFolder(path.parent)
+            with contextlib.suppress(*_UNREADABLE):
+                other = neighbour.read_record()
+                same = other is not None and (other.owner, other.device) == (own.owner, own.device)
+                if same and neighbour._started_at() > started_at:
+                    return True
+        return False
+
+    def _started_at(self) -> int:
+        return (self.path / "place.json").stat().st_mtime_ns
+
     def _write(self, name: str, content: object) -> None:
         draft = self.path / f"{name}.{os.getpid()}"
         draft.write_text(json.dumps(content), encoding="ascii")
@@ -119,9 +139,7 @@ def sweep(root: Path, keep: Path) -> None:
         if path == keep or not path.is_dir() or path.is_symlink():
             continue
         folder = HostFolder(path)
-        with contextlib.suppress(
-            OSError, ValueError, TypeError, KeyError
-        ):  # Another process may be sweeping the same folder.
+        with contextlib.suppress(*_UNREADABLE):
             record = folder.read_record()
             if record is None or not record.owner.is_visible() or record.owner.is_alive():
                 continue

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import reduce
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import AuditError
@@ -72,7 +72,7 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
 
 def _read_rows(target: Target, table: DataFrame) -> DataFrame:
     return table.select(
-        _joinable(target.row_key()).alias("row_key"),
+        target.row_key().alias("row_key"),
         F.col(quoted_path(target.own("request_key"))).alias("request_key"),
         F.col(quoted_path(target.own("status"))).alias("status"),
         F.coalesce(F.col(quoted_path(target.own("num_completion_tokens"))), F.lit(0)).alias("tokens"),
@@ -82,9 +82,4 @@ def _read_rows(target: Target, table: DataFrame) -> DataFrame:
 def _planned_keys(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     parts = ["aside", *(["todo"] if plan.waves else []), *(["reused"] if plan.num_reused else [])]
     keys = [snapshot(target, folder, part).select("row_key", "request_key") for part in parts]
-    return reduce(DataFrame.unionByName, keys).withColumn("row_key", _joinable(F.col("row_key")))
-
-
-def _joinable(row_key: Column) -> Column:
-    """Rows with a null id (status `duplicate_id`) have a null key, which equals nothing in a join."""
-    return F.coalesce(row_key, F.lit(""))
+    return reduce(DataFrame.unionByName, keys)

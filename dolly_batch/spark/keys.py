@@ -16,6 +16,7 @@ from dolly_batch.errors import InputError
 from dolly_batch.spark.columns import Chosen
 
 KEY_HEX_DIGITS = 32  # 128 bits
+NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
 
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 

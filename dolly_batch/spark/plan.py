@@ -25,7 +25,7 @@ from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
 from dolly_batch.spark.session import num_slots
-from dolly_batch.spark.source import Source
+from dolly_batch.spark.source import Source, unreadable_input_named
 from dolly_batch.spark.target import Target
 
 SMALL_SHARD_ROWS = 32  # a small table is spread over the slots, but not into crumbs
@@ -73,7 +73,8 @@ class _Planner:
         return self.request.job
 
     def run(self) -> tuple[PlanFolder, Plan] | Plan:
-        self._keyed().write.parquet(f"{self.draft}/keyed")
+        with unreadable_input_named(self.job.input):
+            self._keyed().write.parquet(f"{self.draft}/keyed")
         keyed = self.spark.read.parquet(f"{self.draft}/keyed")
         if self.source.ids:
             self._check_ids(keyed)

@@ -7,6 +7,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from dolly_batch.spark.keys import NULL_KEY
 from dolly_batch.spark.tokens import count_tokens
 
 # A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
@@ -73,7 +74,8 @@ def mark_bad_ids(keyed: DataFrame) -> DataFrame:
     marked = keyed.join(repeated, "row_key", "left")
     bad = F.col("row_key").isNull() | F.col("repeated").isNotNull()
     return marked.select(
-        *(c for c in keyed.columns if c not in ("status", "error")),
+        *(c for c in keyed.columns if c not in ("row_key", "status", "error")),
+        F.coalesce(F.col("row_key"), F.lit(NULL_KEY)).alias("row_key"),
         F.when(bad, "duplicate_id").otherwise(F.col("status")).alias("status"),
         F.when(F.col("row_key").isNull(), "the id is null")
         .when(bad, "the id occurs more than once")

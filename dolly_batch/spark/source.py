@@ -1,9 +1,12 @@
 """The input: read once, as it was when the plan began, with its columns checked."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -15,6 +18,7 @@ from dolly_batch.spark.columns import Chosen, choose
 from dolly_batch.spark.keys import row_key
 from dolly_batch.spark.session import is_connect
 
+UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
 CORRUPT = "_corrupt_record"
 
 # Cells with line breaks and doubled quotes are the rule in tables of text, and Spark's defaults garble both. A line
@@ -126,6 +130,24 @@ def _text(chosen: Chosen, key: str) -> Chosen:
         f"{key}: column `{chosen.name}` is {chosen.type.simpleString()}, and must be string; "
         "cast it in a view or a query before this job"
     )
+
+
+@contextmanager
+def unreadable_input_named(config: InputConfig) -> Iterator[None]:
+    """Turn a fault of reading rows into an InputError. Of a record that cannot be parsed nothing is repeated.
+
+    Spark raises these from inside a task, where no class tells them apart; their condition names do.
+    """
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        found = UNREADABLE.search(str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"input {config.name} cannot be read to its end: [{found[1]}]; check input.format, input.schema and "
+            "input.options against the files"
+        ) from error
 
 
 def _reason(error: PySparkException) -> str:

@@ -14,7 +14,7 @@ from dolly_batch.config import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.columns import ANSWER_FIELDS, Chosen, output_schema, own, quoted_path, schema_difference
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.keys import row_key
+from dolly_batch.spark.keys import NULL_KEY, row_key
 from dolly_batch.spark.source import Source, input_files
 
 
@@ -106,7 +106,8 @@ class Target:
         if self.num_ids == 0:
             return F.col(quoted_path(self.own("row_key")))
         fields = self.schema.fields[: self.num_ids]
-        return row_key([Chosen(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
+        key = row_key([Chosen(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
+        return F.coalesce(key, F.lit(NULL_KEY))
 
     def destination(self) -> str:
         """Where and how the rows go, as text: a plan is resumed only for the same."""

@@ -18,6 +18,7 @@ from dolly_batch.host import wire
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.folder import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
+from dolly_batch.host.owner import Owner
 from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec
@@ -194,6 +195,21 @@ def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostPlac
         assert one.host_pid == same.host_pid != other.host_pid
         assert one.engine_id == same.engine_id != other.engine_id
         assert other.load_number == 1
+
+
+def test_a_host_without_clients_makes_room_for_the_next_jobs_host(
+    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+):
+    with (
+        EngineClient.connect(replace(echo, num_threads=1), place) as kept,
+        EngineClient.connect(replace(echo, num_threads=2), replace(place, device="cpu")) as elsewhere,
+        EngineClient.connect(echo, place) as first,
+    ):
+        elsewhere.close()
+        first.close()
+        with EngineClient.connect(replace(echo, num_threads=3), place) as second:
+            assert ends(first.host_pid)
+            assert [Owner.of(other.host_pid).is_alive() for other in (kept, second, elsewhere)] == [True] * 3
 
 
 def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostPlace, tmp_path: Path):

@@ -1,0 +1,82 @@
+"""Job files: what is refused, and how it is said."""
+
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.config import load_job
+from dolly_batch.errors import ConfigError
+
+GOOD = """
+name: job
+model: {path: tiny}
+input: {path: in.jsonl, format: json, id: id}
+output: {path: out}
+work_dir: work
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str):  # type: ignore[no-untyped-def]
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_job(path, list(overrides))
+
+
+def test_defaults_are_those_of_the_reference_pipeline(tmp_path: Path) -> None:
+    params = load(tmp_path, GOOD).generation.params
+    assert (params.max_new_tokens, params.do_sample, params.top_p, params.top_k, params.temperature) == (
+        256, True, 0.92, 0, 1.0,
+    )  # fmt: skip
+
+
+BAD = {
+    "typo": (GOOD.replace("{path: tiny}", "{path: tiny, dtyp: x}"), "model.dtyp: unknown key; did you mean `dtype`"),
+    "typo at the top": (GOOD + "modle: {}\n", "modle: unknown key; did you mean `model`"),
+    "missing": (GOOD.replace("work_dir: work", ""), "work_dir: required, but missing"),
+    "twice": (GOOD + "name: other\n", "key `name` is given twice"),
+    "twice inside": (GOOD.replace("id: id}", "id: id, id: other}"), "key `id` is given twice"),
+    "python object": (GOOD + "x: !!python/object/apply:os.system ['touch pwned']\n", "not readable YAML"),
+    "wrong type": (GOOD.replace("{path: out}", '{path: out, target_file_mb: "12"}'), "output.target_file_mb"),
+    "number as text": (GOOD.replace("name: job", "name: 12"), "name: .*string.*found 12"),
+    "path and table": (GOOD.replace("{path: out}", "{path: out, table: t}"), "output: give exactly one of"),
+    "neither": (GOOD.replace("{path: out}", "{mode: append}"), "output: give exactly one of"),
+    "no format": (GOOD.replace(", format: json", ""), "input: `format` is needed"),
+    "parquet merge": (GOOD.replace("{path: out}", "{path: out, format: parquet, mode: merge}"), "merge needs"),
+    "not a mapping": ("- a\n- b\n", "must hold a mapping"),
+    "bad name": (GOOD.replace("name: job", "name: ../../etc"), "name: "),
+    "bad top_p": (GOOD + "generation: {top_p: 1.5}\n", "generation.top_p"),
+    "quantization": (GOOD.replace("{path: tiny}", "{path: tiny, quantization: int3}"), "model.quantization"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_job_is_refused_with_the_keys_path(tmp_path: Path, case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+    assert not Path("pwned").exists()
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, GOOD.replace("tiny", "tiny, dtyp: 1") + "generation: {top_k: -1}\n")
+    assert {"model.dtyp", "generation.top_k"} <= {line.strip().split(":")[0] for line in str(caught.value).splitlines()}
+
+
+def test_overrides_reach_any_key(tmp_path: Path) -> None:
+    job = load(
+        tmp_path, GOOD, "generation.max_new_tokens=7", "input.id=[a, b]", "model.revision=null", "output.path=x=y"
+    )
+    assert (job.generation.max_new_tokens, job.input.id_columns) == (7, ("a", "b"))
+    assert (job.model.revision, job.output.path) == (None, "x=y")
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "name.x=3", "model.dtyp=x", "name=[unclosed"])
+def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        load(tmp_path, GOOD, override)
+
+
+def test_greedy_decoding_ignores_the_sampling_settings(tmp_path: Path) -> None:
+    greedy = load(tmp_path, GOOD, "generation.do_sample=false", "generation.temperature=0.3").generation.params
+    assert greedy == load(tmp_path, GOOD, "generation.do_sample=false").generation.params
