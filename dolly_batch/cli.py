@@ -107,7 +107,7 @@ def _with_report(arguments: argparse.Namespace) -> int:
 
 
 def _fail(error: BaseException, report: Report) -> None:
-    from dolly_batch.spark.run import error_of
+    from dolly_batch.spark.faults import error_of
 
     fault = error_of(error)
     report.outcome, report.exit_code, report.message = type(fault).__name__, fault.exit_code, str(fault)

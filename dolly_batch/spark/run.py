@@ -4,24 +4,19 @@ A newcomer reads `run_job` here, `answer_shard` in partition.py, and the engine'
 """
 
 import json
-import re
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import FrameType
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
-from dolly_batch.errors import ConfigError, DollyBatchError, Refused, Stopped
-from dolly_batch.report import ERROR_STATUSES, ProgressLine, Report, Stopwatch, say
+from dolly_batch.errors import ConfigError, Refused
+from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
-from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.faults import stopping_on_sigterm
+from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.keys import request_header
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.manifest import (
@@ -40,10 +35,8 @@ from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session import open_session
 from dolly_batch.spark.source import open_source
 from dolly_batch.spark.target import Target, open_target, target_of
+from dolly_batch.spark.watch import generate
 from dolly_batch.spark.waves import Generation
-
-# The last line of a Python traceback: a dotted class name, at the line's start.
-RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
 
 RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
 
@@ -88,7 +81,7 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
         _describe(opened, report)
         if not opened.folder.has(PUBLISHED):
             with Stopwatch(report, "generate"):
-                _generate(spark, job, opened, lock.check)
+                generate(Generation(spark, job, opened.folder, opened.plan, opened.model, lock.check))
             lock.check()
             with Stopwatch(report, "publish"):
                 publish(opened.target, opened.folder, opened.plan)
@@ -211,53 +204,6 @@ def _fill(report: Report, plan: Plan, target: Target) -> None:
     report.token_histogram, report.estimated_s = plan.token_histogram, plan.estimated_s
 
 
-def _generate(spark: SparkSession, job: JobConfig, opened: Opened, check: Callable[[], None]) -> None:
-    generation = Generation(spark, job, opened.folder, opened.plan, opened.model, check)
-    budget = job.limits.max_gpu_hours
-    seen: set[int] = set()
-    with ProgressLine(opened.plan.num_todo) as line:
-
-        def tick() -> None:
-            done = _progress_of(opened)
-            line.update(*done)
-            staged = opened.folder.staged_waves()
-            if budget is not None and staged != seen and len(staged) < len(opened.plan.waves):
-                seen.update(staged)
-                _check_budget(opened, budget)
-
-        generation.run(tick)
-
-
-def _progress_of(opened: Opened) -> tuple[int, int]:
-    """Rows answered and tokens written so far, from the tasks' own small files."""
-    files, total_rows, total_tokens = opened.folder.files, 0, 0
-    staged = opened.folder.staged_waves()
-    for wave in opened.plan.waves:
-        rows = tokens = 0
-        if isinstance(files, LocalFiles):
-            folder = opened.folder.of("progress", f"wave={wave.number}")
-            for name in files.list_names(folder):
-                numbers = (files.read(f"{folder}/{name}") or "").split()
-                if not name.startswith(".") and len(numbers) == 2:
-                    rows, tokens = rows + int(numbers[0]), tokens + int(numbers[1])
-        total_rows += wave.num_rows if wave.number in staged else min(rows, wave.num_rows)
-        total_tokens += tokens
-    return total_rows, total_tokens
-
-
-def _check_budget(opened: Opened, max_gpu_hours: float) -> None:
-    staged = [opened.folder.staged(number) for number in sorted(opened.folder.staged_waves())]
-    if not staged:
-        return
-    row = opened.target.spark.read.parquet(*staged).agg(F.sum("busy_s")).first()
-    hours = (row[0] or 0.0) / 3600 if row is not None else 0.0
-    if hours > max_gpu_hours:
-        raise Stopped(
-            f"stopped: tasks have been busy for {hours:.2f} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "
-            "raise it and run the same command to go on"
-        )
-
-
 def _staged_facts(opened: Opened) -> dict[str, object]:
     """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
@@ -314,38 +260,3 @@ def _sweep(files: Files, work: str, job: JobConfig) -> None:
         age = datetime.now(datetime.fromisoformat(plan.created_at).tzinfo) - datetime.fromisoformat(plan.created_at)
         if age >= timedelta(days=job.work.keep_days):
             folder.discard_rows()
-
-
-@contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM, which clusters and schedulers send, as Ctrl-C."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def error_of(error: BaseException) -> DollyBatchError:
-    """Any fault of a run as one of ours, so that every command ends with a message and an exit code."""
-    if isinstance(error, DollyBatchError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Stopped("stopped by hand; finished waves are kept, and the same command goes on from there")
-    return Stopped(_first_cause(error))
-
-
-def _first_cause(error: BaseException) -> str:
-    """What went wrong, in a line: of an error in a Python worker, its last line and not the trace above it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if RAISED.match(line)]
-    if raised:
-        return f"a task failed: {raised[-1].strip()}"
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
