@@ -1,0 +1,84 @@
+"""One batch on its way: rows that are decoded together, a token each at a time, from padded prompts.
+
+Prompts are padded on the left, so that all rows' last tokens stand in one column. A row's padding is the row's own
+first token, hidden by the attention mask: nothing of one row, not even a NaN, is in reach of another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dolly_batch.records import Failure, FinishReason, Request
+
+
+@dataclass
+class Row:
+    """A request and what has been generated for it."""
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    failure: Failure | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the row still takes tokens."""
+        return self.finish_reason is None and self.failure is None
+
+    def take(self, token_id: int, stop_id: int | None) -> None:
+        """Append the next token, or end the row: by the stop token, or by having all it may have."""
+        if token_id == stop_id:
+            self.finish_reason = "stop"
+            return
+        self.token_ids.append(token_id)
+        if len(self.token_ids) == self.request.params.max_new_tokens:
+            self.finish_reason = "length"
+
+
+@dataclass
+class Batch:
+    """The tensors of the rows that run together; all have the same number of answer tokens, `num_steps`.
+
+    `mask` is [rows, tokens so far], 1 for real tokens, 0 for padding.
+    """
+
+    rows: list[Row]
+    input_ids: Tensor  # [rows, prompt width], then [rows, 1]
+    mask: Tensor
+    positions: Tensor  # as input_ids
+    cache: Any = field(default_factory=DynamicCache)
+    num_steps: int = 0
+
+    def append(self, token_ids: Tensor) -> None:
+        """Make [rows] chosen tokens the next input."""
+        self.input_ids = token_ids[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        self.num_steps += 1
+
+    def drop_ended(self) -> None:
+        """Leave out rows that have ended, once they are half of the batch: less often, and copying would cost more."""
+        kept = [index for index, row in enumerate(self.rows) if row.is_open]
+        if 2 * len(kept) > len(self.rows):
+            return
+        self.rows = [self.rows[row] for row in kept]
+        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        self.input_ids, self.mask, self.positions = self.input_ids[index], self.mask[index], self.positions[index]
+        self.cache.batch_select_indices(index)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, both [rows, longest prompt]; every prompt must hold at least one id."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[*[prompt[0]] * (width - len(prompt)), *prompt] for prompt in prompts]
+    mask = [[*[0] * (width - len(prompt)), *[1] * len(prompt)] for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def count_positions(mask: Tensor) -> Tensor:
+    """Return each token's place in its own row, padding not counted; 0 for the padding."""
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)

@@ -1,0 +1,58 @@
+"""An engine without a model: it answers each prompt with the prompt's own instruction. For tests and dry runs.
+
+Everything around it is as real as with a model: token ids, limits, finish reasons, failures, time per request.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from dolly_batch.engine.stream import no_heartbeat, too_long
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import Completion, Request
+
+
+class EchoEngine:
+    """Answers with the ids between the instruction and the response markers, cut to `max_new_tokens`.
+
+    Takes `delay_s` seconds per request, without a heartbeat in it; with no delay one step answers all that wait.
+    """
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        delay_s: float = 0.0,
+        max_positions: int = 2048,
+        heartbeat: Callable[[], None] = no_heartbeat,
+    ) -> None:
+        self.encoder = encoder
+        self.max_positions = max_positions
+        self._delay_s = delay_s
+        self._heartbeat = heartbeat
+        self._waiting: deque[Request] = deque()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests submitted whose completion has not come out."""
+        return len(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Take a request."""
+        self._waiting.append(request)
+
+    def step(self) -> list[Completion]:
+        """Answer the oldest request, or all of them when there is no delay; in the order of submission."""
+        num_answers = min(1, len(self._waiting)) if self._delay_s else len(self._waiting)
+        return [self._answer(self._waiting.popleft()) for _ in range(num_answers)]
+
+    def _answer(self, request: Request) -> Completion:
+        self._heartbeat()
+        time.sleep(self._delay_s)
+        num_prompt_tokens = len(request.prompt_ids)
+        failure = too_long(request, self.max_positions)
+        if failure:
+            return Completion(request.key, "", (), None, num_prompt_tokens, failure)
+        ids = tuple(self.encoder.instruction_ids(request.prompt_ids))
+        kept = ids[: request.params.max_new_tokens]
+        text = self.encoder.decode(kept).strip()
+        return Completion(request.key, text, kept, "stop" if kept == ids else "length", num_prompt_tokens)

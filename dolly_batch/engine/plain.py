@@ -1,0 +1,184 @@
+"""The plain engine: batches packed by token count, decoded to their end with Hugging Face's `forward`.
+
+It is the reference for faster engines, and runs what they don't. A step takes the longest waiting requests that fit the
+token budget, prefills them as one padded batch and decodes until every row has ended.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
+from dolly_batch.engine.budget import MAX_ROWS, TokenBudget, default_batch_tokens, num_positions
+from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.sampling import choose_tokens
+from dolly_batch.engine.score import score_continuations
+from dolly_batch.engine.stream import no_heartbeat, too_long
+from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.records import Completion, Failure, Request
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class PlainEngine:
+    """Runs requests in padded batches; see `stream.Engine` for the interface.
+
+    `max_batch_tokens` bounds rows x (longest prompt + new tokens) of a batch; None chooses by device. `heartbeat` is
+    called before every forward. Rows stop at `### End` only; a model without Dolly's markers runs to `max_new_tokens`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_batch_tokens: int | None = None,
+        heartbeat: Callable[[], None] = no_heartbeat,
+    ) -> None:
+        self.encoder: TextEncoder = loaded.encoder
+        self.max_positions = loaded.folder.max_positions
+        self._model = loaded.model
+        self._device = loaded.device
+        self._vocab_size = loaded.folder.vocab_size
+        self._stop_id = loaded.encoder.end_id if isinstance(loaded.encoder, PromptEncoder) else None
+        self._budget = TokenBudget(default_batch_tokens(loaded) if max_batch_tokens is None else max_batch_tokens)
+        self._heartbeat = heartbeat
+        self._waiting: list[Request] = []  # longest first
+        self._refused: list[Completion] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests submitted whose completion has not come out."""
+        return len(self._waiting) + len(self._refused)
+
+    def submit(self, request: Request) -> None:
+        """Take a request; one that can't be run comes out of the next step as a failure."""
+        failure = self._refuse(request)
+        if failure:
+            self._refused.append(_failed(request, failure))
+        else:
+            insort(self._waiting, request, key=lambda waiting: -num_positions(waiting))
+
+    def step(self) -> list[Completion]:
+        """Run one batch to its end. When memory runs out, halve the batch and try again; a row too big alone fails."""
+        completions, self._refused = self._refused, []
+        while self._waiting:
+            batch = self._waiting[: self._budget.num_rows(self._waiting)]
+            rows = self._try_batch(batch)
+            if rows is not None:
+                self._budget.succeed()
+                del self._waiting[: len(batch)]
+                return completions + [self._complete(row) for row in rows]
+            self._budget.fail(batch)
+            if len(batch) == 1:
+                del self._waiting[0]
+                message = f"no memory for {num_positions(batch[0])} tokens, with no other row in the batch"
+                return [*completions, _failed(batch[0], Failure("out_of_memory", message))]
+        return completions
+
+    def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """Return the log-probability of each continuation's tokens after the prompt, in order.
+
+        Ids of prompt and continuation are joined as they are; log-softmax in float32, or float64 if the model is.
+        Raises ValueError for an empty prompt or more tokens than the model has positions, and torch's OutOfMemoryError
+        when not even one row fits.
+        """
+        width = len(prompt_ids) + max((len(continuation) for continuation in continuations), default=0)
+        if not prompt_ids or width > self.max_positions:
+            raise ValueError(
+                f"prompt of {len(prompt_ids)} tokens and {width} in all, expected 1 to {self.max_positions}"
+            )
+        num_rows = max(1, min(MAX_ROWS, self._budget.max_tokens // width))
+        while True:
+            try:
+                return score_continuations(self._model, prompt_ids, continuations, num_rows, self._heartbeat)
+            except OUT_OF_MEMORY:
+                if num_rows == 1:
+                    raise
+            num_rows //= 2
+            self._free_memory()
+
+    def _try_batch(self, requests: Sequence[Request]) -> list[Row] | None:
+        """Run a batch; None when it ran out of memory."""
+        try:
+            return self._run_batch(requests)
+        except OUT_OF_MEMORY:
+            pass
+        # Out of the except block, where the error's traceback would keep the batch's tensors alive.
+        self._free_memory()
+        return None
+
+    @torch.inference_mode()
+    def _run_batch(self, requests: Sequence[Request]) -> list[Row]:
+        rows = [Row(request) for request in requests]
+        ids, mask = self._pad([request.prompt_ids for request in requests])
+        batch = Batch(list(rows), ids, mask, self._count_positions(mask))
+        while batch.rows:
+            self._heartbeat()
+            logits = self._forward(batch)
+            token_ids = self._choose(logits, batch)
+            self._take(token_ids, logits.isfinite().all(dim=-1), batch)
+            batch.append(token_ids)
+            batch.drop_ended()
+        return rows
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """Return the logits after each row's last token, [rows, vocabulary]."""
+        output = self._model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        return pad_left(prompts, self._device)
+
+    def _count_positions(self, mask: Tensor) -> Tensor:
+        return count_positions(mask)
+
+    def _choose(self, logits: Tensor, batch: Batch) -> Tensor:
+        params = [row.request.params for row in batch.rows]
+        seeds = [row.request.seed for row in batch.rows]
+        # A row whose logits are broken is ended in `_take`; zeros let it through the sampler meanwhile.
+        return choose_tokens(logits.nan_to_num(), params, seeds, [batch.num_steps] * len(batch.rows))
+
+    def _take(self, token_ids: Tensor, sound: Tensor, batch: Batch) -> None:
+        for row, token_id, is_sound in zip(batch.rows, token_ids.tolist(), sound.tolist(), strict=True):
+            if not row.is_open:
+                continue
+            if is_sound:
+                row.take(token_id, self._stop_id)
+            else:
+                row.failure = Failure("model_error", f"NaN or infinite logits at answer token {batch.num_steps + 1}")
+
+    def _refuse(self, request: Request) -> Failure | None:
+        """Why a request cannot go into a batch, where it would take its neighbours down."""
+        params = request.params
+        if not request.prompt_ids:
+            return Failure("model_error", "the prompt holds no tokens")
+        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_ids):
+            return Failure("model_error", f"the prompt holds ids outside of 0 to {self._vocab_size - 1}")
+        if params.max_new_tokens < 1 or params.temperature <= 0 or params.top_k < 0 or not 0 < params.top_p <= 1:
+            return Failure("model_error", f"generation parameters out of range: {params}")
+        return too_long(request, self.max_positions)
+
+    def _complete(self, row: Row) -> Completion:
+        if row.failure:
+            return _failed(row.request, row.failure)
+        text = self.encoder.decode(row.token_ids).strip()
+        num_prompt_tokens = len(row.request.prompt_ids)
+        return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
+
+    def _free_memory(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _failed(request: Request, failure: Failure) -> Completion:
+    return Completion(request.key, "", (), None, len(request.prompt_ids), failure)
