@@ -23,8 +23,8 @@ from dolly_batch.spark.files import Files
 from dolly_batch.spark.keys import content_row_key, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.resources import generation_slots
 from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
-from dolly_batch.spark.session import num_slots
 from dolly_batch.spark.source import Source, unreadable_input_named
 from dolly_batch.spark.target import Target
 
@@ -165,7 +165,7 @@ class _Planner:
 
     def _draft_plan(self, facts: Facts) -> Plan:
         job, rate = self.job, self._rate()
-        slots = job.plan.slots or num_slots(self.spark)
+        slots = job.plan.slots or generation_slots(self.spark)
         work_s = facts.num(TODO) * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
         destination = self.target.destination()
         return Plan(
@@ -219,7 +219,7 @@ class _Planner:
         num_todo = facts.num(TODO)
         work_s = num_todo * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
         shards = max(math.ceil(work_s / (60 * job.plan.shard_minutes)), math.ceil(num_todo / job.plan.max_shard_rows))
-        slots = job.plan.slots or num_slots(self.spark)
+        slots = job.plan.slots or generation_slots(self.spark)
         shards = max(shards, min(slots, math.ceil(num_todo / SMALL_SHARD_ROWS)), 1)
         per_wave = job.plan.shards_per_slot * slots
         shard = F.pmod(F.xxhash64("row_key", "request_key"), F.lit(shards)).cast("int")

@@ -1,4 +1,7 @@
-"""Whether driver and executors see the same files: found out before any work, by writing there and looking here."""
+"""Whether executors can run the job: they have the package, and see the same files as the driver.
+
+Found out before any work, by trying: they import it, look for the model, and write where the driver then looks.
+"""
 
 import socket
 import uuid
@@ -12,48 +15,71 @@ from pyspark.sql import SparkSession
 from dolly_batch.errors import ConfigError
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.session import is_local, num_slots
+from dolly_batch.spark.ship import check_package
 from dolly_batch.spark.target import Target
 
 
-def check_shared(spark: SparkSession, files: Files, work: str, target: Target, model_folder: str) -> None:
-    """Check that every plain path of the job means the same on the executors as here.
+def check_executors(spark: SparkSession, target: Target, model_folder: str) -> None:
+    """Check that executors have this package, what it needs there, and the model. Nothing is written.
 
-    Executors write a marker into the work folder and beside the output, and look for the model. Raises ConfigError
-    naming the path that they do not share. Nothing to check in local mode, or where paths are not plain.
+    Raises Refused for the package, ConfigError for the model. Nothing to check in local mode.
     """
     if is_local(spark):
         return
+    check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
+    _try_on_executors(spark, "", {}, model_folder)
+
+
+def check_shared(spark: SparkSession, files: Files, work: str, target: Target, model_folder: str) -> None:
+    """Check, beside what `check_executors` does, that every plain path of the job means the same on the executors.
+
+    Executors write a marker into the work folder and beside the output. Raises ConfigError naming the path that they
+    do not share. Nothing to check in local mode, or where paths are not plain.
+    """
+    if is_local(spark):
+        return
+    check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
     name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
     if target.path is not None and isinstance(target.files, LocalFiles):
         shared["output.path"] = str(Path(target.path).parent)
-    slots = num_slots(spark)
-    probe = partial(_probe, name, tuple(shared.values()), model_folder)
     try:
-        found = spark.range(0, slots, 1, slots).mapInPandas(probe, "host string, fault string").collect()
+        written = _try_on_executors(spark, name, shared, model_folder)
         for key, folder in shared.items():
-            if not files.list_names(f"{folder}/{name}"):
-                raise ConfigError(f"{key}: {folder} is not shared: what an executor writes there is not seen here")
+            # Every one of them: where one executor shares the folder, another may not.
+            if written - set(files.list_names(f"{folder}/{name}")):
+                raise ConfigError(
+                    f"{key}: {folder} is not shared: what an executor writes there is not seen here; "
+                    "name a folder that the driver and all executors mount, or an object store"
+                )
     finally:
         for folder in shared.values():
             files.delete(f"{folder}/{name}")
-    faults = sorted({f"{row[0]}: {row[1]}" for row in found if row[1]})
+
+
+def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str) -> set[str]:
+    """Have each slot look for the model and write a marker into each folder; the markers' names."""
+    slots = num_slots(spark)
+    probe = partial(_probe, name, tuple(shared.values()), model_folder)
+    found = spark.range(0, slots, 1, slots).mapInPandas(probe, "host string, marker string, fault string").collect()
+    faults = sorted({f"on {row[0]} {row[2]}" for row in found if row[2]})
     if faults:
-        raise ConfigError("driver and executors do not see the same files; " + "; ".join(faults[:3]))
+        raise ConfigError("driver and executors do not see the same files: " + "; ".join(faults[:3]))
+    return {row[1] for row in found}
 
 
 def _probe(
     name: str, folders: tuple[str, ...], model_folder: str, batches: Iterator[pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
     for _ in batches:
-        fault = ""
+        marker, fault = uuid.uuid4().hex, ""
         if not Path(model_folder, "config.json").is_file():
             fault = f"the model folder {model_folder} is not there; set model.stage_dir to a shared folder"
         for folder in folders:
             try:
-                marker = Path(folder, name, uuid.uuid4().hex)
-                marker.parent.mkdir(parents=True, exist_ok=True)
-                marker.touch()
+                path = Path(folder, name, marker)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
             except OSError as error:
                 fault = f"{folder} cannot be written ({error.strerror})"
-        yield pd.DataFrame([(socket.gethostname(), fault)], columns=["host", "fault"])
+        yield pd.DataFrame([(socket.gethostname(), marker, fault)], columns=["host", "marker", "fault"])

@@ -4,11 +4,12 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.spark.session import is_connect, is_local
+from dolly_batch.spark.session import is_connect, is_local, num_slots
 
 TASKS_PER_GPU = 2  # two shards at once keep a GPU's batch full across the end of one
 EXECUTOR_GPUS = "spark.executor.resource.gpu.amount"
 TASK_GPUS = "spark.task.resource.gpu.amount"
+TASK_CPUS = "spark.task.cpus"
 
 
 def has_gpus(spark: SparkSession) -> bool:
@@ -28,5 +29,29 @@ def gpu_profile(spark: SparkSession) -> Any:
         return None
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
-    requests = TaskResourceRequests().cpus(1).resource("gpu", 1.0 / TASKS_PER_GPU)
+    requests = TaskResourceRequests().cpus(_task_cpus(spark)).resource("gpu", 1.0 / TASKS_PER_GPU)
     return ResourceProfileBuilder().require(requests).build
+
+
+def generation_slots(spark: SparkSession) -> int:
+    """Generating tasks that can run at once: what the executors' cores allow, and their GPUs where they hold any."""
+    slots = num_slots(spark)
+    if is_connect(spark):
+        return slots
+    by_cores = max(1, slots // _task_cpus(spark))
+    if not has_gpus(spark) or is_local(spark):
+        return by_cores
+    share = float(spark.conf.get(TASK_GPUS, None) or 1.0 / TASKS_PER_GPU)
+    gpus = float(spark.conf.get(EXECUTOR_GPUS, None) or 0)
+    # A task that asks for more than one GPU takes them whole.
+    per_executor = int(gpus // share) if share > 1 else int(gpus) * int(1 / share)
+    return max(1, min(by_cores, _num_executors(spark) * per_executor))
+
+
+def _task_cpus(spark: SparkSession) -> int:
+    return int(spark.conf.get(TASK_CPUS, None) or 1)
+
+
+def _num_executors(spark: Any) -> int:
+    """Executors that have registered by now; the driver is counted among them by Spark, and not here."""
+    return max(1, len(spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()) - 1)

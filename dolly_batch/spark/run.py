@@ -30,7 +30,7 @@ from dolly_batch.spark.manifest import (
 )
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.plan import Request, make_plan
-from dolly_batch.spark.probe import check_shared
+from dolly_batch.spark.probe import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session import open_session
 from dolly_batch.spark.source import open_source
@@ -102,6 +102,7 @@ def plan_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
     source = open_source(spark, job)
     target = open_target(spark, job, source)
     model = resolve_model(spark, job, work, say)
+    check_executors(spark, target, model.folder)
     made = make_plan(spark, Request(job, options.retry, options.limit, dry=True), source, target, model, files, work)
     plan = made if isinstance(made, Plan) else made[1]
     _fill(report, plan, target)

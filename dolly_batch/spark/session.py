@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from dolly_batch.config import JobConfig, SparkConfig, delta_jars, launched_by
 from dolly_batch.errors import Refused
 from dolly_batch.spark.java import prepare_java
+from dolly_batch.spark.ship import ship_package
 
 DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -64,6 +65,8 @@ def open_session(job: JobConfig) -> SparkSession:
     spark.sparkContext.setLogLevel("ERROR" if launcher == "this" else "WARN")
     if uses_delta:
         _check_delta(spark)
+    if not is_local(spark):
+        ship_package(spark)
     return spark  # type: ignore[no-any-return]
 
 

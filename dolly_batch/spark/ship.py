@@ -1,0 +1,77 @@
+"""This package on the executors: sent there where it came as a wheel, and looked for before any work."""
+
+import atexit
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from zipimport import zipimporter
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+import dolly_batch
+from dolly_batch.errors import Refused
+
+PLANNING_NEEDS = ("pandas", "pyarrow", "tokenizers")
+MODEL_NEEDS = ("torch", "transformers", "safetensors")
+
+
+def ship_package(spark: SparkSession) -> None:
+    """Give executors this package, where the driver imported it from a wheel; nothing to do where it is installed.
+
+    `spark-submit --py-files` takes a `.whl`, and puts it on the driver's import path alone: Spark adds only files
+    named `.zip`, `.egg` and `.jar` to that of its workers. So the same bytes go out under another name.
+    """
+    archive = archive_of_package()
+    if archive is None or archive.suffix in (".zip", ".egg", ".jar"):
+        return
+    # Spark serves the file to executors for as long as the application lives.
+    folder = Path(tempfile.mkdtemp(prefix="dolly-batch-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shipped = folder / f"{archive.stem}.zip"
+    shutil.copyfile(archive, shipped)
+    spark.sparkContext.addPyFile(str(shipped))
+
+
+def archive_of_package() -> Path | None:
+    """The wheel or zip that this package was imported from, None where it lies in a folder."""
+    loader = dolly_batch.__loader__
+    return Path(loader.archive) if isinstance(loader, zipimporter) else None
+
+
+def check_package(spark: SparkSession, num_tasks: int, with_model: bool) -> None:
+    """Check that executors can import this version of the package and what it needs there.
+
+    Raises Refused, naming what is missing where, and what to do about it.
+    """
+    modules = (*PLANNING_NEEDS, *(MODEL_NEEDS if with_model else ()))
+    find = F.udf(_finder(dolly_batch.__version__, modules), "string", useArrow=False)
+    rows = spark.range(0, num_tasks, 1, num_tasks).select(find().alias("fault")).distinct().collect()
+    faults = sorted(row[0] for row in rows if row[0])
+    if faults:
+        raise Refused(
+            f"executors cannot run this job: {'; '.join(faults[:3])}. Install dolly-batch with torch, pandas and "
+            "pyarrow in the Python of every node (spark.pyspark.python), or, where only dolly_batch is missing, give "
+            "spark-submit its wheel: --py-files dist/dolly_batch-VERSION-py3-none-any.whl (docs/deploy.md)"
+        )
+
+
+def _finder(version: str, modules: Sequence[str]) -> Callable[[], str]:
+    """What looks for the package in a task. A function within a function travels by value, and so without the package."""
+
+    def find() -> str:
+        import importlib
+        from importlib.util import find_spec
+
+        faults = [f"{name} is missing" for name in modules if find_spec(name) is None]
+        try:
+            found = importlib.import_module("dolly_batch").__version__
+            if found != version:
+                faults.append(f"dolly_batch is {found} and the driver's is {version}")
+        except ImportError:
+            faults.append("dolly_batch is missing")
+        return f"on {socket.gethostname()} {', '.join(faults)}" if faults else ""
+
+    return find

@@ -1,0 +1,47 @@
+"""A job stopped by hand between its steps: planned and staged, not yet published."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dolly_batch.config import JobConfig
+from dolly_batch.spark.audit import Findings, audit
+from dolly_batch.spark.files import files_for
+from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.model import resolve_model
+from dolly_batch.spark.plan import Request, make_plan
+from dolly_batch.spark.publish import publish
+from dolly_batch.spark.source import open_source
+from dolly_batch.spark.target import Target, open_target
+from dolly_batch.spark.waves import Generation
+from tests.spark.desk import Desk
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A plan whose waves are finished."""
+
+    job: JobConfig
+    target: Target
+    folder: PlanFolder
+    plan: Plan
+
+    def publish(self) -> None:
+        publish(self.target, self.folder, self.plan)
+
+    def audit(self) -> Findings:
+        return audit(self.target, self.folder, self.plan)
+
+
+def staged(desk: Desk, reverse: bool = False, **sections: Any) -> Staged:
+    """Plan the desk's job and run its waves, the last first if `reverse`; the steps of `run_job` up to the commit."""
+    job, spark = desk.job(**sections), desk.spark
+    files, work = files_for(spark, job.work_dir)
+    source = open_source(spark, job)
+    target = open_target(spark, job, source)
+    model = resolve_model(spark, job, work, print)
+    made = make_plan(spark, Request(job), source, target, model, files, work)
+    assert isinstance(made, tuple), "nothing is left to do"
+    folder, plan = made
+    order = replace(plan, waves=tuple(reversed(plan.waves))) if reverse else plan
+    Generation(spark, job, folder, order, model, lambda: None).run(lambda: None)
+    return Staged(job, target, folder, plan)

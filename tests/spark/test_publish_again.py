@@ -1,0 +1,144 @@
+"""Commits repeated, late, overlapping and at once: never a row lost or twice."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.spark.desk import Desk, questions
+from tests.spark.staging_desk import Staged, staged
+
+MANY_WAVES = {"max_shard_rows": 6, "shards_per_slot": 1, "slots": 1}
+OUTPUTS = [
+    ("parquet", "append"),
+    ("parquet", "overwrite"),
+    ("delta", "append"),
+    ("delta", "overwrite"),
+    ("delta", "merge"),
+]
+
+
+@pytest.fixture
+def any_desk(request: pytest.FixtureRequest) -> Callable[[str, str], Desk]:
+    """A desk whose job writes in the given format and mode; skips where there is no Delta."""
+
+    def make(format: str, mode: str) -> Desk:
+        desk: Desk = request.getfixturevalue("delta_desk" if format == "delta" else "desk")
+        desk.document["output"] |= {"format": format, "mode": mode}
+        return desk
+
+    return make
+
+
+def ids(desk: Desk) -> Counter[str]:
+    return Counter(row["id"] for row in desk.rows(desk.document["output"]["format"]))
+
+
+def expected(rows: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(row["id"] for row in rows)
+
+
+@pytest.mark.parametrize(("format", "mode"), OUTPUTS)
+def test_waves_finished_in_reverse_and_a_plan_published_three_times(
+    any_desk: Callable[[str, str], Desk], format: str, mode: str
+) -> None:
+    desk = any_desk(format, mode)
+    desk.put(questions(4))
+    desk.run()
+    desk.put(questions(20))
+    work = staged(desk, reverse=True, plan=MANY_WAVES)
+    assert len(work.plan.waves) > 2
+    work.publish()
+    first = sorted(map(repr, desk.rows(format)))
+    assert ids(desk) == expected(questions(20))
+    for _ in range(2):
+        work.publish()
+        assert sorted(map(repr, desk.rows(format))) == first
+    assert desk.run().outcome == "complete"
+    assert ids(desk) == expected(questions(20))
+
+
+@pytest.mark.parametrize("mode", ["append", "merge"])
+def test_plans_with_overlapping_keys_are_published_one_after_another(delta_desk: Desk, mode: str) -> None:
+    one, two = overlapping(delta_desk, mode)
+    one.publish()
+    two.publish()
+    assert ids(delta_desk) == expected(questions(15))
+    assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+
+
+@pytest.mark.parametrize("mode", ["append", "merge"])
+def test_plans_with_overlapping_keys_are_published_at_once(delta_desk: Desk, mode: str) -> None:
+    one, two = overlapping(delta_desk, mode)
+    at_once(one.publish, two.publish, one.publish)
+    assert ids(delta_desk) == expected(questions(15))
+    assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+
+
+def overlapping(desk: Desk, mode: str) -> tuple[Staged, Staged]:
+    """Two jobs into one output, ten rows each, five of them the same; both planned before either is published."""
+    desk.document["output"]["mode"] = mode
+    desk.put(questions(10))
+    one = staged(desk, name="one")
+    desk.put(questions(10, start=5))
+    return one, staged(desk, name="two")
+
+
+def at_once(*calls: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for future in [pool.submit(call) for call in calls]:
+            future.result()
+
+
+def test_one_parquet_plan_published_at_once_by_two_starts(desk: Desk) -> None:
+    """As when a start was suspended for long, and its JVM went on writing while another took over."""
+    desk.document["output"]["mode"] = "append"
+    desk.put(questions(40))
+    work = staged(desk)
+    at_once(work.publish, work.publish)
+    assert ids(desk) == expected(questions(40))
+    assert desk.run().outcome == "complete"
+    assert [path.name for path in desk.out.iterdir()] == [f"plan_id={work.plan.plan_id}"]
+
+
+def test_a_late_overwrite_does_not_bring_back_the_old_table(delta_desk: Desk) -> None:
+    delta_desk.document["output"]["mode"] = "overwrite"
+    delta_desk.put(questions(5))
+    old = staged(delta_desk, name="one")
+    old.publish()
+    delta_desk.put(questions(9))
+    staged(delta_desk, name="two").publish()
+    old.publish()
+    assert ids(delta_desk) == expected(questions(9))
+
+
+def test_a_plan_made_again_after_its_rows_went_from_the_table_is_published_again(delta_desk: Desk) -> None:
+    delta_desk.document["output"]["mode"] = "overwrite"
+    delta_desk.put(questions(5))
+    delta_desk.run()
+    delta_desk.spark.sql(f"DELETE FROM delta.`{delta_desk.out}`")
+    assert delta_desk.run().outcome == "complete"
+    assert ids(delta_desk) == expected(questions(5))
+
+
+@pytest.mark.parametrize("seen", ["neither", "new"])
+def test_a_swap_cut_off_between_its_renames_is_finished_by_the_next_start(desk: Desk, seen: str) -> None:
+    """Overwriting Parquet moves the old folder away, then the new one in; a crash may fall between."""
+    desk.put(questions(5))
+    desk.run()
+    shutil.copytree(desk.out, desk.folder / "old")
+    desk.put(questions(9))
+    work = staged(desk)
+    assert work.plan.num_reused == 5
+    work.publish()
+    swap = {key: Path(value) for key, value in work.folder.facts("swapping.json").items()}
+    shutil.move(desk.folder / "old", swap["old"])
+    if seen == "neither":
+        shutil.move(desk.out, swap["fresh"])
+    assert desk.run().outcome == "complete"
+    assert ids(desk) == expected(questions(9))
+    assert not [path for path in desk.folder.iterdir() if path.name.startswith(".out")]
