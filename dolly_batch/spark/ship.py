@@ -59,7 +59,7 @@ def check_package(spark: SparkSession, num_tasks: int, with_model: bool) -> None
 
 
 def _finder(version: str, modules: Sequence[str]) -> Callable[[], str]:
-    """What looks for the package in a task. A function within a function travels by value, and so without the package."""
+    """What looks for the package in a task. A function in a function travels by value, and so without the package."""
 
     def find() -> str:
         import importlib
