@@ -19,11 +19,11 @@ help: ## Show this list
 
 demo: $(READY) ## Answer the sample table with the small model, into a Parquet table (needs no Java and no GPU)
 	@rm -rf demo-output/answers demo-output/work
-	@$(BIN)/dolly-batch run conf/demo.yaml --show 40
+	@$(BIN)/dolly-batch run conf/demo.yaml --show 50
 
 demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetches the Delta connector from Maven Central
 	@rm -rf demo-output/answers-delta demo-output/work-delta
-	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 40
+	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50
 
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
 	@$(BIN)/pytest $(ARGS)

@@ -5,8 +5,8 @@ and into Delta. So what is timed is everything but the model: reading, planning,
 and back, publishing, auditing. The data is looked for at $DOLLY_BATCH_SHARED/data (default ../shared/data); without it
 nothing is measured.
 
-Checked: every id once, `too_long` exactly where the tokenizer says so, the same rows through delta-rs, and that a second
-run writes nothing.
+Checked: every id once, `too_long` exactly where the tokenizer says so, the same rows through delta-rs, and that a
+second run writes nothing.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from typing import Any
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.columns import ANSWER_FIELDS, quoted_path
@@ -48,12 +49,8 @@ def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
 
 def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     """All rows that this plan publishes, with the output's columns. Raises AuditError unless they are the planned."""
+    _check_answers(target, folder, plan)
     answers = staged_answers(target, folder, plan)
-    num_answers = answers.count()
-    if num_answers != plan.num_todo:
-        raise AuditError(
-            f"plan {plan.plan_id}: {plan.num_todo} rows were to be answered, {num_answers} answers are staged"
-        )
     rows = _set_aside(target, folder, plan)
     if plan.waves:
         todo = snapshot(target, folder, "todo").drop("instruction", "context", "num_prompt_tokens", "shard", "wave")
@@ -61,6 +58,24 @@ def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     if plan.num_reused:
         rows = rows.unionByName(_reused(target, folder))
     return rows
+
+
+def _check_answers(target: Target, folder: PlanFolder, plan: Plan) -> None:
+    """Raise AuditError, naming the waves, unless each planned row, and no other, has exactly one answer."""
+    if not plan.waves:
+        return
+    keys = ["wave", "row_key", "request_key"]
+    todo = snapshot(target, folder, "todo").select(*keys, F.lit(1).alias("side"))
+    with_wave = T.StructType([*STAGED_SCHEMA.fields, T.StructField("wave", T.IntegerType())])
+    answers = target.spark.read.schema(with_wave).parquet(folder.of("staging")).select(*keys, F.lit(-1).alias("side"))
+    sums = todo.unionByName(answers).groupBy(*keys).agg(F.sum("side").alias("side")).filter(F.col("side") != 0)
+    wrong = sums.groupBy("wave").count().orderBy("wave").collect()
+    if wrong:
+        folders = ", ".join(f"wave={row[0]} ({row[1]} rows)" for row in wrong[:5])
+        raise AuditError(
+            f"plan {plan.plan_id}: the staged answers of {folders} are not the planned rows; nothing was published. "
+            f"Delete these folders in {folder.of('staging')} and run the same command: their rows are answered again"
+        )
 
 
 def _set_aside(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
