@@ -8,6 +8,7 @@ The input is read once, by the first step. Everything after that reads what the 
 import hashlib
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,11 +51,19 @@ def make_plan(
     Returns the folder and the plan; or, when nothing is left to do, the bare plan with its counts, and no folder.
     Raises InputError for bad ids and Refused for more rows than `limits.max_rows`; nothing is left behind then.
     """
-    draft = f"{work}/.planning-{uuid.uuid4().hex[:12]}"
+    kind = "counting" if request.dry else "planning"
+    draft = f"{work}/.{kind}-{request.job.name}-{uuid.uuid4().hex[:12]}"
     try:
         return _Planner(spark, request, source, target, model, files, work, draft).run()
     finally:
         files.delete(draft)
+
+
+def sweep_drafts(files: Files, work: str, name: str) -> None:
+    """Delete the drafts that killed starts of this job have left. The caller holds the job's lock."""
+    for found in files.list_names(work):
+        if re.fullmatch(rf"\.planning-{re.escape(name)}-[0-9a-f]{{12}}", found):
+            files.delete(f"{work}/{found}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Publishing: staged answers and set-aside rows become the output's rows, in one commit, whoever runs it how often."""
 
+import uuid
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from dolly_batch.spark.partition import STAGED_SCHEMA
 from dolly_batch.spark.target import Target
 
 NEW = "__new_"
+SWAPPING = "swapping.json"
 WRITE_RETRIES = 5
 
 
@@ -26,6 +28,8 @@ def publish(target: Target, folder: PlanFolder, plan: Plan) -> None:
     Parquet: append is one folder `plan_id=...`, overwrite a fresh folder; both appear by a rename.
     Raises AuditError when staged answers are not the planned rows.
     """
+    if target.files is not None and target.path is not None and folder.has(SWAPPING):
+        return _swap(target.files, target.path, folder, plan)
     rows = published_rows(target, folder, plan)
     if target.job.output.format == "parquet":
         _publish_parquet(target, folder, plan, rows)
@@ -135,32 +139,53 @@ def _publish_parquet(target: Target, folder: PlanFolder, plan: Plan, rows: DataF
         raise Stopped("Parquet is written by path")
     if target.job.output.mode == "append":
         # The folder's name holds the plan's id, so the files do not.
-        rows = rows.drop(target.own("plan_id"))
-        final = f"{path}/{target.own('plan_id')}={plan.plan_id}"
-        if not files.exists(final):
-            fresh = f"{path}/_writing-{plan.plan_id}"
-            _write_parquet(target, rows, fresh)
-            if not files.rename(fresh, final):
-                files.delete(fresh)
+        _add_folder(target, files, path, plan, rows.drop(target.own("plan_id")))
         return
-    parent, _, name = path.rpartition("/")
-    fresh, old = f"{parent}/.{name}.{plan.plan_id}.new", f"{parent}/.{name}.{plan.plan_id}.old"
-    if not folder.has("swapping.json"):
-        files.delete(fresh)
-        _write_parquet(target, rows, fresh)
+    fresh = f"{_beside(path, plan)}{uuid.uuid4().hex[:12]}.new"
+    _write_parquet(target, rows, fresh)
+    if not folder.has(SWAPPING):
         # From here on a restart goes on with the swap: the rows are safe in the fresh folder.
-        folder.mark("swapping.json", {"fresh": fresh, "old": old})
-    _swap(files, path, fresh, old)
+        folder.mark(SWAPPING, {"fresh": fresh, "old": f"{_beside(path, plan)}old"})
+    _swap(files, path, folder, plan)
 
 
-def _swap(files: Files, path: str, fresh: str, old: str) -> None:
+def _add_folder(target: Target, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
+    """Write the plan's folder under a name of this call's own, so that two starts never mix their files."""
+    final, writing = f"{path}/{target.own('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
+    fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
+    try:
+        if not files.exists(final):
+            _write_parquet(target, rows, fresh)
+            files.rename(fresh, final)
+    except Exception:
+        if not files.exists(final):  # else another start was first, and has cleared this one's folder away
+            raise
+    _clear(files, path, writing)
+
+
+def _swap(files: Files, path: str, folder: PlanFolder, plan: Plan) -> None:
     """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was."""
+    fresh, old = (str(folder.facts(SWAPPING)[name]) for name in ("fresh", "old"))
     if files.exists(fresh):
         if files.exists(path) and not files.exists(old):
             files.rename(path, old)
         if not files.rename(fresh, path):
             raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
-    files.delete(old)
+    parent, _, prefix = _beside(path, plan).rpartition("/")
+    _clear(files, parent, prefix)
+
+
+def _beside(path: str, plan: Plan) -> str:
+    """How the names of the folders begin that stand beside the output while a plan is published."""
+    parent, _, name = path.rpartition("/")
+    return f"{parent}/.{name}.{plan.plan_id}."
+
+
+def _clear(files: Files, folder: str, prefix: str) -> None:
+    """Delete what this publishing, or one that was cut off before it, has left."""
+    for name in files.list_names(folder):
+        if name.startswith(prefix):
+            files.delete(f"{folder}/{name}")
 
 
 def _write_parquet(target: Target, rows: DataFrame, path: str) -> None:
@@ -172,6 +197,8 @@ def _write_parquet(target: Target, rows: DataFrame, path: str) -> None:
 
 def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
     writer: Any = _sized(target, rows).write.format("delta").mode("overwrite")
+    # Delta remembers this pair and skips a second commit of it: a late start does not bring an old table back.
+    writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
     if target.path is not None:
@@ -205,9 +232,14 @@ def _with_retries(merge: Any) -> None:
         try:
             return merge.merge()  # type: ignore[no-any-return]
         except PySparkException as error:
-            condition = error.getCondition() or ""
-            if ("CONCURRENT" not in condition and "Concurrent" not in str(error)[:200]) or attempt == WRITE_RETRIES:
+            if attempt == WRITE_RETRIES or not _is_conflict(error):
                 raise
+
+
+def _is_conflict(error: PySparkException) -> bool:
+    """Whether another writer was first. Delta's exceptions have no condition; it stands at the head of their text."""
+    condition = error.getCondition() or str(error)[:200]
+    return "DELTA_CONCURRENT" in condition or "Concurrent" in type(error).__name__
 
 
 def _create_delta(target: Target) -> None:

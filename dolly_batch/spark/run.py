@@ -29,7 +29,7 @@ from dolly_batch.spark.manifest import (
     plan_folders,
 )
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
-from dolly_batch.spark.plan import Request, make_plan
+from dolly_batch.spark.plan import Request, make_plan, sweep_drafts
 from dolly_batch.spark.probe import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session import open_session
@@ -71,6 +71,8 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     with stopping_on_sigterm(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
+        sweep_drafts(files, work, job.name)
+        _sweep(files, work, job)
         if options.abandon:
             _abandon(files, work, job, report)
             return spark

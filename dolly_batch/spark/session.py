@@ -65,8 +65,7 @@ def open_session(job: JobConfig) -> SparkSession:
     spark.sparkContext.setLogLevel("ERROR" if launcher == "this" else "WARN")
     if uses_delta:
         _check_delta(spark)
-    if not is_local(spark):
-        ship_package(spark)
+    ship_package(spark)
     return spark  # type: ignore[no-any-return]
 
 

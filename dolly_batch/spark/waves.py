@@ -79,7 +79,10 @@ class Generation:
                         future.result()
                     tick()
             except BaseException:
-                self.spark.interruptTag(self.tag)
+                # Again and again: a wave that is just being started has no job yet that could be cancelled.
+                while running:
+                    self.spark.interruptTag(self.tag)
+                    running = wait(running, timeout=0.5).not_done
                 raise
 
     def _run_wave(self, wave: Wave) -> None:

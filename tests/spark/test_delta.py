@@ -1,13 +1,15 @@
 """Delta outputs: append, merge, overwrite and --retry, each one commit, as independent readers see them."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deltalake import DeltaTable as RustDeltaTable
-from pyspark.sql import SparkSession
 
 from dolly_batch.errors import InputError
 from dolly_batch.spark.run import Options
@@ -112,18 +114,23 @@ def test_a_parquet_output_is_not_taken_for_delta(delta_desk: Desk) -> None:
     assert "not a Delta table" in str(delta_desk.refused())
 
 
+READ_BY_SAIL = """
+import json, sys
+from pysail.spark import SparkConnectServer
+server = SparkConnectServer(port=0)
+server.start()
+spark = SparkSession.builder.remote("sc://localhost:%d" % server.listening_address[1]).create()
+rows = spark.read.format("delta").load(sys.argv[1]).select("id", "response", "status").collect()
+print(json.dumps([list(row) for row in rows]))
+"""
+
+
 def test_a_jvm_free_engine_reads_the_same_rows(delta_desk: Desk) -> None:
-    pysail = pytest.importorskip("pysail.spark", reason="pysail is not installed")
+    """In a process of its own: one that has been a Connect client turns every function of pyspark into a remote one."""
+    pytest.importorskip("pysail", reason="pysail is not installed")
     delta_desk.put(questions(5))
     delta_desk.run()
-    server = pysail.SparkConnectServer(port=0)
-    server.start()
-    try:
-        _, port = server.listening_address
-        sail = SparkSession.builder.remote(f"sc://localhost:{port}").create()
-        rows = sail.read.format("delta").load(str(delta_desk.out)).select("id", "response", "status").collect()
-        assert sorted(tuple(row) for row in rows) == sorted(
-            (row["id"], row["response"], row["status"]) for row in delta_desk.rows("delta")
-        )
-    finally:
-        server.stop()
+    command = [sys.executable, "-c", READ_BY_SAIL, str(delta_desk.out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(rows) == sorted([row["id"], row["response"], row["status"]] for row in delta_desk.rows("delta"))

@@ -1,0 +1,53 @@
+"""Stopping in the middle of a wave, and what a killed start leaves to be swept up."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.spark.files import files_for
+from dolly_batch.spark.model import resolve_model
+from dolly_batch.spark.plan import Request, make_plan
+from dolly_batch.spark.source import open_source
+from dolly_batch.spark.target import open_target
+from dolly_batch.spark.waves import Generation
+from tests.spark.desk import Desk, questions
+
+
+def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
+    """Ctrl-C may come before Spark has a job that could be cancelled: these waves would take 20 s."""
+    desk.put(questions(80))
+    job = desk.job(engine={"echo_delay_s": 0.5}, plan={"max_shard_rows": 20, "shards_per_slot": 1, "slots": 1})
+    files, work = files_for(desk.spark, job.work_dir)
+    source = open_source(desk.spark, job)
+    target = open_target(desk.spark, job, source)
+    model = resolve_model(desk.spark, job, work, print)
+    made = make_plan(desk.spark, Request(job), source, target, model, files, work)
+    assert isinstance(made, tuple)
+
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Generation(desk.spark, job, *made, model, lambda: None).run(ctrl_c)
+    assert time.monotonic() - begun < 8
+    assert made[0].staged_waves() == set()
+
+
+def test_prompts_that_a_killed_start_left_are_swept_up_by_the_next(desk: Desk) -> None:
+    """Killed while planning, it leaves its draft; killed after the audit, the snapshot of its plan."""
+    desk.put(questions(3))
+    draft = desk.folder / "work" / ".planning-job-0123456789ab"
+    others = desk.folder / "work" / ".planning-job-2-0123456789ab"
+    for folder in (draft, others):
+        (folder / "keyed").mkdir(parents=True)
+    assert desk.run(work={"keep_days": 1.0}).outcome == "complete"
+    assert (draft.exists(), others.exists()) == (False, True)
+    assert prompts(desk)
+    assert desk.run().outcome == "nothing_to_do"
+    assert not prompts(desk)
+
+
+def prompts(desk: Desk) -> list[Path]:
+    return [*(desk.folder / "work").glob("p*/snapshot")]
