@@ -3,10 +3,14 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.crash.command import Job, check_nothing_lost
 from tests.crash.conftest import NewJob
 from tests.crash.processes import hosts_of, wait_for
 from tests.spark.desk import questions
+
+pytestmark = pytest.mark.chaos
 
 QUESTIONS = questions(160)
 HOST_END_S = 15.0

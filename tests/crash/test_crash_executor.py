@@ -7,6 +7,8 @@ from tests.crash.conftest import NewJob
 from tests.crash.processes import executors_of, hosts_of, kill, wait_for
 from tests.spark.desk import questions
 
+pytestmark = pytest.mark.chaos
+
 HOST_END_S = 15.0
 
 

@@ -2,10 +2,14 @@
 
 import signal
 
+import pytest
+
 from tests.crash.command import check_nothing_lost
 from tests.crash.conftest import NewJob
 from tests.crash.processes import wait_for
 from tests.spark.desk import questions
+
+pytestmark = pytest.mark.chaos
 
 QUESTIONS = questions(160)
 

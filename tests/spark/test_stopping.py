@@ -13,6 +13,8 @@ from dolly_batch.spark.target import open_target
 from dolly_batch.spark.waves import Generation
 from tests.spark.desk import Desk, questions
 
+pytestmark = pytest.mark.chaos
+
 
 def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
     """Ctrl-C may come before Spark has a job that could be cancelled: these waves would take 20 s."""
