@@ -69,13 +69,19 @@ def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
 
 def _read(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
     try:
-        if config.table is not None:
-            return spark.table(config.table), None
-        if config.format == "delta":
-            return _read_delta(spark, config)
-        return _read_files(spark, config), None
+        df, version = _open(spark, config)
+        _ = df.schema  # over Spark Connect faults come only now
     except PySparkException as error:
         raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
+    return df, version
+
+
+def _open(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
+    if config.table is not None:
+        return spark.table(config.table), None
+    if config.format == "delta":
+        return _read_delta(spark, config)
+    return _read_files(spark, config), None
 
 
 def _read_delta(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
@@ -117,7 +123,8 @@ def _read_files(spark: SparkSession, config: InputConfig) -> DataFrame:
 def _filtered(df: DataFrame, where: str) -> DataFrame:
     try:
         filtered = df.filter(F.expr(where))
-        _ = filtered.schema  # Spark Connect finds faults only when asked for the schema
+        # Spark Connect finds faults only when the server is asked; the schema it would take from the unfiltered table.
+        _ = filtered.isStreaming
     except AnalysisException as error:
         raise InputError(f"input.where: {_reason(error)}") from error
     return filtered
