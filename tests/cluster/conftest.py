@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.standalone import BASE_PYTHON, PROJECT, SPARK_HOME, Cluster, Daemon, environment, hiding
+from tests.cluster.standalone import BASE_PYTHON, PROJECT, Cluster, environment, hiding
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     shutil.copytree(PROJECT / "dolly_batch", source / "dolly_batch", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(PROJECT / name, source / name)
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", folder, source], check=True, timeout=120)
@@ -53,27 +53,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, hidden: Path | None) -> It
         yield cluster.start()
     finally:
         cluster.stop()
-
-
-@pytest.fixture(scope="session")
-def connect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running Spark Connect server, in whose Python this package is installed."""
-    conf = {
-        "spark.connect.grpc.binding.address": "127.0.0.1",
-        "spark.connect.grpc.binding.port": "0",
-        "spark.sql.shuffle.partitions": "4",
-        "spark.ui.enabled": "false",
-    }
-    server = Daemon.start(
-        tmp_path_factory.mktemp("connect") / "server.log",
-        *(SPARK_HOME / "bin" / "spark-submit", "--master", "local[2]"),
-        *(part for key, value in conf.items() for part in ("--conf", f"{key}={value}")),
-        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
-        PYSPARK_PYTHON=sys.executable,
-        PYTHONPATH="",
-        SPARK_DAEMON_MEMORY="1g",  # spark-submit takes the server for a daemon
-    )
-    try:
-        yield f"sc://{server.wait_for(r'Spark Connect server started at: (\S+)')}"
-    finally:
-        server.stop()

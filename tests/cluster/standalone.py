@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,6 @@ PROJECT = Path(__file__).parents[2]
 # an editable install there.
 BASE_PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 START_TIMEOUT_S = 120.0
-CORES = 3  # of each worker: more than the two tasks that share a GPU
 
 T = TypeVar("T")
 
@@ -35,22 +33,15 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "PYSPARK_", "PYTHON"))}
     return {
         **kept,
-        "JAVA_HOME": java_home(),
+        "JAVA_HOME": str(find_java_home(os.environ)),
         "SPARK_HOME": str(SPARK_HOME),
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_DAEMON_MEMORY": "256m",
         "PYSPARK_PYTHON": str(BASE_PYTHON),
         "PYTHONPATH": sysconfig.get_path("purelib"),
         "OMP_NUM_THREADS": "1",
-        # Many JVMs that live for seconds: their start is what counts.
-        "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         **extra,
     }
-
-
-@cache
-def java_home() -> str:
-    return str(find_java_home(os.environ))
 
 
 @dataclass
@@ -105,7 +96,6 @@ class Cluster:
     """A folder that the second worker and its executors see as an empty one of their own."""
     daemons: list[Daemon] = field(default_factory=list)
     url: str = ""
-    packages: str = sysconfig.get_path("purelib")
 
     def start(self) -> "Cluster":
         master = self._spark_class("master", "org.apache.spark.deploy.master.Master", "--port", "0")
@@ -126,7 +116,7 @@ class Cluster:
         self._spark_class(
             f"worker-{number}",
             "org.apache.spark.deploy.worker.Worker",
-            *("--cores", str(CORES), "--memory", "1g", "--work-dir", str(self.folder / f"work-{number}"), self.url),
+            *("--cores", "2", "--memory", "1g", "--work-dir", str(self.folder / f"work-{number}"), self.url),
             within=hiding(self.hidden) if self.hidden and number == 1 else (),
             SPARK_WORKER_OPTS=options,
         )
@@ -156,11 +146,10 @@ class Ended:
     output: str
 
 
-def submit(script: str, job: Path, *options: str, **extra: str) -> Ended:
-    """`spark-submit OPTIONS jobs/SCRIPT JOB --json`, from the job's folder, with `extra` in the driver's environment."""
-    quick = ("--conf", "spark.sql.shuffle.partitions=4", "--conf", "spark.ui.enabled=false")
-    command = [SPARK_HOME / "bin" / "spark-submit", *quick, *options, PROJECT / "jobs" / script, job, "--json"]
-    return run_command([str(part) for part in command], job.parent, environment(**extra))
+def submit(script: str, job: Path, *options: str, arguments: tuple[str, ...] = ()) -> Ended:
+    """`spark-submit OPTIONS jobs/SCRIPT JOB --json`, from a folder that is not the project's."""
+    command = [SPARK_HOME / "bin" / "spark-submit", *options, PROJECT / "jobs" / script, job, "--json", *arguments]
+    return run_command([str(part) for part in command], job.parent, environment())
 
 
 def run_command(command: list[str], folder: Path, env: dict[str, str]) -> Ended:
