@@ -3,12 +3,9 @@
 import os
 import re
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
-from pyspark.errors import PySparkException
-from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from dolly_batch.config import JobConfig, SparkConfig, delta_jars, launched_by
@@ -51,12 +48,8 @@ def open_session(job: JobConfig) -> SparkSession:
     asked for and the cluster has no connector.
     """
     uses_delta = "delta" in (job.input.format, job.output.format)
-    _quiet_pyspark()
     if job.spark.remote is not None:
-        remote = SparkSession.builder.remote(job.spark.remote).getOrCreate()
-        if uses_delta:
-            _check_remote_delta(remote)
-        return remote
+        return SparkSession.builder.remote(job.spark.remote).getOrCreate()
     launcher = launched_by()
     builder: Any = SparkSession.builder.appName(f"dolly_batch {job.name}")
     if launcher == "databricks":
@@ -143,21 +136,3 @@ def _check_delta(spark: Any) -> None:
             "this job uses Delta, and the cluster has no Delta connector: give spark-submit "
             "`--packages io.delta:delta-spark_<spark version>_2.13:<version>` (docs/deploy.md has the line)"
         ) from error
-
-
-def _check_remote_delta(spark: SparkSession) -> None:
-    """A Connect client sees no classes of the server: it asks for a table that is not there, and hears why."""
-    try:
-        _ = spark.read.format("delta").load(f"/dolly-batch-{uuid.uuid4().hex}").schema
-    except PySparkException as error:
-        if error.getCondition() == "DATA_SOURCE_NOT_FOUND":
-            raise Refused(
-                "this job uses Delta, and the Spark Connect server has no Delta connector: start the server with "
-                "`--packages io.delta:delta-spark_<spark version>_2.13:<version>` (docs/deploy.md)"
-            ) from error
-
-
-def _quiet_pyspark() -> None:
-    """Of its own exceptions pyspark prints pages of JSON; the command prints each as one line."""
-    for name in ("DataFrameQueryContextLogger", "SQLQueryContextLogger"):
-        PySparkLogger.getLogger(name).disabled = True

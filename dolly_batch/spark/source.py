@@ -69,19 +69,13 @@ def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
 
 def _read(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
     try:
-        df, version = _open(spark, config)
-        _ = df.schema  # over Spark Connect faults come only now
+        if config.table is not None:
+            return spark.table(config.table), None
+        if config.format == "delta":
+            return _read_delta(spark, config)
+        return _read_files(spark, config), None
     except PySparkException as error:
         raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
-    return df, version
-
-
-def _open(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
-    if config.table is not None:
-        return spark.table(config.table), None
-    if config.format == "delta":
-        return _read_delta(spark, config)
-    return _read_files(spark, config), None
 
 
 def _read_delta(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
@@ -123,8 +117,7 @@ def _read_files(spark: SparkSession, config: InputConfig) -> DataFrame:
 def _filtered(df: DataFrame, where: str) -> DataFrame:
     try:
         filtered = df.filter(F.expr(where))
-        # Spark Connect finds faults only when the server is asked; the schema it would take from the unfiltered table.
-        _ = filtered.isStreaming
+        _ = filtered.schema  # Spark Connect finds faults only when asked for the schema
     except AnalysisException as error:
         raise InputError(f"input.where: {_reason(error)}") from error
     return filtered
