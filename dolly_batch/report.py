@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
+STATUSES = ("ok", "truncated", "empty_response", "null_instruction", "empty_instruction", *ERROR_STATUSES)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from dolly_batch.spark.columns import ANSWER_FIELDS, quoted_path
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.partition import STAGED_SCHEMA
+from dolly_batch.spark.parts import read_part
 from dolly_batch.spark.target import Target
 
 NEW = "__new_"
@@ -49,7 +50,7 @@ def staged_answers(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
 
 def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
     """A part of the plan's snapshot: todo, aside or reused."""
-    return target.spark.read.parquet(folder.of("snapshot", part))
+    return read_part(target.spark, folder.files, folder.of("snapshot", part))
 
 
 def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:

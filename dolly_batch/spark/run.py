@@ -210,14 +210,14 @@ def _fill(report: Report, plan: Plan, target: Target) -> None:
 def _staged_facts(opened: Opened) -> dict[str, object]:
     """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
-    statuses = {row[0]: row[1] for row in answers.groupBy("status").count().collect()}
-    loads = answers.groupBy("engine_id").agg(F.max("engine_load").alias("loads")).agg(F.sum("loads")).first()
-    by_status = dict(opened.plan.aside)
-    for status, count in statuses.items():
+    by_status, loads = dict(opened.plan.aside), dict[str, int]()
+    counted = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load")).collect()
+    for status, engine_id, count, load in counted:
         by_status[status] = by_status.get(status, 0) + count
+        loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
     return {
         "by_status": by_status,
-        "model_loads": int(loads[0] or 0) if loads is not None else 0,
+        "model_loads": sum(loads.values()),
         "num_published": opened.plan.num_planned,
     }
 
