@@ -15,7 +15,7 @@ from dolly_batch.config import JobConfig
 from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
-from dolly_batch.spark.faults import stopping_on_sigterm
+from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.keys import request_header
 from dolly_batch.spark.lock import JobLock
@@ -70,7 +70,7 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
         spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
-    with stopping_on_sigterm(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
+    with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
         sweep_drafts(files, work, job.name)
         _sweep(files, work, job)
         if options.abandon:
