@@ -1,5 +1,6 @@
 """Publishing: staged answers and set-aside rows become the output's rows, in one commit, whoever runs it how often."""
 
+import time
 import uuid
 from datetime import datetime
 from typing import Any
@@ -249,11 +250,15 @@ def _create_delta(target: Target) -> None:
     writer = target.spark.createDataFrame([], target.schema).writeTo(target.identifier).using("delta")
     if target.job.output.partition_by:
         writer = writer.partitionedBy(*(F.col(quoted_path(name)) for name in target.job.output.partition_by))
-    try:
-        writer.create()
-    except PySparkException:
-        if not target.exists():  # it failed, and not because another start was first
-            raise
+    for attempt in range(1, WRITE_RETRIES + 1):
+        try:
+            return writer.create()
+        except PySparkException:
+            if target.exists():  # another start was first
+                return None
+            if attempt == WRITE_RETRIES:
+                raise
+            time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
 
 
 def _same(name: str) -> Column:
