@@ -202,10 +202,7 @@ def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
     writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
-    if target.path is not None:
-        writer.save(target.path)
-    else:
-        writer.saveAsTable(target.job.output.table)
+    _save(target, writer)
 
 
 def _merge_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
@@ -244,21 +241,31 @@ def _is_conflict(error: PySparkException) -> bool:
 
 
 def _create_delta(target: Target) -> None:
-    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all."""
+    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all.
+
+    By a write and not by CREATE TABLE, which refuses a folder that holds the files of a start killed before it.
+    """
     if target.exists():
         return
-    writer = target.spark.createDataFrame([], target.schema).writeTo(target.identifier).using("delta")
+    writer: Any = target.spark.createDataFrame([], target.schema).write.format("delta").mode("ignore")
     if target.job.output.partition_by:
-        writer = writer.partitionedBy(*(F.col(quoted_path(name)) for name in target.job.output.partition_by))
+        writer = writer.partitionBy(*target.job.output.partition_by)
     for attempt in range(1, WRITE_RETRIES + 1):
         try:
-            return writer.create()
+            return _save(target, writer)
         except PySparkException:
             if target.exists():  # another start was first
                 return None
             if attempt == WRITE_RETRIES:
                 raise
             time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
+
+
+def _save(target: Target, writer: Any) -> None:
+    if target.path is not None:
+        writer.save(target.path)
+    else:
+        writer.saveAsTable(target.job.output.table)
 
 
 def _same(name: str) -> Column:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dolly_batch.spark.publish import published_rows
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -142,3 +143,17 @@ def test_a_swap_cut_off_between_its_renames_is_finished_by_the_next_start(desk: 
     assert desk.run().outcome == "complete"
     assert ids(desk) == expected(questions(9))
     assert not [path for path in desk.folder.iterdir() if path.name.startswith(".out")]
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_files_of_a_delta_table_whose_first_commit_never_came_are_no_table(delta_desk: Desk, mode: str) -> None:
+    """What kill -9 leaves between the first files of a new table and the commit that would have named them."""
+    delta_desk.document["output"]["mode"] = mode
+    delta_desk.put(questions(5))
+    work = staged(delta_desk)
+    rows = published_rows(work.target, work.folder, work.plan)
+    rows.write.parquet(str(delta_desk.out))
+    (delta_desk.out / "_SUCCESS").unlink()
+    (delta_desk.out / "_delta_log" / "_staged_commits").mkdir(parents=True)
+    assert delta_desk.run().outcome == "complete"
+    assert ids(delta_desk) == expected(questions(5))
