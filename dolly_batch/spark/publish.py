@@ -165,13 +165,17 @@ def _add_folder(target: Target, files: Files, path: str, plan: Plan, rows: DataF
 
 
 def _swap(files: Files, path: str, folder: PlanFolder, plan: Plan) -> None:
-    """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was."""
+    """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was.
+
+    A start that was suspended on the way finds its fresh folder gone: another one has put it in place meanwhile.
+    """
     fresh, old = (str(folder.facts(SWAPPING)[name]) for name in ("fresh", "old"))
-    if files.exists(fresh):
-        if files.exists(path) and not files.exists(old):
-            files.rename(path, old)
-        if not files.rename(fresh, path):
-            raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
+    if files.exists(fresh) and files.exists(path) and not files.exists(old):
+        files.rename(path, old)
+        if not files.exists(fresh):
+            files.rename(old, path)  # what this start has just moved away was not the old table, but the new one
+    if files.exists(fresh) and not files.rename(fresh, path) and files.exists(fresh):
+        raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
     parent, _, prefix = _beside(path, plan).rpartition("/")
     _clear(files, parent, prefix)
 

@@ -87,6 +87,7 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
             lock.check()
             with Stopwatch(report, "publish"):
                 publish(opened.target, opened.folder, opened.plan)
+            lock.check()
             opened.folder.mark(PUBLISHED, _staged_facts(opened))
         with Stopwatch(report, "audit"):
             findings = audit(opened.target, opened.folder, opened.plan)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 from deltalake import DeltaTable
 
-from tests.crash.processes import Process, environ, hosts_of, jvm_of, kill, processes, state_of, wait_for
+from tests.crash.processes import Process, environ, hosts_of, jvm_of, kill, processes, state_of, suspend, wait_for
 from tests.spark.desk import echo_document
 
 # A JVM of few threads that compiles little: on a small machine the starts cost less than half.
@@ -77,6 +77,14 @@ class Start:
         """Waits until the start has suspended itself at its step."""
         wait_for("the suspended driver", lambda: self.is_suspended() or not self.is_running())
         assert self.is_running(), self.said()
+
+    def suspend_all(self) -> None:
+        """SIGSTOP of the driver and its JVM."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT of the driver and its JVM."""
+        os.killpg(self.pid, signal.SIGCONT)
 
     def is_suspended(self) -> bool:
         return state_of(self.pid) == "T"
@@ -175,6 +183,10 @@ class Job:
         found: list[dict[str, Any]] = table.to_pylist()
         return found
 
+    def num_commits(self) -> int:
+        """Commits of the output's Delta table, 0 as long as there is no table."""
+        return len([*(self.folder / "out" / "_delta_log").glob("*.json")])
+
     def own_jvms(self) -> list[int]:
         """JVMs of starts of this job, known by the environment that they inherited."""
         mark = f"SPARK_WORKER_DIR={self.folder}/".encode()
@@ -202,6 +214,16 @@ def check_nothing_lost(job: Job, report: dict[str, Any], questions: list[dict[st
         assert set(by_status) == {"ok"}
         asked = {row["id"]: row["instruction"] for row in questions}
         assert all(row["response"].startswith(asked[row["id"]]) for row in rows)
+
+
+def between_data_and_commit(job: Job, start: Start, num_commits: int) -> None:
+    """Suspends the JVM when the Delta table has so many commits and files that the next one is to name."""
+    jvm, out = start.jvm(), job.folder / "out"
+    wait_for(f"{num_commits} commits", lambda: job.num_commits() >= num_commits)
+    known = set(out.glob("part-*.parquet"))
+    wait_for("files of the new rows", lambda: set(out.glob("part-*.parquet")) - known)
+    suspend(jvm)
+    assert job.num_commits() == num_commits, "the commit was faster than this test"
 
 
 def check_quiet(start: Start) -> None:
