@@ -72,12 +72,13 @@ def test_a_driver_killed_while_generating_and_again_before_publishing(new_job: N
     assert job.all_staged()
     assert unchanged(finished, job)
     assert not (job.folder / "out").exists()
-    assert "3 of 8 waves" in start.said() or "2 of 8 waves" in start.said()
+    assert f"{len(finished)} of 8 waves are finished" in start.said()
 
     code, report = job.start().end()
     assert code == 0, job.starts[-1].said()
     check_nothing_lost(job, report, QUESTIONS)
-    assert report["num_waves"] == 8
+    assert (report["num_resumed_waves"], report["num_waves"]) == (8, 8)
+    assert "8 of 8 waves were finished by earlier starts" in job.starts[-1].out.read_text()
     assert report["model_loads"] == 2  # by the first and by the second start; the third needed none
 
 
@@ -204,6 +205,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_completes(new_job: NewJob) ->
     assert 1 <= len(finished) < job.num_waves()
     code, report = job.start().end()
     assert code == 0, job.starts[-1].said()
+    assert report["num_resumed_waves"] == len(finished)
     check_nothing_lost(job, report, QUESTIONS)
 
 
