@@ -29,7 +29,7 @@ def kill_workers(start: Start) -> int:
 
 
 def test_a_run_survives_its_python_workers_and_its_engine_host(new_job: NewJob) -> None:
-    job = new_job(engine={"echo_delay_s": 0.05})
+    job = new_job(engine={"echo_delay_s": 0.08})
     job.put(QUESTIONS)
     start = job.start()
     host = suspended_host(job, start, num_waves=1)
