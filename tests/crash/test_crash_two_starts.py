@@ -1,5 +1,7 @@
 """Two starts of one job at once, and one that was suspended just before its commit while another finished the job."""
 
+import shutil
+
 import pytest
 
 from tests.crash.command import Job, Start, between_data_and_commit, check_nothing_lost
@@ -48,12 +50,11 @@ def test_two_starts_that_find_the_lock_of_a_dead_one(new_job: NewJob) -> None:
 )
 def test_a_start_suspended_before_its_commit_to_parquet(new_job: NewJob, mode: str, step: str) -> None:
     job = new_job(output={"mode": mode})
-    job.put(QUESTIONS[:8])
     if "old" in step:
+        job.put(questions(8, start=1000))
         assert job.start().end()[0] == 0
-        job.put(QUESTIONS)
-    else:
-        job.put(QUESTIONS)
+        shutil.rmtree(job.folder / "work")
+    job.put(QUESTIONS)
     working = job.start(step=f"SIGSTOP {step}")
     working.stopped_itself()
     assert job.start().end()[0] == 6  # it lives, as far as anybody can tell
