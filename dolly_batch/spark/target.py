@@ -63,6 +63,8 @@ class Target:
             return self.spark.table(name) if self.spark.catalog.tableExists(name) else None
         names = self.files.list_names(self.path) if self.files is not None else []
         is_delta = "_delta_log" in names and self._has_commits()
+        if not is_delta and "_delta_log" in names and self.job.output.format == "delta":
+            return None  # a start was killed before the table's first commit: the files it left belong to no table
         if not is_delta and all(name.startswith(("_", ".")) for name in names):
             return None
         if is_delta != (self.job.output.format == "delta"):
