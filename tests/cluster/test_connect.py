@@ -1,0 +1,120 @@
+"""plan, run and status through Spark Connect: the client holds no JVM, the server is a process of its own."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from dolly_batch.engine.load import load_engine
+from dolly_batch.engine.stream import generate
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import EngineSpec, GenerationParams, Request
+from tests.cluster.standalone import PROJECT, SPARK_HOME, Daemon, Ended, environment, run_command, wait_until
+from tests.spark.desk import echo_document, questions
+
+TINY = PROJECT / "dolly_batch" / "tiny" / "model"
+NUM_ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Connect server over local[2], whose Python workers find this package on their path."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.ui.enabled": "false",
+        "spark.sql.shuffle.partitions": "4",
+    }
+    server = Daemon.start(
+        tmp_path_factory.mktemp("connect") / "server.log",
+        *(SPARK_HOME / "bin" / "spark-submit", "--master", "local[2]"),
+        *(part for key, value in options.items() for part in ("--conf", f"{key}={value}")),
+        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
+        SPARK_DAEMON_MEMORY="1g",
+        PYSPARK_PYTHON=sys.executable,
+        PYTHONPATH=str(PROJECT),
+    )
+    try:
+        wait_until(lambda: is_listening(port), "the server's port", server)
+        yield f"sc://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions(NUM_ROWS)))
+    document = echo_document(folder)
+    document["engine"] = {"kind": "plain", "max_batch_tokens": 2048}
+    document["model"]["dtype"] = "float32"
+    document["generation"]["max_new_tokens"] = 8
+    (folder / "job.yaml").write_text(yaml.safe_dump(document))
+    return folder / "job.yaml"
+
+
+def command(verb: str, job: Path, **settings: str) -> Ended:
+    """`dolly-batch VERB JOB`, in a process where no JVM can be started."""
+    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    env = environment(PYTHONPATH=str(PROJECT), PYSPARK_PYTHON=sys.executable)
+    if any(value.startswith("sc://") for value in settings.values()):
+        env |= {"JAVA_HOME": "/nonexistent", "PATH": os.path.dirname(sys.executable)}
+    return run_command([sys.executable, "-m", "dolly_batch.cli", verb, str(job), "--json", *arguments], job.parent, env)
+
+
+def answers(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["response"] for row in pq.read_table(folder, columns=["id", "response"]).to_pylist()}
+
+
+def asked_directly() -> dict[str, str]:
+    """The answers of the same model without any Spark."""
+    spec = EngineSpec("plain", str(TINY), dtype="float32", max_batch_tokens=2048)
+    engine = load_engine(spec, device="cpu")
+    assert isinstance(engine.encoder, PromptEncoder)
+    params = GenerationParams(max_new_tokens=8, do_sample=False)
+    rows = questions(NUM_ROWS)
+    prompts = engine.encoder.encode_batch([(row["instruction"], row["context"]) for row in rows])
+    requests = [Request(row["id"], tuple(ids), params) for row, ids in zip(rows, prompts, strict=True)]
+    return {completion.key: completion.text for completion in generate(engine, requests)}
+
+
+def test_plan_run_and_status_through_connect(remote: str, job: Path) -> None:
+    over = {"spark.remote": remote}
+    planned = command("plan", job, **over)
+    assert planned.code == 0, planned.output
+    assert planned.report["num_input_rows"] == NUM_ROWS
+    assert not (job.parent / "out").exists()
+
+    ran = command("run", job, **over)
+    assert ran.code == 0, ran.output
+    assert (ran.report["outcome"], ran.report["model_loads"]) == ("complete", 1)
+
+    stood = command("status", job, **over)
+    assert stood.code == 0, stood.output
+    assert stood.report["num_input_rows"] == NUM_ROWS
+
+    again = command("run", job, **over)
+    assert (again.code, again.report["outcome"]) == (0, "nothing_to_do"), again.output
+
+    assert answers(job.parent / "out") == asked_directly()
+
+
+def test_a_refusal_through_connect_names_the_thing(remote: str, job: Path) -> None:
+    refused = command("run", job, **{"spark.remote": remote, "input.instruction": "instructoin"})
+    assert refused.code == 4, refused.output
+    assert "instructoin" in refused.report["message"]
+    assert "`instruction`" in refused.report["message"]
