@@ -25,6 +25,8 @@ def write_part(files: Files, rows: DataFrame, path: str, partition_by: Sequence[
 
 
 def read_part(spark: SparkSession, files: Files, path: str) -> DataFrame:
-    """Read what `write_part` wrote."""
-    schema = T.StructType.fromJson(json.loads(files.read(path + SCHEMA) or ""))
-    return spark.read.schema(schema).parquet(path)
+    """Read what `write_part` wrote, or a part of a plan that was opened before parts carried their schema."""
+    text = files.read(path + SCHEMA)
+    if text is None:
+        return spark.read.parquet(path)
+    return spark.read.schema(T.StructType.fromJson(json.loads(text))).parquet(path)
