@@ -90,6 +90,10 @@ class TextEncoder:
             raise
         return [encoding.ids for encoding in encodings]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return, per token of the text encoded as it is, where in the text its characters begin and end."""
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids as they are, special tokens included; bytes that are not UTF-8 become U+FFFD.
 

@@ -88,6 +88,46 @@ class Scores:
     num_prompt_tokens: int = 0
 
 
+PromptFormat = Literal["dolly", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
+
+    `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
+    JSON schema that the answer has to follow.
+    """
+
+    key: str
+    instruction: str
+    context: str | None
+    params: GenerationParams
+    seed: int = 0
+    format: PromptFormat = "dolly"
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One row whose continuations are to be scored, each text on its own after the prompt.
+
+    In the format "dolly" a continuation is a response, scored with its end marker as the training text has it unless
+    `with_end` is false. In "plain" the instruction is the whole prompt, and is cut from the left where it and the
+    longest continuation exceed the model's positions.
+    """
+
+    key: str
+    instruction: str
+    context: str | None
+    continuations: tuple[str, ...]
+    with_end: bool = True
+    format: PromptFormat = "dolly"
+
+
+Row = PromptRow | ScoreRow
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything an engine host needs to start. Two equal specs are served by one host; it crosses to executors.

@@ -6,16 +6,19 @@ token budget, prefills them as one padded batch and decodes until every row has 
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
 from dolly_batch.engine.budget import TokenBudget, default_batch_tokens, num_positions
+from dolly_batch.engine.grammar import Grammars
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.sampling import choose_tokens
 from dolly_batch.engine.score import OUT_OF_MEMORY, Scorer, refuse
 from dolly_batch.engine.stream import no_heartbeat, too_long
+from dolly_batch.errors import EngineError
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
@@ -116,7 +119,7 @@ class PlainEngine:
 
     @torch.inference_mode()
     def _run_batch(self, requests: Sequence[Request]) -> list[Row]:
-        rows = [Row(request) for request in requests]
+        rows = [self._begin(request) for request in requests]
         ids, mask = self._pad([request.prompt_ids for request in requests])
         batch = Batch(list(rows), ids, mask, self._count_positions(mask))
         while batch.rows:
@@ -127,6 +130,21 @@ class PlainEngine:
             batch.append(token_ids)
             batch.drop_ended()
         return rows
+
+    def _begin(self, request: Request) -> Row:
+        """A row with the constraint of its grammar, if it has one."""
+        if request.grammar is None:
+            return Row(request)
+        constraint = self._grammars.constraint(request.grammar)
+        if isinstance(constraint, Failure):
+            return Row(request, failure=constraint)
+        return Row(request, constraint=constraint)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        if not isinstance(self.encoder, PromptEncoder):
+            raise EngineError("a grammar needs a model with Dolly's end marker")
+        return Grammars(self.encoder, self._model.config.vocab_size)
 
     def _forward(self, batch: Batch) -> Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]."""
@@ -151,7 +169,11 @@ class PlainEngine:
         params = [row.request.params for row in batch.rows]
         seeds = [row.request.seed for row in batch.rows]
         # A row whose logits are broken is ended in `_take`; zeros let it through the sampler meanwhile.
-        return choose_tokens(logits.nan_to_num(), params, seeds, [batch.num_steps] * len(batch.rows))
+        logits = logits.nan_to_num()
+        for row, row_logits in zip(batch.rows, logits, strict=True):
+            if row.constraint is not None and row.is_open:
+                row.constraint.mask(row_logits)
+        return choose_tokens(logits, params, seeds, [batch.num_steps] * len(batch.rows))
 
     def _take(self, token_ids: Tensor, sound: Tensor, batch: Batch) -> None:
         for row, token_id, is_sound in zip(batch.rows, token_ids.tolist(), sound.tolist(), strict=True):

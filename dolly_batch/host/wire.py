@@ -14,57 +14,20 @@ JSON is written in ASCII, so every string that Python can hold passes, lone surr
 import json
 import socket
 import struct
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from dolly_batch.errors import EngineError
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import PromptRow as PromptRow
+from dolly_batch.records import Row as Row
+from dolly_batch.records import ScoreRow as ScoreRow
 
 PROTOCOL = 2
 MAX_FRAME_BYTES = 1 << 28
 _RECEIVE_BYTES = 1 << 18
 _LENGTH = struct.Struct(">I")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
-PromptFormat = Literal["dolly", "plain"]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
-
-    `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
-    JSON schema that the answer has to follow.
-    """
-
-    key: str
-    instruction: str
-    context: str | None
-    params: GenerationParams
-    seed: int = 0
-    format: PromptFormat = "dolly"
-    grammar: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """One row whose continuations are to be scored, each text on its own after the prompt.
-
-    In the format "dolly" a continuation is a response, scored with its end marker as the training text has it unless
-    `with_end` is false. In "plain" the instruction is the whole prompt, and is cut from the left where it and the
-    longest continuation exceed the model's positions.
-    """
-
-    key: str
-    instruction: str
-    context: str | None
-    continuations: tuple[str, ...]
-    with_end: bool = True
-    format: PromptFormat = "dolly"
-
-
-Row = PromptRow | ScoreRow
 
 
 def pack(message: object) -> bytes:
