@@ -242,11 +242,16 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
     document = _parse_yaml(text, str(path))
     for override in overrides or []:
         _put(document, override)
+    return check_job(document, str(path))
+
+
+def check_job(document: dict[str, Any], where: str) -> JobConfig:
+    """Return a document as a job. Raises ConfigError, with every fault found; `where` names the document in it."""
     try:
         return JobConfig.model_validate(document)
     except ValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"{path} is not a valid job:\n{faults}") from error
+        raise ConfigError(f"{where} is not a valid job:\n{faults}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -11,7 +11,8 @@ from pyspark.sql import types as T
 
 from dolly_batch.config_task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
-from dolly_batch.spark.columns import TASK_FIELDS, answer_fields, quoted_path
+from dolly_batch.spark.columns import answer_fields, quoted_path
+from dolly_batch.spark.fields import TASK_FIELDS
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.partition import staged_schema

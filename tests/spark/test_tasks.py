@@ -1,15 +1,11 @@
 """Each kind of task through the whole way, from a table to a table."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.sql import types as T
 
 from dolly_batch.errors import ConfigError, InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.spark.run import Options
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.spark.desk import Desk
 
