@@ -32,7 +32,7 @@ class GenerateTask(Section):
     @field_validator("template")
     @classmethod
     def _can_be_parsed(cls, value: str | None) -> str | None:
-        if value is not None and not any(name for _, name in template_parts(value)):
+        if value is not None and not template_parts(value)[1]:
             raise ValueError("names no column: `{column}` stands for a column's value")
         return value
 
@@ -101,8 +101,8 @@ TEXT_KINDS = ("classify", "summarize", "extract")
 """The tasks that read one column of text, `input.text`."""
 
 
-def template_parts(template: str) -> list[tuple[str, str | None]]:
-    """Split a template into (text, column name) pairs; the last pair's name may be None.
+def template_parts(template: str) -> tuple[list[str], list[str]]:
+    """Split a template into its literal texts and the columns between them; there is one text more than columns.
 
     Raises ValueError for a brace that stands alone, and for formats and conversions, which have no meaning here.
     """
@@ -110,9 +110,12 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"{error}; write {{{{ and }}}} for braces") from error
-    parts: list[tuple[str, str | None]] = []
+    texts, names = [""], []
     for text, name, spec, conversion in parsed:
         if name is not None and (spec or conversion or not re.fullmatch(r"[^{}]+", name)):
             raise ValueError(f"`{{{name}}}` must hold a column's name alone; write {{{{ and }}}} for braces")
-        parts.append((text, name))
-    return parts
+        texts[-1] += text  # an escaped brace ends a text for the parser, and not for us
+        if name is not None:
+            names.append(name)
+            texts.append("")
+    return texts, names

@@ -56,16 +56,13 @@ def _literals(task: GenerateTask) -> tuple[str, ...]:
     examples = examples_text([(e.instruction, e.context, e.response) for e in task.examples])
     if task.template is None:
         return (examples, "")
-    parts = template_parts(task.template)
-    texts = [text for text, _ in parts] + ([""] if parts[-1][1] is not None else [])
+    texts, _ = template_parts(task.template)
     return (examples + texts[0], *texts[1:])
 
 
 def template_columns(task: GenerateTask) -> list[str] | None:
     """The columns that a template names, in its order; None where there is no template."""
-    if task.template is None:
-        return None
-    return [name for _, name in template_parts(task.template) if name is not None]
+    return None if task.template is None else template_parts(task.template)[1]
 
 
 def _classify(task: ClassifyTask, encoder: PromptEncoder, max_positions: int) -> Asking:

@@ -79,9 +79,7 @@ def tiny() -> LoadedModel:
 def ask(loaded: LoadedModel, rows: list[Any], schema: dict[str, Any]) -> list[Request]:
     prompt, params = default_instruction(schema), GenerationParams(64, do_sample=False)
     return [
-        Request(
-            str(n), tuple(dolly(loaded).encode(prompt, row.context)), GenerationParams(64, False), n, grammar_of(schema)
-        )
+        Request(str(n), tuple(dolly(loaded).encode(prompt, row.context)), params, n, grammar_of(schema))
         for n, row in enumerate(rows)
     ]
 
