@@ -162,8 +162,8 @@ def test_long_prompts_are_cut_and_the_tokens_told(desk: Desk, side: str) -> None
         # The context goes before any of the instruction does, also where it alone is not what is too long.
         assert cut["num_prompt_tokens"] + cut["num_dropped_tokens"] == whole
     assert found["context"]["response"].startswith("Keep me whole.")
-    ends = {"w0 w1": side != "truncate_left", "w2999": side != "truncate_right"}
-    assert {end: end in words and end.split()[-1] in found["context"]["response"].split() for end in ends} == ends
+    # The echo stops after 256 tokens, so that only the beginning of what was kept can be seen.
+    assert ("w0" in found["context"]["response"].split()) == (side != "truncate_left")
 
 
 def test_another_task_or_schema_into_a_table_is_refused_with_the_difference(desk: Desk) -> None:
