@@ -11,7 +11,7 @@ READY := .venv/.ready
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo demo-delta test check chaos bench format lock clean
+.PHONY: help setup demo demo-delta test check chaos kills bench format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -35,6 +35,9 @@ check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
 
 chaos: $(READY) ## Many real kills, minutes long
 	@$(BIN)/pytest -m chaos
+
+kills: $(READY) ## Random kills for ten minutes and more, every row counted
+	@$(BIN)/python benchmarks/kills.py $(ARGS)
 
 bench: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
 	@$(BIN)/python benchmarks/whole_table.py

@@ -22,10 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"dolly-batch: {error}")
         return error.exit_code
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _log_to_terminal()
     if arguments.command == "stage-model":
         return _stage_model(arguments)
     return _with_report(arguments)
+
+
+def _log_to_terminal() -> None:
+    """Warnings of the libraries, but for py4j's: it writes a stack trace of what it also raises, and we tell once."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_not_py4j)
+
+
+def _not_py4j(record: logging.LogRecord) -> bool:
+    return "py4j" not in record.pathname
 
 
 def run_script(command: str) -> NoReturn:
@@ -84,8 +95,18 @@ def _positive(text: str) -> int:
 
 
 def _with_report(arguments: argparse.Namespace) -> int:
-    """Run a command that ends in a report; every fault becomes a message and an exit code."""
+    """Run a command that ends in a report; every fault and every signal becomes a message and an exit code."""
+    from dolly_batch.spark.faults import stopping_on_signals
+
     report = Report(name=arguments.job)
+    with stopping_on_signals():
+        _carry_out(arguments, report)
+        if arguments.json:
+            print(report.to_json(), flush=True)  # noqa: T201 - the contract: the last line of stdout
+    return report.exit_code
+
+
+def _carry_out(arguments: argparse.Namespace, report: Report) -> None:
     spark: Any = None
     try:
         job = load_job(arguments.job, arguments.set)
@@ -101,14 +122,13 @@ def _with_report(arguments: argparse.Namespace) -> int:
         if isinstance(error, SystemExit):
             raise
         _fail(error, report)
-    if arguments.json:
-        print(report.to_json(), flush=True)  # noqa: T201 - the contract: the last line of stdout
-    return report.exit_code
 
 
 def _fail(error: BaseException, report: Report) -> None:
-    from dolly_batch.spark.faults import error_of
+    from dolly_batch.spark.faults import error_of, pass_over_signals
 
+    if isinstance(error, KeyboardInterrupt):
+        pass_over_signals()  # for as long as the process lasts: pyspark has something to do at its end, too
     fault = error_of(error)
     report.outcome, report.exit_code, report.message = type(fault).__name__, fault.exit_code, str(fault)
     if not isinstance(error, (DollyBatchError, KeyboardInterrupt)):

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
+STATUSES = ("ok", "truncated", "empty_response", "null_instruction", "empty_instruction", *ERROR_STATUSES)
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Report:
     token_histogram: dict[str, int] = field(default_factory=dict)
     estimated_s: float | None = None
     num_waves: int = 0
+    num_resumed_waves: int = 0
+    """Waves that earlier starts had finished."""
     num_shards: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage: session, plan, generate, publish, audit."""
@@ -126,7 +129,14 @@ def print_summary(report: Report) -> None:
         for status, count in sorted(report.by_status.items(), key=lambda item: -item[1]):
             table.add_row(status, f"{count:,}")
         console.print(table)
-    if report.num_completion_tokens and report.seconds.get("generate"):
+    if report.num_resumed_waves:  # how long the earlier starts took, nobody knows; so there is no speed
+        console.print(
+            Text(
+                f"{report.num_completion_tokens:,} answer tokens, {report.model_loads} model load(s); "
+                f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts"
+            )
+        )
+    elif report.num_completion_tokens and report.seconds.get("generate"):
         speed = report.num_completion_tokens / report.seconds["generate"]
         console.print(
             Text(

@@ -7,6 +7,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import AuditError
+from dolly_batch.report import STATUSES
 from dolly_batch.spark.columns import quoted_path
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.publish import snapshot
@@ -29,28 +30,16 @@ def audit(target: Target, folder: PlanFolder, plan: Plan) -> Findings:
     table = target.read()
     if table is None:
         raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} is not there")
-    planned = _planned_keys(target, folder, plan)
     keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
-    found = _read_rows(target, table)
-    expected = planned.groupBy(*keys).agg(F.count("*").alias("want"))
-    have = found.groupBy(*keys).agg(F.count("*").alias("have"))
-    compared = expected.join(have, keys, "left").select("want", F.coalesce("have", F.lit(0)).alias("have"))
-    counts = compared.agg(
-        F.coalesce(F.sum("want"), F.lit(0)),
-        F.coalesce(F.sum(F.greatest(F.col("want") - F.col("have"), F.lit(0))), F.lit(0)),
-        F.coalesce(F.sum(F.greatest(F.col("have") - F.col("want"), F.lit(0))), F.lit(0)),
-    ).first()
-    if counts is None:
-        raise AuditError(f"plan {plan.plan_id}: its rows cannot be counted")
-    num_rows, missing, repeated = counts
+    num_rows, missing, repeated, by_status, tokens = _compare(
+        _planned_keys(target, folder, plan), _read_rows(target, table), keys
+    )
     if missing or repeated or num_rows != plan.num_planned + plan.num_reused:
         raise AuditError(
             f"plan {plan.plan_id}: of {plan.num_planned + plan.num_reused} planned rows {missing} are missing and "
             f"{repeated} are there too often in {target.job.output.name}; "
             f"its snapshot and answers are kept in {folder.path}"
         )
-    mine = found.join(planned.select(*keys).distinct(), keys, "left_semi")
-    by_status, tokens = count_statuses(mine)
     return Findings(num_rows, missing, repeated, by_status, tokens)
 
 
@@ -68,6 +57,28 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
     """Rows by status, and the answer tokens of all."""
     counted = rows.groupBy("status").agg(F.count("*"), F.sum("tokens")).orderBy("status").collect()
     return {row[0]: row[1] for row in counted}, sum(row[2] or 0 for row in counted)
+
+
+def _compare(planned: DataFrame, found: DataFrame, keys: list[str]) -> tuple[int, int, int, dict[str, int], int]:
+    """Planned rows, how many of them are missing, how many too many, and the statuses and tokens of those found.
+
+    Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
+    """
+    none = F.lit(None)
+    sides = planned.select(*keys, F.lit(1).alias("want"), none.cast("string").alias("status"), F.lit(0).alias("tokens"))
+    sides = sides.unionByName(found.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
+    by_key = sides.groupBy(*keys).agg(
+        F.sum("want").alias("want"),
+        F.count("status").alias("have"),
+        F.sum("tokens").alias("tokens"),
+        *(F.count(F.when(F.col("status") == status, True)).alias(status) for status in STATUSES),
+    )
+    want, have = F.col("want"), F.col("have")
+    counts = [want, F.greatest(want - have, F.lit(0)), F.greatest(have - want, F.lit(0)), F.col("tokens")]
+    totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in [*counts, *(F.col(name) for name in STATUSES)]))
+    num_rows, missing, repeated, tokens, *statuses = (count or 0 for count in totals.collect()[0])
+    by_status = {status: count for status, count in zip(STATUSES, statuses, strict=True) if count}
+    return num_rows, missing, repeated, by_status, tokens
 
 
 def _read_rows(target: Target, table: DataFrame) -> DataFrame:

@@ -13,21 +13,43 @@ from dolly_batch.errors import DollyBatchError, Stopped
 RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+GOES_ON = "finished waves are kept, and the same command goes on from there"
+
+
 @contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM, which clusters and schedulers send, as Ctrl-C."""
+def stopping_on_signals() -> Iterator[None]:
+    """Treat SIGTERM, which clusters and schedulers send, as Ctrl-C; both raise KeyboardInterrupt, once.
+
+    Later ones are passed over: an impatient second Ctrl-C would only cut off the stopping itself. To be entered again
+    after the session is opened, where pyspark puts in a handler of its own for Ctrl-C. Does nothing outside of the
+    main thread.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        pass_over_signals()
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pass_over_signals() -> None:
+    """Pay no heed to Ctrl-C and SIGTERM any more: what is being done is the stopping."""
+    if _in_main_thread():
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def error_of(error: BaseException) -> DollyBatchError:
@@ -35,7 +57,10 @@ def error_of(error: BaseException) -> DollyBatchError:
     if isinstance(error, DollyBatchError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Stopped("stopped by hand; finished waves are kept, and the same command goes on from there")
+        return Stopped(f"stopped by hand; {GOES_ON}")
+    if isinstance(error, ConnectionError) or type(error).__name__ == "Py4JNetworkError":
+        kind = type(error).__name__
+        return Stopped(f"the connection to Spark is lost, its driver's JVM has ended ({kind}); {GOES_ON}")
     return Stopped(_first_cause(error))
 
 

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from dolly_batch.errors import AlreadyRunning
+from dolly_batch.errors import AlreadyRunning, DollyBatchError
 from dolly_batch.spark.files import Files
 
 BEAT_S = 5.0
@@ -44,17 +44,25 @@ class JobLock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Give it back, unless somebody has taken it over."""
+        """Give it back, unless somebody has taken it over: then a fault that this led to is told as that.
+
+        Raises AlreadyRunning in place of an exception that has no name of ours, such as that of a staged file which
+        the other start has cleared away.
+        """
         self._done.set()
         self._thread.join()
         if self._holder().get("token") == self._token:
             self._files.delete(self._path)
+        elif isinstance(value, Exception) and not isinstance(value, DollyBatchError):
+            raise self._taken_over() from value
 
     def check(self) -> None:
         """Raise AlreadyRunning when another start has taken over, as it may after this process was long suspended."""
-        holder = self._holder()
-        if holder.get("token") != self._token:
-            raise AlreadyRunning(f"another start of this job has taken over{_who(holder)}; this one stops")
+        if self._holder().get("token") != self._token:
+            raise self._taken_over()
+
+    def _taken_over(self) -> AlreadyRunning:
+        return AlreadyRunning(f"another start of this job has taken over{_who(self._holder())}; this one stops")
 
     def _text(self) -> str:
         return json.dumps({"token": self._token, "beats": self._beats, **_this_process()})

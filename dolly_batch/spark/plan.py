@@ -25,6 +25,7 @@ from dolly_batch.spark.files import Files
 from dolly_batch.spark.keys import content_row_key, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.parts import SCHEMA, read_part, write_part
 from dolly_batch.spark.resources import generation_slots
 from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
 from dolly_batch.spark.source import Source, unreadable_input_named
@@ -86,12 +87,10 @@ class _Planner:
 
     def run(self) -> tuple[PlanFolder, Plan] | Plan:
         with unreadable_input_named(self.job.input):
-            self._keyed().write.parquet(f"{self.draft}/keyed")
-        keyed = self.spark.read.parquet(f"{self.draft}/keyed")
+            keyed = self._kept(self._keyed(), "keyed")
         if self.source.ids:
             self._check_ids(keyed)
-        self._with_held(self._limited(keyed)).write.parquet(f"{self.draft}/rows")
-        rows = self.spark.read.parquet(f"{self.draft}/rows")
+        rows = self._kept(self._with_held(self._limited(keyed)), "rows")
         facts = read_facts(rows)
         plan = self._draft_plan(facts)
         if self.request.dry or self._is_done(plan):
@@ -102,6 +101,11 @@ class _Planner:
             )
         waves = self._lay_out(rows, facts)
         return self._settle(plan, waves)
+
+    def _kept(self, rows: DataFrame, name: str) -> DataFrame:
+        """The same rows, written down and read back: what they cost is paid once."""
+        write_part(self.files, rows, f"{self.draft}/{name}")
+        return read_part(self.spark, self.files, f"{self.draft}/{name}")
 
     def _keyed(self) -> DataFrame:
         """Each input row with its keys, its token count, and its status where it cannot run."""
@@ -217,7 +221,7 @@ class _Planner:
             return False
         if self.job.output.mode != "overwrite":
             return True
-        rows = self.spark.read.parquet(f"{self.draft}/rows")
+        rows = read_part(self.spark, self.files, f"{self.draft}/rows")
         return _same_rows(self._as_published(rows), self._as_held(table))
 
     def _as_published(self, rows: DataFrame) -> DataFrame:
@@ -243,20 +247,23 @@ class _Planner:
         ordered = todo.repartition(min(shards, 1000), "shard").sortWithinPartitions(
             "wave", "shard", F.desc("num_prompt_tokens")
         )
-        ordered.drop("state", "status", "error").write.partitionBy("wave", "shard").parquet(
-            f"{self.draft}/snapshot/todo"
-        )
+        path = f"{self.draft}/snapshot/{TODO}"
+        write_part(self.files, ordered.drop("state", "status", "error"), path, partition_by=("wave", "shard"))
         for state in (ASIDE, REUSED):
-            part = rows.filter(F.col("state") == state).drop("state", "instruction", "context")
-            part.write.parquet(f"{self.draft}/snapshot/{state}")
-        counted = todo.groupBy("wave").agg(F.count("*"), F.countDistinct("shard")).orderBy("wave").collect()
-        return [Wave(row[0], row[1], row[2]) for row in counted]
+            if state == ASIDE or facts.num(state):
+                part = rows.filter(F.col("state") == state).drop("state", "instruction", "context")
+                write_part(self.files, part, f"{self.draft}/snapshot/{state}")
+        waves: dict[int, list[int]] = {}
+        for wave, _, num_rows in todo.groupBy("wave", "shard").count().collect():
+            waves.setdefault(wave, []).append(num_rows)
+        return [Wave(wave, sum(shards), len(shards)) for wave, shards in sorted(waves.items())]
 
     def _settle(self, draft: Plan, waves: list[Wave]) -> tuple[PlanFolder, Plan]:
         """Move the snapshot to its name; the plan exists from here on."""
         plan = Plan(**{**draft.__dict__, "waves": tuple(waves)})
-        self.files.delete(f"{self.draft}/keyed")
-        self.files.delete(f"{self.draft}/rows")
+        for name in ("keyed", "rows"):
+            self.files.delete(f"{self.draft}/{name}")
+            self.files.delete(f"{self.draft}/{name}{SCHEMA}")
         self.files.write(f"{self.draft}/{MANIFEST}", plan.to_json())
         folder = PlanFolder(self.files, f"{self.work}/{plan.plan_id}")
         if folder.has(MANIFEST) and not folder.is_open:

@@ -4,6 +4,7 @@ Found out before any work, by trying: they import it, look for the model, and wr
 """
 
 import socket
+import subprocess
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -12,8 +13,11 @@ from pathlib import Path
 import pandas as pd
 from pyspark.sql import SparkSession
 
+from dolly_batch.engine.fit import QUERY, misfit, parse_gpus
+from dolly_batch.engine.folder import read_config
 from dolly_batch.errors import ConfigError
 from dolly_batch.spark.files import Files, LocalFiles
+from dolly_batch.spark.resources import has_gpus
 from dolly_batch.spark.session import is_local, num_slots
 from dolly_batch.spark.ship import check_package
 from dolly_batch.spark.target import Target
@@ -28,6 +32,7 @@ def check_executors(spark: SparkSession, target: Target, model_folder: str) -> N
         return
     check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
     _try_on_executors(spark, "", {}, model_folder)
+    _check_gpus(spark, target, model_folder)
 
 
 def check_shared(spark: SparkSession, files: Files, work: str, target: Target, model_folder: str) -> None:
@@ -52,9 +57,32 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
                     f"{key}: {folder} is not shared: what an executor writes there is not seen here; "
                     "name a folder that the driver and all executors mount, or an object store"
                 )
+        _check_gpus(spark, target, model_folder)
     finally:
         for folder in shared.values():
             files.delete(f"{folder}/{name}")
+
+
+def _check_gpus(spark: SparkSession, target: Target, model_folder: str) -> None:
+    """Refuse a model that the executors' GPUs cannot run. Says nothing where no executor can describe a GPU."""
+    model = target.job.model
+    if not has_gpus(spark) or target.job.engine.kind == "echo":
+        return
+    slots, config = num_slots(spark), read_config(Path(model_folder))
+    described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
+    for gpu in sorted({gpu for row in described for gpu in parse_gpus(row[0])}, key=lambda gpu: gpu.name):
+        fault = misfit([gpu] * model.gpus, config, model.dtype, model.quantization)
+        if fault:
+            raise ConfigError(f"{model.path}: {fault}")
+
+
+def _describe_gpus(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    for _ in batches:
+        try:
+            text = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            text = ""  # no NVIDIA driver here, or none that this process may ask
+        yield pd.DataFrame({"gpus": [text]})
 
 
 def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str) -> set[str]:

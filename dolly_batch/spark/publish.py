@@ -1,5 +1,6 @@
 """Publishing: staged answers and set-aside rows become the output's rows, in one commit, whoever runs it how often."""
 
+import time
 import uuid
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from dolly_batch.spark.fields import TASK_FIELDS
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.partition import staged_schema
+from dolly_batch.spark.parts import read_part
 from dolly_batch.spark.struct import struct_type
 from dolly_batch.spark.target import Target
 
@@ -51,7 +53,7 @@ def staged_answers(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
 
 def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
     """A part of the plan's snapshot: todo, aside or reused."""
-    return target.spark.read.parquet(folder.of("snapshot", part))
+    return read_part(target.spark, folder.files, folder.of("snapshot", part))
 
 
 def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
@@ -172,13 +174,17 @@ def _add_folder(target: Target, files: Files, path: str, plan: Plan, rows: DataF
 
 
 def _swap(files: Files, path: str, folder: PlanFolder, plan: Plan) -> None:
-    """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was."""
+    """Put the fresh folder in the old one's place; done again after a crash, it goes on where it was.
+
+    A start that was suspended on the way finds its fresh folder gone: another one has put it in place meanwhile.
+    """
     fresh, old = (str(folder.facts(SWAPPING)[name]) for name in ("fresh", "old"))
-    if files.exists(fresh):
-        if files.exists(path) and not files.exists(old):
-            files.rename(path, old)
-        if not files.rename(fresh, path):
-            raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
+    if files.exists(fresh) and files.exists(path) and not files.exists(old):
+        files.rename(path, old)
+        if not files.exists(fresh):
+            files.rename(old, path)  # what this start has just moved away was not the old table, but the new one
+    if files.exists(fresh) and not files.rename(fresh, path) and files.exists(fresh):
+        raise Stopped(f"{path} was written by somebody else meanwhile; the finished rows are in {fresh}")
     parent, _, prefix = _beside(path, plan).rpartition("/")
     _clear(files, parent, prefix)
 
@@ -209,10 +215,7 @@ def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
     writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
-    if target.path is not None:
-        writer.save(target.path)
-    else:
-        writer.saveAsTable(target.job.output.table)
+    _save(target, writer)
 
 
 def _merge_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
@@ -251,17 +254,31 @@ def _is_conflict(error: PySparkException) -> bool:
 
 
 def _create_delta(target: Target) -> None:
-    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all."""
+    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all.
+
+    By a write and not by CREATE TABLE, which refuses a folder that holds the files of a start killed before it.
+    """
     if target.exists():
         return
-    writer = target.spark.createDataFrame([], target.schema).writeTo(target.identifier).using("delta")
+    writer: Any = target.spark.createDataFrame([], target.schema).write.format("delta").mode("ignore")
     if target.job.output.partition_by:
-        writer = writer.partitionedBy(*(F.col(quoted_path(name)) for name in target.job.output.partition_by))
-    try:
-        writer.create()
-    except PySparkException:
-        if not target.exists():  # it failed, and not because another start was first
-            raise
+        writer = writer.partitionBy(*target.job.output.partition_by)
+    for attempt in range(1, WRITE_RETRIES + 1):
+        try:
+            return _save(target, writer)
+        except PySparkException:
+            if target.exists():  # another start was first
+                return None
+            if attempt == WRITE_RETRIES:
+                raise
+            time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
+
+
+def _save(target: Target, writer: Any) -> None:
+    if target.path is not None:
+        writer.save(target.path)
+    else:
+        writer.saveAsTable(target.job.output.table)
 
 
 def _same(name: str) -> Column:

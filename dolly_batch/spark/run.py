@@ -15,7 +15,7 @@ from dolly_batch.config import JobConfig
 from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
-from dolly_batch.spark.faults import stopping_on_sigterm
+from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.keys import request_header
 from dolly_batch.spark.lock import JobLock
@@ -70,7 +70,7 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
         spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
-    with stopping_on_sigterm(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
+    with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
         sweep_drafts(files, work, job.name)
         _sweep(files, work, job)
         if options.abandon:
@@ -87,6 +87,7 @@ def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
             lock.check()
             with Stopwatch(report, "publish"):
                 publish(opened.target, opened.folder, opened.plan)
+            lock.check()
             opened.folder.mark(PUBLISHED, _staged_facts(opened))
         with Stopwatch(report, "audit"):
             findings = audit(opened.target, opened.folder, opened.plan)
@@ -190,6 +191,7 @@ def _planned(
 def _describe(opened: Opened, report: Report) -> None:
     plan = opened.plan
     _fill(report, plan, opened.target)
+    report.num_resumed_waves = len(opened.folder.staged_waves())
     say(
         f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer in {report.num_shards} shards and "
         f"{len(plan.waves)} waves, {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
@@ -210,14 +212,14 @@ def _fill(report: Report, plan: Plan, target: Target) -> None:
 def _staged_facts(opened: Opened) -> dict[str, object]:
     """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
-    statuses = {row[0]: row[1] for row in answers.groupBy("status").count().collect()}
-    loads = answers.groupBy("engine_id").agg(F.max("engine_load").alias("loads")).agg(F.sum("loads")).first()
-    by_status = dict(opened.plan.aside)
-    for status, count in statuses.items():
+    by_status, loads = dict(opened.plan.aside), dict[str, int]()
+    counted = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load")).collect()
+    for status, engine_id, count, load in counted:
         by_status[status] = by_status.get(status, 0) + count
+        loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
     return {
         "by_status": by_status,
-        "model_loads": int(loads[0] or 0) if loads is not None else 0,
+        "model_loads": sum(loads.values()),
         "num_published": opened.plan.num_planned,
     }
 

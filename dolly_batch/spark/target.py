@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlparse
 
@@ -61,7 +62,9 @@ class Target:
             name = str(self.job.output.table)
             return self.spark.table(name) if self.spark.catalog.tableExists(name) else None
         names = self.files.list_names(self.path) if self.files is not None else []
-        is_delta = "_delta_log" in names
+        is_delta = "_delta_log" in names and self._has_commits()
+        if not is_delta and "_delta_log" in names and self.job.output.format == "delta":
+            return None  # a start was killed before the table's first commit: the files it left belong to no table
         if not is_delta and all(name.startswith(("_", ".")) for name in names):
             return None
         if is_delta != (self.job.output.format == "delta"):
@@ -71,6 +74,11 @@ class Target:
             return self._load()
         except PySparkException as error:
             raise OutputError(f"output {self.path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def _has_commits(self) -> bool:
+        """Whether the Delta log holds a version: while another start creates the table, its log is an empty folder."""
+        names = self.files.list_names(f"{self.path}/_delta_log") if self.files is not None else []
+        return any(re.match(r"\d{20}\.", name) for name in names)
 
     def _load(self) -> DataFrame | None:
         if self.job.output.format == "delta":

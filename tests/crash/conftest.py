@@ -29,8 +29,7 @@ def new_job(tmp_path: Path) -> Iterator[NewJob]:
     yield make
     for job in jobs:
         for start in job.starts:
-            if start.is_running():
-                start.kill()
+            start.kill_all()
         for process in job.own_processes():
             kill(process.pid)
     shutil.rmtree(hosts, ignore_errors=True)

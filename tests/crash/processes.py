@@ -41,9 +41,25 @@ def below(root: int) -> list[Process]:
     return found
 
 
+def environ(process: Process) -> bytes:
+    """Its environment as it was when it started; empty for one that is gone."""
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def state_of(pid: int) -> str:
+    """One letter, as ps has it: R, S, T for suspended, Z; empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def jvm_of(driver: int) -> int | None:
-    """The driver's JVM."""
-    return next((p.pid for p in below(driver) if os.path.basename(p.words[0]) == "java"), None)
+    """The driver's JVM, and not one of those that only look for Java or make up Spark's command line."""
+    return next((p.pid for p in below(driver) if "org.apache.spark.deploy.SparkSubmit" in p.words), None)
 
 
 def executors_of(driver: int) -> list[int]:
@@ -74,6 +90,17 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def suspend(pid: int) -> None:
+    """SIGSTOP, and waits until it has come to rest."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(f"process {pid} at rest", lambda: state_of(pid) in ("T", "Z", ""))
+
+
+def resume(pid: int) -> None:
+    """SIGCONT."""
+    os.kill(pid, signal.SIGCONT)
 
 
 def wait_for(what: str, look: Callable[[], Found], timeout_s: float = 240.0) -> Found:

@@ -1,14 +1,18 @@
 """Commits repeated, late, overlapping and at once: never a row lost or twice."""
 
+import fnmatch
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dolly_batch.spark.files import LocalFiles
+from dolly_batch.spark.publish import publish, published_rows
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -141,4 +145,53 @@ def test_a_swap_cut_off_between_its_renames_is_finished_by_the_next_start(desk: 
         shutil.move(desk.out, swap["fresh"])
     assert desk.run().outcome == "complete"
     assert ids(desk) == expected(questions(9))
+    assert not [path for path in desk.folder.iterdir() if path.name.startswith(".out")]
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_files_of_a_delta_table_whose_first_commit_never_came_are_no_table(delta_desk: Desk, mode: str) -> None:
+    """What kill -9 leaves between the first files of a new table and the commit that would have named them."""
+    delta_desk.document["output"]["mode"] = mode
+    delta_desk.put(questions(5))
+    work = staged(delta_desk)
+    rows = published_rows(work.target, work.folder, work.plan)
+    rows.write.parquet(str(delta_desk.out))
+    (delta_desk.out / "_SUCCESS").unlink()
+    (delta_desk.out / "_delta_log" / "_staged_commits").mkdir(parents=True)
+    assert delta_desk.run().outcome == "complete"
+    assert ids(delta_desk) == expected(questions(5))
+
+
+class Interleaved(LocalFiles):
+    """The files of a start that is suspended just before a rename, while another start publishes the same plan."""
+
+    def __init__(self, pattern: str, other: Callable[[], None]) -> None:
+        self.pattern = pattern
+        self.others = [other]
+
+    def rename(self, source: str, target: str) -> bool:
+        if fnmatch.fnmatch(target, self.pattern) and self.others:
+            self.others.pop()()
+        return super().rename(source, target)
+
+
+@pytest.mark.parametrize(
+    ("mode", "step"),
+    [
+        ("overwrite", "*/.out.*.old"),
+        pytest.param("overwrite", "*/out", marks=pytest.mark.chaos),
+        pytest.param("append", "*/out/plan_id=*", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_start_suspended_before_a_rename_cannot_undo_what_another_published(desk: Desk, mode: str, step: str) -> None:
+    desk.document["output"]["mode"] = mode
+    desk.put(questions(5))
+    desk.run()
+    desk.put(questions(9))
+    work = staged(desk)
+    suspended = Interleaved(step, work.publish)
+    publish(replace(work.target, files=suspended), work.folder, work.plan)
+    assert not suspended.others
+    assert ids(desk) == expected(questions(9))
+    assert desk.run().outcome == "complete"
     assert not [path for path in desk.folder.iterdir() if path.name.startswith(".out")]

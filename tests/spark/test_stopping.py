@@ -17,9 +17,9 @@ pytestmark = pytest.mark.chaos
 
 
 def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
-    """Ctrl-C may come before Spark has a job that could be cancelled: these waves would take 20 s."""
+    """Ctrl-C may come before Spark has a job that could be cancelled: these two waves would take 200 s."""
     desk.put(questions(80))
-    job = desk.job(engine={"echo_delay_s": 0.5}, plan={"max_shard_rows": 20, "shards_per_slot": 1, "slots": 1})
+    job = desk.job(engine={"echo_delay_s": 5.0}, plan={"max_shard_rows": 20, "shards_per_slot": 1, "slots": 1})
     files, work = files_for(desk.spark, job.work_dir)
     source = open_source(desk.spark, job)
     target = open_target(desk.spark, job, source)
@@ -33,7 +33,7 @@ def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         Generation(desk.spark, job, *made, model, lambda: None).run(ctrl_c)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 100
     assert made[0].staged_waves() == set()
 
 

@@ -1,0 +1,70 @@
+"""Whether a model can run on a GPU at all, by arithmetic. Standard library only.
+
+Asked of the executors' GPUs before a job begins, so that nobody waits for a load that must fail.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dolly_batch.engine.config import ModelConfig
+
+BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+_RUNTIME_BYTES = 1 << 30  # CUDA's own context and kernels, and the activations of one row
+QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as its driver describes it. `capability` is the compute capability, such as (8, 6)."""
+
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+
+
+def parse_gpus(text: str) -> list[Gpu]:
+    """The GPUs in the output of `QUERY`, one a line: `NVIDIA A10, 23028, 8.6`. Other lines are passed over."""
+    gpus = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.rsplit(",", 2)]
+        major, _, minor = parts[-1].partition(".")
+        if len(parts) == 3 and parts[1].isdecimal() and major.isdecimal() and minor.isdecimal():
+            gpus.append(Gpu(parts[0], int(parts[1]) << 20, (int(major), int(minor))))
+    return gpus
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of a model of this shape, biases and norms included to within a few thousandths."""
+    hidden = config.hidden_size
+    named = config.settings.get("intermediate_size") or config.settings.get("n_inner")
+    inner = named if isinstance(named, int) else 4 * hidden
+    layer = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+    return config.num_layers * layer + 2 * config.vocab_size * hidden
+
+
+def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
+    """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
+
+    Counts the weights, one row's keys and values at full length, and what CUDA needs for itself.
+    """
+    for gpu in gpus:
+        if dtype == "bfloat16" and gpu.capability < BFLOAT16_FROM:
+            version = ".".join(map(str, gpu.capability))
+            return (
+                f"model.dtype bfloat16 cannot run on {gpu.name} (compute capability {version}; bfloat16 needs "
+                f"{'.'.join(map(str, BFLOAT16_FROM))}); set model.dtype: float16"
+            )
+    item_bytes = _ITEM_BYTES.get(dtype, 2)
+    weight_bytes = num_parameters(config) * (1 if quantization == "int8" else item_bytes)
+    cache_bytes = 2 * config.num_layers * config.hidden_size * config.max_positions * item_bytes
+    needed, there = weight_bytes + cache_bytes + _RUNTIME_BYTES * len(gpus), sum(gpu.memory_bytes for gpu in gpus)
+    if needed <= there:
+        return None
+    gib = 1 << 30
+    remedies = [*(["model.dtype: auto"] if item_bytes > 2 else []), "a GPU with more memory", "a smaller model"]
+    return (
+        f"the model in {dtype if quantization == 'none' else quantization} needs {needed / gib:.1f} GiB "
+        f"({weight_bytes / gib:.1f} of weights), and {' + '.join(gpu.name for gpu in gpus)} has {there / gib:.1f} GiB; "
+        f"use {', '.join(remedies[:-1])} or {remedies[-1]}"
+    )

@@ -1,0 +1,30 @@
+"""Parts of a plan on disk: Parquet folders, each with its schema beside it.
+
+Spark finds out the schema of a Parquet folder by a job of its own, every time the folder is opened. A plan opens its
+parts a dozen times, so for a small table that was a third of all jobs of a run.
+"""
+
+import json
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+
+from dolly_batch.spark.files import Files
+
+SCHEMA = ".schema.json"
+
+
+def write_part(files: Files, rows: DataFrame, path: str, partition_by: Sequence[str] = ()) -> None:
+    """Write rows as the Parquet folder `path`, and their schema as `path`.schema.json."""
+    writer = rows.write
+    if partition_by:
+        writer = writer.partitionBy(*partition_by)
+    writer.parquet(path)
+    files.write(path + SCHEMA, rows.schema.json())
+
+
+def read_part(spark: SparkSession, files: Files, path: str) -> DataFrame:
+    """Read what `write_part` wrote."""
+    schema = T.StructType.fromJson(json.loads(files.read(path + SCHEMA) or ""))
+    return spark.read.schema(schema).parquet(path)

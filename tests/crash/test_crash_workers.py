@@ -1,0 +1,78 @@
+"""kill -9 of Python workers and of engine hosts while they answer: Spark runs the tasks again, on a new host."""
+
+import pytest
+
+from tests.crash.command import Job, Start, check_nothing_lost
+from tests.crash.conftest import NewJob
+from tests.crash.processes import hosts_of, kill, resume, suspend, wait_for, workers_of
+from tests.spark.desk import questions
+
+QUESTIONS = questions(160)
+
+
+def suspended_host(job: Job, start: Start, num_waves: int) -> int:
+    """The engine host, suspended while rows are with it, when so many waves are finished: their tasks wait for it."""
+    wait_for(f"{num_waves} finished waves", lambda: len(job.staged()) >= num_waves)
+    jvm = start.jvm()
+    host = wait_for("the engine host", lambda: next(iter(hosts_of(jvm)), None))
+    suspend(host)
+    assert len(job.staged()) < job.num_waves()
+    wait_for("a wave that is begun", lambda: [*(job.folder / "work").glob("p*/staging/.wave=*/_temporary")])
+    return host
+
+
+def kill_workers(start: Start) -> int:
+    workers = wait_for("Python workers", lambda: workers_of(start.jvm()))
+    for worker in workers:
+        kill(worker)
+    return len(workers)
+
+
+def test_a_run_survives_its_python_workers_and_its_engine_host(new_job: NewJob) -> None:
+    job = new_job(engine={"echo_delay_s": 0.08})
+    job.put(QUESTIONS)
+    start = job.start()
+    host = suspended_host(job, start, num_waves=1)
+    assert kill_workers(start)
+    resume(host)
+    kill(suspended_host(job, start, num_waves=len(job.staged()) + 1))
+    code, report = start.end()
+    assert code == 0, start.said()
+    check_nothing_lost(job, report, QUESTIONS)
+    assert report["model_loads"] == 2
+
+
+@pytest.mark.chaos
+def test_python_workers_killed_again_and_again(new_job: NewJob) -> None:
+    """Four slots; the kills come faster than a wave, and stop before a task has failed four times."""
+    job = new_job(engine={"echo_delay_s": 0.05}, spark={"master": "local[4]"}, plan={"slots": 4})
+    job.put(QUESTIONS)
+    start = job.start()
+    for number in range(1, 4):
+        host = suspended_host(job, start, num_waves=number)
+        assert kill_workers(start)
+        resume(host)
+    code, report = start.end()
+    assert code == 0, start.said()
+    check_nothing_lost(job, report, QUESTIONS)
+    assert report["model_loads"] == 1
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("master", ["local[2]", "local[4]"])
+def test_a_loaded_model_is_lost_with_its_host_and_loaded_once_more(new_job: NewJob, master: str) -> None:
+    job = new_job(
+        engine={"kind": "plain"},
+        generation={"max_new_tokens": 24},
+        spark={"master": master},
+        plan={"max_shard_rows": 6},
+    )
+    rows = questions(96)
+    job.put(rows)
+    start = job.start()
+    kill(suspended_host(job, start, num_waves=2))
+    code, report = start.end()
+    assert code == 0, start.said()
+    check_nothing_lost(job, report, rows)
+    assert report["model_loads"] == 2
+    assert set(report["by_status"]) <= {"ok", "truncated", "empty_response"}

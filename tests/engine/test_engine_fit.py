@@ -1,0 +1,70 @@
+"""What fits where: the table of the public README, by arithmetic."""
+
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.engine.config import ModelConfig, check_config
+from dolly_batch.engine.fit import Gpu, misfit, num_parameters, parse_gpus
+
+T4 = Gpu("Tesla T4", 15_360 << 20, (7, 5))
+V100 = Gpu("Tesla V100-SXM2-16GB", 16_384 << 20, (7, 0))
+A10 = Gpu("NVIDIA A10", 23_028 << 20, (8, 6))
+H100 = Gpu("NVIDIA H100 80GB HBM3", 81_559 << 20, (9, 0))
+
+
+def dolly(size: str) -> ModelConfig:
+    hidden, layers, heads = {"3b": (2560, 32, 32), "7b": (4096, 32, 32), "12b": (5120, 36, 40)}[size]
+    config = {
+        "model_type": "gpt_neox",
+        "vocab_size": 50280,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": 2048,
+    }
+    return check_config(Path("config.json"), config)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("3b", 2.775), ("7b", 6.856), ("12b", 11.842)])
+def test_parameters_are_counted_as_the_model_cards_have_them(size: str, billions: float) -> None:
+    assert num_parameters(dolly(size)) / 1e9 == pytest.approx(billions, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "size", "dtype", "quantization"),
+    [
+        (T4, "3b", "float16", "none"),
+        (V100, "7b", "float16", "none"),
+        (A10, "7b", "bfloat16", "none"),
+        (A10, "12b", "auto", "int8"),
+        (H100, "12b", "bfloat16", "none"),
+    ],
+)
+def test_what_fits_is_let_through(gpu: Gpu, size: str, dtype: str, quantization: str) -> None:
+    assert misfit([gpu], dolly(size), dtype, quantization) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "size", "dtype", "words"),
+    [
+        (A10, "12b", "bfloat16", ["NVIDIA A10", "a smaller model"]),
+        (T4, "12b", "auto", ["Tesla T4", "GiB"]),
+        (V100, "3b", "bfloat16", ["V100", "model.dtype: float16", "7.0"]),
+        (V100, "7b", "float32", ["model.dtype: auto"]),
+    ],
+)
+def test_what_cannot_run_is_told_by_name(gpu: Gpu, size: str, dtype: str, words: list[str]) -> None:
+    message = misfit([gpu], dolly(size), dtype, "none")
+    assert message is not None
+    assert not [word for word in words if word not in message]
+
+
+def test_a_model_over_two_gpus_has_the_memory_of_both() -> None:
+    assert misfit([A10], dolly("12b"), "bfloat16", "none")
+    assert misfit([A10, A10], dolly("12b"), "bfloat16", "none") is None
+
+
+def test_the_drivers_own_description_is_read() -> None:
+    assert parse_gpus("NVIDIA A10, 23028, 8.6\nTesla T4, 15360, 7.5\n\nNo devices were found\n") == [A10, T4]

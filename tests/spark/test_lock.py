@@ -1,0 +1,80 @@
+"""The lock of a job: who holds it, when it is taken over, and what a start that has lost it says. No Spark needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.errors import AlreadyRunning, AuditError
+from dolly_batch.spark.files import LocalFiles
+from dolly_batch.spark.lock import JobLock
+
+HOLD = """
+import sys, time
+from dolly_batch.spark.files import LocalFiles
+from dolly_batch.spark.lock import JobLock
+with JobLock(LocalFiles(), sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / ".job.lock")
+
+
+def lock(path: str) -> JobLock:
+    return JobLock(LocalFiles(), path, patience_s=0.5)
+
+
+def test_it_is_held_by_one_and_given_back(path: str) -> None:
+    with lock(path) as mine:
+        mine.check()
+        with pytest.raises(AlreadyRunning, match="is active"), lock(path):
+            pass
+        mine.check()
+    assert not Path(path).exists()
+    with lock(path):
+        pass
+
+
+def test_that_of_a_killed_process_is_taken_over_at_once(path: str) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(AlreadyRunning, match=f"process {holder.pid}"), lock(path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with lock(path) as mine:
+        mine.check()
+
+
+def test_a_start_that_has_lost_it_says_so_whatever_it_fails_by(path: str) -> None:
+    """What it was reading may be gone: the other start has finished and swept up."""
+    with pytest.raises(AlreadyRunning, match="has taken over") as caught:
+        fail_without_it(path, FileNotFoundError("a staged file"))
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_faults_with_a_name_and_ctrl_c_pass_through(path: str) -> None:
+    for fault in (AuditError("rows are missing"), KeyboardInterrupt()):
+        with pytest.raises(type(fault)):
+            fail_without_it(path, fault)
+
+
+def fail_without_it(path: str, fault: BaseException) -> None:
+    with lock(path):
+        Path(path).unlink()
+        raise fault
+
+
+def test_a_lock_that_another_has_taken_is_not_given_back(path: str) -> None:
+    with lock(path) as lost:
+        Path(path).unlink()
+        with lock(path) as taken:
+            with pytest.raises(AlreadyRunning):
+                lost.check()
+            taken.check()
