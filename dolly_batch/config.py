@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from dolly_batch.config_section import Section
+from dolly_batch.config_task import KINDS, TEXT_KINDS, Example, GenerateTask, TaskConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import GenerationParams
-
-
-class Section(BaseModel):
-    """A part of the job file: frozen, strict, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -32,12 +28,6 @@ class ModelConfig(Section):
     gpus: Literal[1] = 1
     stage_dir: str | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
-
-
-class TaskConfig(Section):
-    """What is asked of the model for each row."""
-
-    kind: Literal["generate"] = "generate"
 
 
 class TableConfig(Section):
@@ -69,10 +59,12 @@ class InputConfig(TableConfig):
     id: str | list[str] | None = None
     instruction: str = "instruction"
     context: str | None = None
+    text: str = "text"
+    """The column that classify, summarize and extract read; they read no instruction and no context."""
     where: str | None = None
     columns: str | None = Field(default=None, alias="schema")
     """Spark DDL of a CSV or JSON input (key `schema`)."""
-    options: dict[str, str] = {}
+    options: dict[str, str] = Field(default={})
     on_bad_id: Literal["refuse", "status"] = "refuse"
     """Duplicate or null ids: refuse the run, or give those rows the status `duplicate_id`."""
 
@@ -103,8 +95,8 @@ class OutputConfig(TableConfig):
 
     format: Literal["parquet", "delta"] = "delta"
     mode: Literal["append", "overwrite", "merge"] = "append"
-    keep: list[str] = []
-    partition_by: list[str] = []
+    keep: list[str] = Field(default=[])
+    partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
     prefix: str = ""
 
@@ -138,7 +130,8 @@ class GenerationConfig(Section):
 class LimitsConfig(Section):
     """When to refuse a row or to stop a run."""
 
-    long_prompt: Literal["error"] = "error"
+    long_prompt: Literal["error", "truncate_left", "truncate_right", "truncate_middle"] = "error"
+    """A prompt that does not fit: the status `too_long`, or the row's own text without its beginning, end or middle."""
     max_error_share: float = Field(default=0.05, ge=0, le=1)
     max_rows: int | None = Field(default=None, ge=1)
     """Refuse a plan with more rows left to answer than this."""
@@ -176,7 +169,7 @@ class SparkConfig(Section):
 
     master: str | None = None
     remote: str | None = None
-    conf: dict[str, str] = {}
+    conf: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
     def _names_one_place(self) -> "SparkConfig":
@@ -197,7 +190,7 @@ class JobConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelConfig
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = GenerateTask()
     input: InputConfig
     output: OutputConfig
     generation: GenerationConfig = GenerationConfig()
@@ -207,6 +200,27 @@ class JobConfig(Section):
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
     work_dir: str = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generates_unless_told(cls, document: Any) -> Any:
+        task = document.get("task") if isinstance(document, dict) else None
+        if isinstance(task, dict) and "kind" not in task:
+            return {**document, "task": {"kind": "generate", **task}}
+        return document
+
+    @model_validator(mode="after")
+    def _reads_what_it_names(self) -> "JobConfig":
+        named = self.input.model_fields_set
+        if self.task.kind in TEXT_KINDS:
+            unread, read = {"instruction", "context"} & named, "input.text"
+        elif isinstance(self.task, GenerateTask) and self.task.template is not None:
+            unread, read = {"instruction", "text"} & named, "the columns of task.template"
+        else:
+            unread, read = {"text"} & named, "input.instruction and input.context"
+        if unread:
+            raise ValueError(f"input.{min(unread)} is not read: this task ({self.task.kind}) reads {read}")
+        return self
 
     @field_validator("work_dir")
     @classmethod
@@ -228,11 +242,16 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
     document = _parse_yaml(text, str(path))
     for override in overrides or []:
         _put(document, override)
+    return check_job(document, str(path))
+
+
+def check_job(document: dict[str, Any], where: str) -> JobConfig:
+    """Return a document as a job. Raises ConfigError, with every fault found; `where` names the document in it."""
     try:
         return JobConfig.model_validate(document)
     except ValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"{path} is not a valid job:\n{faults}") from error
+        raise ConfigError(f"{where} is not a valid job:\n{faults}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -282,12 +301,15 @@ def _put(document: dict[str, Any], override: str) -> None:
 
 def _describe(fault: Any) -> str:
     """One line for one fault: where, what was found, what would do."""
-    where = ".".join(str(part) for part in fault["loc"]) or "the job"
+    loc = fault["loc"]
+    # Below `task` stands the kind that was chosen, which is no key of the file.
+    shown_loc = (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] == "task" and loc[1] in KINDS else loc
+    where = ".".join(str(part) for part in shown_loc) or "the job"
     if fault["type"] == "extra_forbidden":
-        valid = _keys_beside(fault["loc"])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(sorted(valid))}"
-        return f"{where}: unknown key; {hint}"
+        valid = _keys_beside(loc)
+        return f"{where}: unknown key; {_hint(str(loc[-1]), valid, 'keys')}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{where}.kind: no such task `{fault['ctx']['tag']}`; {_hint(fault['ctx']['tag'], [*KINDS], 'kinds')}"
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
     found = fault["input"]
@@ -296,10 +318,21 @@ def _describe(fault: Any) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
 
+def _hint(found: str, valid: list[str], what: str) -> str:
+    near = difflib.get_close_matches(found, valid, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"valid {what}: {', '.join(sorted(valid))}"
+
+
 def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
     """The valid keys of the section that the last part of `loc` stands in."""
     section: type[BaseModel] = JobConfig
-    for part in loc[:-1]:
+    parts = loc[:-1]
+    if len(parts) > 1 and parts[0] == "task":
+        section = KINDS[str(parts[1])]
+        parts = parts[2:]
+        if len(parts) == 2 and parts[0] == "examples":
+            section, parts = Example, ()
+    for part in parts:
         annotation = section.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dolly_batch.engine.grammar import Constraint
 from dolly_batch.records import Failure, FinishReason, Request
 
 
@@ -23,6 +24,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
+    constraint: Constraint | None = None
 
     @property
     def is_open(self) -> bool:
@@ -35,7 +37,9 @@ class Row:
             self.finish_reason = "stop"
             return
         self.token_ids.append(token_id)
-        if len(self.token_ids) == self.request.params.max_new_tokens:
+        if self.constraint is not None:
+            self.failure = self.constraint.take(token_id)
+        if len(self.token_ids) == self.request.params.max_new_tokens and self.failure is None:
             self.finish_reason = "length"
 
 

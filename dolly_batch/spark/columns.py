@@ -9,24 +9,18 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
+from dolly_batch.config_task import ExtractTask
 from dolly_batch.errors import InputError, OutputError
+from dolly_batch.spark.fields import ANSWER_FIELDS, TASK_FIELDS
+from dolly_batch.spark.struct import struct_type
 
-# The columns every answer has, in their order, after the id and the kept columns.
-ANSWER_FIELDS = (
-    T.StructField("response", T.StringType()),
-    T.StructField("status", T.StringType()),
-    T.StructField("error", T.StringType()),
-    T.StructField("finish_reason", T.StringType()),
-    T.StructField("num_prompt_tokens", T.IntegerType()),
-    T.StructField("num_completion_tokens", T.IntegerType()),
-    T.StructField("input_truncated", T.BooleanType()),
-    T.StructField("request_key", T.StringType()),
-    T.StructField("plan_id", T.StringType()),
-    T.StructField("attempt", T.IntegerType()),
-    T.StructField("model", T.StringType()),
-    T.StructField("model_revision", T.StringType()),
-    T.StructField("created_at", T.TimestampType()),
-)
+
+def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:
+    """The columns that this job's answers have, in their order, after the id and the kept columns."""
+    fields = (*ANSWER_FIELDS, *TASK_FIELDS[job.task.kind])
+    if isinstance(job.task, ExtractTask):
+        return (T.StructField("response", struct_type(job.task)), *fields[1:])
+    return fields
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def output_schema(job: JobConfig, ids: Sequence[Chosen], kept: Sequence[Chosen])
     fields = [T.StructField(chosen.name, chosen.type) for chosen in ids]
     fields = fields or [T.StructField(own(job, "row_key"), T.StringType())]
     fields += [T.StructField(chosen.name, chosen.type) for chosen in kept]
-    fields += [T.StructField(own(job, field.name), field.dataType) for field in ANSWER_FIELDS]
+    fields += [T.StructField(own(job, field.name), field.dataType) for field in answer_fields(job)]
     seen: set[str] = set()
     for field in fields:
         if field.name.lower() in seen:

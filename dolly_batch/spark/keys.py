@@ -28,7 +28,9 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     decoding ignores the sampling settings and the seed, so they are no part of its key.
     """
     params: dict[str, object] = {"max_new_tokens": job.generation.max_new_tokens}
-    if job.generation.do_sample:
+    if job.task.kind == "classify":
+        params = {}  # labels are scored: nothing is generated
+    elif job.generation.do_sample:
         params |= {
             "temperature": job.generation.temperature,
             "top_p": job.generation.top_p,
@@ -44,6 +46,13 @@ def request_header(job: JobConfig, model_identity: str) -> str:
         "quantization": job.model.quantization,
         "params": params,
     }
+    # What the task puts into the instruction stands in every row's own text.
+    in_text = {"kind", "instruction", "template", "examples", "style", "max_words"}
+    settings = job.task.model_dump(by_alias=True, exclude=in_text)
+    if isinstance(settings.get("schema"), dict):
+        settings["schema"] = json.dumps(settings["schema"])  # as text: the order of its fields counts
+    if settings:
+        header["settings"] = settings
     return json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,40 +14,52 @@ from pyspark.sql import types as T
 
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import Completion, EngineSpec, GenerationParams
-from dolly_batch.tasks.generate import read_answer, row_seed
+from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.records import Row as Question
+from dolly_batch.spark.fields import TASK_FIELDS
+from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
 ROWS_PER_BATCH = 512
 PROGRESS_EVERY_S = 1.0
 
-STAGED_SCHEMA = T.StructType(
-    [
-        T.StructField("row_key", T.StringType()),
-        T.StructField("request_key", T.StringType()),
-        T.StructField("response", T.StringType()),
-        T.StructField("status", T.StringType()),
-        T.StructField("error", T.StringType()),
-        T.StructField("finish_reason", T.StringType()),
-        T.StructField("num_prompt_tokens", T.IntegerType()),
-        T.StructField("num_completion_tokens", T.IntegerType()),
-        T.StructField("engine_id", T.StringType()),
-        T.StructField("engine_load", T.IntegerType()),
-        T.StructField("busy_s", T.DoubleType()),
-    ]
+STAGED_FIELDS = (
+    T.StructField("row_key", T.StringType()),
+    T.StructField("request_key", T.StringType()),
+    T.StructField("response", T.StringType()),
+    T.StructField("status", T.StringType()),
+    T.StructField("error", T.StringType()),
+    T.StructField("finish_reason", T.StringType()),
+    T.StructField("num_prompt_tokens", T.IntegerType()),
+    T.StructField("num_completion_tokens", T.IntegerType()),
 )
+ORIGIN_FIELDS = (
+    T.StructField("engine_id", T.StringType()),
+    T.StructField("engine_load", T.IntegerType()),
+    T.StructField("busy_s", T.DoubleType()),
+)
+# Counts of rows without an answer are null, which pandas' own integers cannot be.
+_PANDAS_TYPES = {"int": "Int32"}
+
+
+def staged_schema(kind: str) -> T.StructType:
+    """The columns of a wave's staged answers, by the kind of task: `response` is text whatever the task."""
+    return T.StructType([*STAGED_FIELDS, *TASK_FIELDS[kind], *ORIGIN_FIELDS])
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What crosses to the executors: which engine, how to decode, and where to tell how far it is."""
+    """What crosses to the executors: which engine, what to do with each row, and where to tell how far it is.
+
+    `shares` tells whether rows of equal requests get one answer; `progress` is a folder that the driver sees too.
+    """
 
     spec: EngineSpec
-    params: GenerationParams
+    kind: str
+    task: Task
     seed: int
+    shares: bool
     progress: str | None
-    """A folder that the driver sees too, or None where there is none."""
 
 
 def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -59,22 +72,33 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     if first is None:  # Spark calls for empty partitions too; they need no model
         return
     started = time.monotonic()
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(_device())) as client:
-        shared = SharedAnswers(_chained(first, rows), task)
+    schema = staged_schema(task.kind)
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(device_of_this_task())) as client:
+        desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
         origin = (client.engine_id, client.load_number)
-        for completion in client.generate(shared.requests()):
-            for row in shared.answered(completion):
+        for answer in client.answer(desk.take):
+            for row, num_tokens in desk.answered(answer):
                 staged.append((*row, *origin, None))
-                progress.add(row[-1])
+                progress.add(num_tokens)
             if len(staged) > ROWS_PER_BATCH:
-                yield _frame(staged[:-1])
+                yield _frame(staged[:-1], schema)
                 del staged[:-1]
         # The time this task took stands on its last row; the budget of GPU hours adds these up.
         staged[-1] = (*staged[-1][:-1], time.monotonic() - started)
-        yield _frame(staged)
+        yield _frame(staged, schema)
         progress.finish()
+
+
+def ask_first(client: EngineClient, task: Task) -> Task:
+    """The task with the answers to what it asks once, before any row. Raises EngineError when it cannot go on."""
+    questions = list(task.prepare())
+    if not questions:
+        return task
+    order = [question.key for question in questions]
+    answers = {answer.key: answer for answer in client.answer(lambda num: [questions.pop(0) for _ in questions[:num]])}
+    return task.prepared([answers[key] for key in order])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +112,69 @@ class Row:
     num_prompt_tokens: int
 
 
-class SharedAnswers:
-    """Rows that ask the same are sent once when decoding is greedy, and all get that one answer.
+class Desk:
+    """The rows of a shard that are being worked on: what to ask next, and who gets an answer.
 
-    Equal requests lie side by side in a shard, so a row has only its predecessor to be compared with. A row that is
-    read after its leader was answered is asked anew, and leads those after it.
+    Rows that ask the same are worked on once where their answers are the same, and all get that one answer. Equal
+    requests lie side by side in a shard, so a row has only its predecessor to be compared with. A row that is read
+    after its leader was answered is asked anew, and leads those after it.
     """
 
-    def __init__(self, rows: Iterator[Row], task: ShardTask) -> None:
+    def __init__(self, rows: Iterator[Row], task: ShardTask, prepared: Task) -> None:
         self._rows = rows
         self._task = task
-        self._asking: dict[str, list[Row]] = {}
+        self._prepared = prepared
+        self._open: dict[str, tuple[Work, list[Row]]] = {}
+        self._waiting: deque[Question] = deque()  # questions that follow from answers come before new rows
+        self._leader: Row | None = None
 
-    def requests(self) -> Iterator[PromptRow]:
-        """The rows to send. A request's key is the row key of its leader."""
-        greedy = not self._task.params.do_sample
-        leader: Row | None = None
-        for row in self._rows:
-            if greedy and leader and leader.request_key == row.request_key and leader.row_key in self._asking:
-                self._asking[leader.row_key].append(row)
-                continue
-            leader = row
-            self._asking[row.row_key] = [row]
-            seed = row_seed(self._task.seed, row.row_key)
-            yield PromptRow(row.row_key, row.instruction, row.context, self._task.params, seed)
+    def take(self, num_questions: int) -> list[Question]:
+        """At most so many questions, none when all rows have been asked about. Their keys are `row key/call`."""
+        while len(self._waiting) < num_questions and (row := next(self._rows, None)) is not None:
+            self._begin(row)
+        return [self._waiting.popleft() for _ in range(min(num_questions, len(self._waiting)))]
 
-    def answered(self, completion: Completion) -> Iterator[tuple[object, ...]]:
-        """The staged columns of all rows that asked for this completion."""
-        answer = read_answer(completion)
-        for row in self._asking.pop(completion.key):
-            yield (
-                row.row_key,
-                row.request_key,
-                answer.response,
-                answer.status,
-                answer.error,
-                answer.finish_reason,
-                row.num_prompt_tokens,
-                answer.num_completion_tokens,
-            )
+    def _begin(self, row: Row) -> None:
+        leader = self._leader
+        if self._task.shares and leader and leader.request_key == row.request_key and leader.row_key in self._open:
+            self._open[leader.row_key][1].append(row)
+            return
+        self._leader = row
+        work = self._prepared.begin(Subject(row.instruction, row.context, row_seed(self._task.seed, row.row_key)))
+        self._open[row.row_key] = (work, [row])
+        self._ask(row.row_key, work.start())
+
+    def _ask(self, row_key: str, questions: Sequence[Question]) -> None:
+        self._waiting.extend(replace(question, key=f"{row_key}/{question.key}") for question in questions)
+
+    def answered(self, found: Completion | Scores) -> Iterator[tuple[tuple[object, ...], int]]:
+        """The staged columns, and the tokens written, of all rows that this answer ends; often none."""
+        row_key, _, call = found.key.rpartition("/")
+        if row_key not in self._open:
+            return  # the row has failed meanwhile, by another of its questions
+        work, rows = self._open[row_key]
+        result = work.take(replace(found, key=call))
+        if not isinstance(result, Answer):
+            self._ask(row_key, result)
+            return
+        del self._open[row_key]
+        for row in rows:
+            yield _staged(row, result), result.num_completion_tokens or 0
+
+
+def _staged(row: Row, answer: Answer) -> tuple[object, ...]:
+    num_prompt_tokens = row.num_prompt_tokens if answer.num_prompt_tokens is None else answer.num_prompt_tokens
+    return (
+        row.row_key,
+        row.request_key,
+        answer.response,
+        answer.status,
+        answer.error,
+        answer.finish_reason,
+        num_prompt_tokens,
+        answer.num_completion_tokens,
+        *answer.extras,
+    )
 
 
 @dataclass
@@ -141,10 +189,10 @@ class Progress:
     num_tokens: int = 0
     _written: float = field(default_factory=time.monotonic)
 
-    def add(self, num_tokens: object) -> None:
+    def add(self, num_tokens: int) -> None:
         """Count one answered row."""
         self.num_rows += 1
-        self.num_tokens += num_tokens if isinstance(num_tokens, int) else 0
+        self.num_tokens += num_tokens
         if time.monotonic() - self._written >= PROGRESS_EVERY_S:
             self.finish()
 
@@ -162,7 +210,7 @@ class Progress:
             os.replace(partial, path)
 
 
-def _device() -> str | None:
+def device_of_this_task() -> str | None:
     """The GPU that Spark gave this task, or None for the engine's own choice."""
     context = TaskContext.get()
     resources = context.resources() if context is not None else {}
@@ -180,7 +228,7 @@ def _chained(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
     yield from rest
 
 
-def _frame(staged: list[tuple[object, ...]]) -> pd.DataFrame:
-    frame = pd.DataFrame(staged, columns=[field.name for field in STAGED_SCHEMA.fields])
-    # Counts of rows without an answer are null, which pandas' own integers cannot be.
-    return frame.astype({"num_prompt_tokens": "Int32", "num_completion_tokens": "Int32", "engine_load": "int32"})
+def _frame(staged: list[tuple[object, ...]], schema: T.StructType) -> pd.DataFrame:
+    frame = pd.DataFrame(staged, columns=schema.names)
+    types = {field.name: _PANDAS_TYPES.get(field.dataType.simpleString()) for field in schema.fields}
+    return frame.astype({name: kind for name, kind in types.items() if kind})

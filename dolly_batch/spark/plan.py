@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config import JobConfig
 from dolly_batch.errors import InputError, Refused
+from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path
 from dolly_batch.spark.estimate import Rate, slot_rate
 from dolly_batch.spark.files import Files
@@ -55,7 +56,8 @@ def make_plan(
     kind = "counting" if request.dry else "planning"
     draft = f"{work}/.{kind}-{request.job.name}-{uuid.uuid4().hex[:12]}"
     try:
-        return _Planner(spark, request, source, target, model, files, work, draft).run()
+        asking = open_asking(request.job, model.folder, model.max_positions)
+        return _Planner(spark, request, source, target, model, asking, files, work, draft).run()
     finally:
         files.delete(draft)
 
@@ -74,6 +76,7 @@ class _Planner:
     source: Source
     target: Target
     model: ModelFacts
+    asking: Asking
     files: Files
     work: str
     draft: str
@@ -107,21 +110,24 @@ class _Planner:
     def _keyed(self) -> DataFrame:
         """Each input row with its keys, its token count, and its status where it cannot run."""
         source, job = self.source, self.job
-        instruction = source.instruction.column
-        context = F.lit(None).cast("string") if source.context is None else source.context.column
+        text = (F.lit(None) if source.context is None else source.context.column).cast("string")
+        values = [chosen.column.cast("string") for chosen in source.values]
         rows = source.df.select(
             *(chosen.column.alias(f"id_{i}") for i, chosen in enumerate(source.ids)),
             *(chosen.column.alias(f"keep_{i}") for i, chosen in enumerate(source.kept)),
             (row_key(source.ids) if source.ids else F.lit("")).alias("row_key"),
-            instruction.cast("string").alias("instruction"),
-            F.when(F.length(context) > 0, context).cast("string").alias("context"),
+            F.array(*values).cast("array<string>").alias("values"),
+            text.alias("text"),
+            F.when(F.length(text) > 0, text).alias("context"),
         )
         header = request_header(job, self.model.identity)
+        # Keys are made of what is asked in the end: a row that did not have to be cut keeps its key.
+        rows = judge(rows, self.model.folder, self.model.max_positions, self.asking, job.limits.long_prompt)
         rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
         if not source.ids:
             kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
             rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
-        return judge(rows, self.model.folder, self.model.max_positions, job.generation.max_new_tokens)
+        return rows
 
     def _check_ids(self, keyed: DataFrame) -> None:
         """Refuse null and duplicate ids, unless the job wants them as rows with a status."""
@@ -172,7 +178,7 @@ class _Planner:
             self.model.num_parameters,
             self.model.on_gpu,
             self.job.engine.kind == "echo",
-            self.job.generation.max_new_tokens,
+            self.asking.num_new_tokens,
             self.job.plan.tokens_per_s,
         )
 

@@ -10,12 +10,15 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from dolly_batch.config_task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
-from dolly_batch.spark.columns import ANSWER_FIELDS, quoted_path
+from dolly_batch.spark.columns import answer_fields, quoted_path
+from dolly_batch.spark.fields import TASK_FIELDS
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.manifest import Plan, PlanFolder
-from dolly_batch.spark.partition import STAGED_SCHEMA
+from dolly_batch.spark.partition import staged_schema
 from dolly_batch.spark.parts import read_part
+from dolly_batch.spark.struct import struct_type
 from dolly_batch.spark.target import Target
 
 NEW = "__new_"
@@ -44,8 +47,8 @@ def publish(target: Target, folder: PlanFolder, plan: Plan) -> None:
 def staged_answers(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     """The answers of all waves."""
     paths = [folder.staged(wave.number) for wave in plan.waves]
-    reader = target.spark.read.schema(STAGED_SCHEMA)
-    return reader.parquet(*paths) if paths else target.spark.createDataFrame([], STAGED_SCHEMA)
+    schema = staged_schema(target.job.task.kind)
+    return target.spark.read.schema(schema).parquet(*paths) if paths else target.spark.createDataFrame([], schema)
 
 
 def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
@@ -72,7 +75,8 @@ def _check_answers(target: Target, folder: PlanFolder, plan: Plan) -> None:
         return
     keys = ["wave", "row_key", "request_key"]
     todo = snapshot(target, folder, "todo").select(*keys, F.lit(1).alias("side"))
-    with_wave = T.StructType([*STAGED_SCHEMA.fields, T.StructField("wave", T.IntegerType())])
+    staged = staged_schema(target.job.task.kind)
+    with_wave = T.StructType([*staged.fields, T.StructField("wave", T.IntegerType())])
     answers = target.spark.read.schema(with_wave).parquet(folder.of("staging")).select(*keys, F.lit(-1).alias("side"))
     sums = todo.unionByName(answers).groupBy(*keys).agg(F.sum("side").alias("side")).filter(F.col("side") != 0)
     wrong = sums.groupBy("wave").count().orderBy("wave").collect()
@@ -91,6 +95,7 @@ def _set_aside(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
         none.cast("string").alias("response"),
         none.cast("string").alias("finish_reason"),
         none.cast("int").alias("num_completion_tokens"),
+        *(none.cast(field.dataType).alias(field.name) for field in TASK_FIELDS[target.job.task.kind]),
     )
     return _as_output(target, plan, aside)
 
@@ -99,13 +104,16 @@ def _as_output(target: Target, plan: Plan, rows: DataFrame) -> DataFrame:
     """Rows with internal names as rows of the output."""
     created_at = datetime.fromisoformat(plan.created_at)
     ours: dict[str, Column] = {
-        "input_truncated": F.lit(False),
+        "input_truncated": F.col("num_dropped_tokens") > 0,
         "plan_id": F.lit(plan.plan_id),
         "model": F.lit(plan.model),
         "model_revision": F.lit(plan.model_revision).cast("string"),
         "created_at": F.timestamp_micros(F.lit(int(created_at.timestamp() * 1_000_000))),
     }
-    answer = [ours.get(field.name, F.col(field.name)).alias(target.own(field.name)) for field in ANSWER_FIELDS]
+    if isinstance(target.job.task, ExtractTask):
+        ours["response"] = F.from_json("response", struct_type(target.job.task))  # staged as text, and checked there
+    fields = answer_fields(target.job)
+    answer = [ours.get(field.name, F.col(field.name)).alias(target.own(field.name)) for field in fields]
     return rows.select(*_input_columns(target), *answer)
 
 
@@ -123,7 +131,7 @@ def _reused(target: Target, folder: PlanFolder) -> DataFrame:
         raise Stopped(f"the output {target.job.output.name} is gone, whose answers this plan was to keep; --abandon it")
     wanted = snapshot(target, folder, "reused")
     inputs = wanted.select("row_key", "request_key", F.struct(*_input_columns(target)).alias("inputs"))
-    answers = F.struct(*(F.col(quoted_path(target.own(field.name))) for field in ANSWER_FIELDS))
+    answers = F.struct(*(F.col(quoted_path(target.own(field.name))) for field in answer_fields(target.job)))
     keys = [target.row_key().alias("row_key"), F.col(quoted_path(target.own("request_key"))).alias("request_key")]
     held = table.select(*keys, answers.alias("answers")).dropDuplicates(["row_key", "request_key"])
     return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from dolly_batch.spark.asking import Asking
 from dolly_batch.spark.keys import NULL_KEY
-from dolly_batch.spark.tokens import count_tokens
+from dolly_batch.spark.tokens import count_tokens, cut_to_fit
+from dolly_batch.tasks.truncate import Side
 
 # A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
 TODO, ASIDE, HELD, REUSED = "todo", "aside", "held", "reused"
@@ -19,50 +21,79 @@ BLANK = r"^[\s\p{Z}\p{Cc}\p{Cf}\u00ad\u115f\u1160\u2800\u3164\uffa0]*+$"
 # A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
 # that a cell of megabytes never reaches a Python worker.
 CHARACTERS_PER_TOKEN_AT_MOST = 512
+# What is to be cut, or split, may be longer: this many characters, so that a worker's memory holds it.
+CHARACTERS_AT_MOST = 1 << 28
 
 HISTOGRAM_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
-def judge(rows: DataFrame, model_folder: str, max_positions: int, max_new_tokens: int) -> DataFrame:
-    """Add `status`, `error` and `num_prompt_tokens` to rows of row_key, instruction and context.
+def judge(
+    rows: DataFrame, model_folder: str, max_positions: int, asking: Asking, long_prompt: Side | Literal["error"]
+) -> DataFrame:
+    """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
-    `status` is null for a row that can run. A prompt that with `max_new_tokens` exceeds `max_positions` is `too_long`.
+    `values`, the array of what stands in the instruction's template, becomes `instruction`. `status` is null for a row
+    that can run. A prompt too long for the model's positions, with what follows it, is `too_long`, or cut by
+    `long_prompt`: instruction and context are then what is left of them.
     """
-    rows = rows.withColumn("fault", _fault(max_positions))
+    literals, fitted = asking.literals, long_prompt != "error" and not asking.any_length
+    texts = [F.lit(literals[0]), *(p for i, text in enumerate(literals[1:]) for p in (F.col("values")[i], F.lit(text)))]
+    rows = rows.withColumn("instruction", F.concat(*texts))
+    subject = F.col("text" if asking.reads_text else "instruction")
+    limit = max_positions - asking.num_reserved
+    most = CHARACTERS_AT_MOST if fitted or asking.any_length else max_positions * CHARACTERS_PER_TOKEN_AT_MOST
+    rows = rows.withColumn("fault", _fault(subject, most))
     runs = F.col("fault").isNull()
-    counted = count_tokens(model_folder, max_positions)
     # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
-    rows = rows.withColumn("count", counted(F.when(runs, F.col("instruction")), F.when(runs, F.col("context"))))
+    context = F.when(runs, F.col("context"))
+    if long_prompt != "error" and fitted:
+        cut = cut_to_fit(model_folder, limit, literals, long_prompt)
+        rows = rows.withColumn("count", cut(F.when(runs, F.col("values")), context))
+    else:
+        counted = count_tokens(model_folder, CHARACTERS_AT_MOST if asking.any_length else max_positions)
+        rows = rows.withColumn("count", counted(F.when(runs, F.col("instruction")), context))
+    was_cut = F.coalesce(F.col("count.num_dropped") > 0, F.lit(False)) if fitted else F.lit(False)
     tokens = F.col("count.num_tokens")
-    too_long = (runs & (tokens + max_new_tokens > max_positions)) | (F.col("fault") == "too_long")
+    over = F.lit(False) if asking.any_length else runs & (tokens > limit)
+    too_long = over | (F.col("fault") == "too_long")
     exact = ~F.coalesce(F.col("count.is_bound"), F.lit(True))
     number = F.when(exact, tokens.cast("string")).otherwise(F.lit(f"more than {max_positions}"))
     message = F.concat(
         F.lit("the prompt has "),
         number,
-        F.lit(f" tokens; with {max_new_tokens} new ones that exceeds the model's {max_positions} positions"),
+        F.lit(f" tokens; with {asking.num_reserved} new ones that exceeds the model's {max_positions} positions"),
     )
+    dropped = ("fault", "count", "values", "text", "instruction", "context")
     return rows.select(
-        *(c for c in rows.columns if c not in ("fault", "count")),
+        *(c for c in rows.columns if c not in dropped),
+        *(_cut_text(name, was_cut) if fitted else F.col(name) for name in ("instruction", "context")),
         F.when(too_long, F.lit("too_long")).otherwise(F.col("fault")).alias("status"),
         F.when(too_long, message)
         .when(F.col("fault") == "bad_encoding", F.lit("the text is not valid UTF-8"))
         .alias("error"),
         F.when(exact, tokens).alias("num_prompt_tokens"),
+        F.when(was_cut, F.col("count.num_dropped") if fitted else F.lit(0)).otherwise(0).alias("num_dropped_tokens"),
     )
 
 
-def _fault(max_positions: int) -> Column:
-    """The status of a row that cannot run, as far as the JVM can tell; null for one that may."""
+def _cut_text(name: str, was_cut: Column) -> Column:
+    return F.when(was_cut, F.col(f"count.{name}")).otherwise(F.col(name)).alias(name)
+
+
+def _fault(subject: Column, max_chars: int) -> Column:
+    """The status of a row that cannot run, as far as the JVM can tell; null for one that may.
+
+    `subject` is the row's own text, which must not be null or blank.
+    """
     instruction, context, key = F.col("instruction"), F.col("context"), F.col("row_key")
     valid = F.is_valid_utf8(instruction) & F.coalesce(F.is_valid_utf8(context), F.lit(True))
     valid = valid & F.coalesce(F.is_valid_utf8(key), F.lit(True))
     num_chars = F.length(instruction) + F.coalesce(F.length(context), F.lit(0))
     return (
-        F.when(instruction.isNull(), "null_instruction")
+        F.when(subject.isNull(), "null_instruction")
         .when(~valid, "bad_encoding")
-        .when(num_chars > max_positions * CHARACTERS_PER_TOKEN_AT_MOST, "too_long")
-        .when(instruction.rlike(BLANK), "empty_instruction")
+        .when(num_chars > max_chars, "too_long")
+        .when(subject.rlike(BLANK), "empty_instruction")
     )
 
 

@@ -13,7 +13,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config import InputConfig, JobConfig
+from dolly_batch.config_task import GenerateTask
 from dolly_batch.errors import InputError
+from dolly_batch.spark.asking import template_columns
 from dolly_batch.spark.columns import Chosen, choose
 from dolly_batch.spark.keys import row_key
 from dolly_batch.spark.session import is_connect
@@ -33,8 +35,10 @@ class Source:
     df: DataFrame
     ids: tuple[Chosen, ...]
     kept: tuple[Chosen, ...]
-    instruction: Chosen
+    values: tuple[Chosen, ...]
+    """What stands in the instruction: a column, those of a template, or nothing where it is the same for all."""
     context: Chosen | None
+    """The row's context; for tasks that read one text, that text."""
     version: int | None
     """The pinned version of a Delta input."""
 
@@ -52,11 +56,21 @@ def open_source(spark: SparkSession, job: JobConfig) -> Source:
     if ids:
         row_key(ids)
     kept = tuple(choose(df, name, "output.keep") for name in job.output.keep)
-    instruction = _text(choose(df, job.input.instruction, "input.instruction"), "input.instruction")
+    values, context = _read_columns(df, job)
+    return Source(df, ids, kept, values, context, version)
+
+
+def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[Chosen, ...], Chosen | None]:
+    """The columns that make a row's question: those of its instruction, and its context or text."""
+    if not isinstance(job.task, GenerateTask):
+        return (), _text(choose(df, job.input.text, "input.text"), "input.text")
     context = None
     if job.input.context is not None:
         context = _text(choose(df, job.input.context, "input.context"), "input.context")
-    return Source(df, ids, kept, instruction, context, version)
+    named = template_columns(job.task)
+    if named is not None:
+        return tuple(choose(df, name, "task.template") for name in named), context
+    return (_text(choose(df, job.input.instruction, "input.instruction"), "input.instruction"),), context
 
 
 def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:

@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.columns import ANSWER_FIELDS, Chosen, output_schema, own, quoted_path, schema_difference
+from dolly_batch.spark.columns import Chosen, answer_fields, output_schema, own, quoted_path, schema_difference
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.keys import NULL_KEY, row_key
 from dolly_batch.spark.source import Source, input_files
@@ -46,7 +46,7 @@ class Target:
     @property
     def kept_names(self) -> list[str]:
         """The output's kept columns."""
-        return self.schema.names[max(1, self.num_ids) : -len(ANSWER_FIELDS)]
+        return self.schema.names[max(1, self.num_ids) : -len(answer_fields(self.job))]
 
     def own(self, name: str) -> str:
         """The output's name of one of our own columns."""

@@ -1,6 +1,6 @@
-"""Counting prompt tokens on executors, with the model's own tokenizer, before any model is loaded."""
+"""Counting prompt tokens on executors with the model's own tokenizer, before any model is loaded; making them fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import pandas as pd
@@ -8,8 +8,10 @@ from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
 from dolly_batch.prompt import PromptEncoder
+from dolly_batch.tasks.truncate import Side, make_fit
 
 COUNT_TYPE = "num_tokens INT, is_bound BOOLEAN"
+CUT_TYPE = "num_tokens INT, is_bound BOOLEAN, num_dropped INT, instruction STRING, context STRING"
 
 
 def count_tokens(model_folder: str, limit: int) -> Callable[[Column, Column], Column]:
@@ -23,6 +25,23 @@ def count_tokens(model_folder: str, limit: int) -> Callable[[Column, Column], Co
 
     # Marked so that Spark never evaluates it twice by merging projections.
     udf: Callable[[Column, Column], Column] = pandas_udf(count, COUNT_TYPE).asNondeterministic()  # type: ignore[call-overload]
+    return udf
+
+
+def cut_to_fit(
+    model_folder: str, limit: int, literals: Sequence[str], side: Side
+) -> Callable[[Column, Column], Column]:
+    """A Spark function (values, context) -> struct as `count_tokens` gives it, and the texts of a prompt that was cut.
+
+    `values` is the array of what stands between the template's literals. `num_dropped` is 0, and the texts null, where
+    nothing was cut; a prompt that cannot be made to fit stays as long as it is.
+    """
+    fixed = tuple(literals)
+
+    def cut(values: pd.Series, contexts: pd.Series) -> pd.DataFrame:
+        return _cut(model_folder, limit, fixed, side, values, contexts)
+
+    udf: Callable[[Column, Column], Column] = pandas_udf(cut, CUT_TYPE).asNondeterministic()  # type: ignore[call-overload]
     return udf
 
 
@@ -41,3 +60,22 @@ def _count(model_folder: str, limit: int, instructions: pd.Series, contexts: pd.
         found = encoder.count(instruction, None if pd.isna(context) else context, limit)
         counts.append((found.num_tokens, not found.is_exact))
     return pd.DataFrame(counts, columns=["num_tokens", "is_bound"]).astype({"num_tokens": "Int32", "is_bound": object})
+
+
+def _cut(
+    model_folder: str, limit: int, literals: Sequence[str], side: Side, values: pd.Series, contexts: pd.Series
+) -> pd.DataFrame:
+    encoder = _encoder(model_folder)
+    found: list[tuple[object, ...]] = []
+    for own, context in zip(values, contexts, strict=True):
+        if own is None or any(value is None for value in own):
+            found.append((None, None, None, None, None))
+            continue
+        cut = make_fit(encoder, literals, list(own), None if pd.isna(context) else context, limit, side)
+        if cut.num_dropped and cut.fits:
+            found.append((cut.num_tokens, False, cut.num_dropped, cut.instruction, cut.context))
+        else:
+            found.append((cut.num_tokens + cut.num_dropped, False, 0, None, None))
+    names = ["num_tokens", "is_bound", "num_dropped", "instruction", "context"]
+    frame = pd.DataFrame(found, columns=names)
+    return frame.astype({"num_tokens": "Int32", "is_bound": object, "num_dropped": "Int32"})

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
+from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
-from dolly_batch.spark.partition import STAGED_SCHEMA, ShardTask, answer_shard
+from dolly_batch.spark.partition import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.resources import gpu_profile
 
 TODO_SCHEMA = T.StructType(
@@ -50,6 +51,10 @@ class Generation:
     check: Callable[[], None]
     """Raises when this start must not go on (another one has taken over)."""
     start_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @cached_property
+    def _asking(self) -> Asking:
+        return open_asking(self.job, self.model.folder, self.model.max_positions)
 
     @property
     def tag(self) -> str:
@@ -92,12 +97,14 @@ class Generation:
         todo = self.spark.read.schema(TODO_SCHEMA).parquet(source).select(*TODO_SCHEMA.names)
         task = ShardTask(
             spec=self.model.engine_spec(self.job),
-            params=self.job.generation.params,
+            kind=self.job.task.kind,
+            task=self._asking.task,
             seed=self.job.generation.seed,
+            shares=self._asking.shares,
             progress=self.model.progress_folder(self.folder, wave.number),
         )
         profile = gpu_profile(self.spark)
-        answered = todo.mapInPandas(partial(answer_shard, task), STAGED_SCHEMA, profile=profile)
+        answered = todo.mapInPandas(partial(answer_shard, task), staged_schema(task.kind), profile=profile)
         answered.write.mode("overwrite").parquet(own)
         self.check()
         if not self.folder.files.rename(own, self.folder.staged(wave.number)):

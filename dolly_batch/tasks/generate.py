@@ -1,26 +1,53 @@
 """Generate: the row's instruction and context go to the model as they are, and its answer is the text it wrote."""
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dolly_batch.records import Completion
+from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
+from dolly_batch.tasks.work import Answer, Subject
+
+
+@dataclass(frozen=True)
+class Generate:
+    """One question a row."""
+
+    params: GenerationParams
+
+    def begin(self, subject: Subject) -> "GenerateWork":
+        """The work of one row."""
+        return GenerateWork(self, subject)
+
+    def prepare(self) -> Sequence[Row]:
+        """Nothing is asked beforehand."""
+        return ()
+
+    def prepared(self, answers: Sequence[Completion | Scores]) -> "Generate":
+        """The task as it is."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one completion puts into the output's columns."""
+class GenerateWork:
+    """One row: asked once."""
 
-    response: str | None
-    status: str
-    error: str | None
-    finish_reason: str | None
-    num_completion_tokens: int | None
+    task: Generate
+    subject: Subject
+
+    def start(self) -> Sequence[Row]:
+        """The one question."""
+        row = self.subject
+        return (PromptRow("0", row.instruction, row.context, self.task.params, row.seed),)
+
+    def take(self, answer: Completion | Scores) -> Answer:
+        """The model's text is the answer."""
+        return read_answer(completion_of(answer))
 
 
-def row_seed(seed: int, row_key: str) -> int:
-    """The seed of one row, 63 bits: the same whatever batch, partition or attempt the row runs in."""
-    digest = hashlib.sha256(f"{seed}:{row_key}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def completion_of(answer: Completion | Scores) -> Completion:
+    """A completion, which is what a question for text gets. Raises TypeError for anything else."""
+    if not isinstance(answer, Completion):
+        raise TypeError(f"a question for text was answered by {type(answer).__name__}")
+    return answer
 
 
 def read_answer(completion: Completion) -> Answer:
@@ -32,3 +59,17 @@ def read_answer(completion: Completion) -> Answer:
     else:
         status = "ok" if completion.text else "empty_response"
     return Answer(completion.text, status, None, completion.finish_reason, completion.num_completion_tokens)
+
+
+def examples_text(examples: Sequence[tuple[str, str | None, str]]) -> str:
+    """Worked examples (instruction, context, response) as what stands before a row's own instruction; "" for none.
+
+    The Dolly format has one instruction and one response, so examples are a part of the instruction.
+    """
+    if not examples:
+        return ""
+    blocks = [
+        f"Instruction: {instruction}\n" + (f"Input: {context}\n" if context else "") + f"Response: {response}\n\n"
+        for instruction, context, response in examples
+    ]
+    return "".join(blocks) + "Instruction: "

@@ -12,6 +12,7 @@ from tests.spark.desk import Desk, questions
 
 OURS = [
     "response", "status", "error", "finish_reason", "num_prompt_tokens", "num_completion_tokens", "input_truncated",
+    "num_dropped_tokens",
     "request_key", "plan_id", "attempt", "model", "model_revision", "created_at",
 ]  # fmt: skip
 

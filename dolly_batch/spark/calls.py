@@ -1,0 +1,205 @@
+"""Inside one task of a query, on an executor: a SQL function's rows to the engine host, and back in their order."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from dolly_batch.errors import ConfigError
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.place import HostPlace
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
+from dolly_batch.spark.partition import device_of_this_task
+from dolly_batch.tasks import classify, extract, summarize
+from dolly_batch.tasks.ddl import parse_ddl
+from dolly_batch.tasks.generate import Generate
+from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tasks.truncate import make_fit
+from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
+
+MIN_LABELS, MAX_LABELS = 2, 500
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What crosses to the executors for one registered model."""
+
+    spec: EngineSpec
+    params: GenerationParams
+    max_positions: int
+    seed: int
+    long_prompt: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row's arguments as a task, its texts, and the tokens that have to stay free behind the prompt."""
+
+    task: Task
+    instruction: str
+    context: str | None
+    num_reserved: int
+    fixed_instruction: bool
+    any_length: bool = False
+
+
+def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -> Iterator[list[Answer | None]]:
+    """The answers of each batch, in its order; None for a row whose text is null.
+
+    `ask(caller, *arguments)` makes a row's question, and raises ConfigError for arguments that make none.
+    """
+    with ExitStack() as stack:
+        client: EngineClient | None = None
+        for batch in batches:
+            columns = batch if isinstance(batch, tuple) else (batch,)
+            answers: dict[int, Answer] = {}
+            works: dict[int, Work] = {}
+            for number, arguments in enumerate(zip(*columns, strict=True)):
+                begun = _begin(caller, ask, arguments)
+                if isinstance(begun, Answer):
+                    answers[number] = begun
+                elif begun is not None:
+                    works[number] = begun
+            if works and client is None:  # a batch without a question needs no model
+                place = HostPlace.of_this_executor(device_of_this_task())
+                client = stack.enter_context(EngineClient.connect(caller.spec, place))
+            if client is not None:
+                answers |= answer_all(client, works)
+            yield [answers.get(number) for number in range(len(columns[0]))]
+
+
+def answer_all(client: EngineClient, works: dict[int, Work]) -> dict[int, Answer]:
+    """Work on some rows to their end, whatever the order in which they end."""
+    waiting = iter(works.items())
+    ready: list[Row] = []
+    answers: dict[int, Answer] = {}
+
+    def add(number: int, questions: Sequence[Row]) -> None:
+        ready.extend(replace(question, key=f"{number}/{question.key}") for question in questions)
+
+    def take(num_questions: int) -> list[Row]:
+        while len(ready) < num_questions and (begun := next(waiting, None)) is not None:
+            add(begun[0], begun[1].start())
+        taken = ready[:num_questions]
+        del ready[:num_questions]
+        return taken
+
+    for found in client.answer(take):
+        number, _, key = found.key.partition("/")
+        if int(number) in answers:
+            continue  # the row has failed meanwhile, by another of its questions
+        result = works[int(number)].take(_with_key(found, key))
+        if isinstance(result, Answer):
+            answers[int(number)] = result
+        else:
+            add(int(number), result)
+    return answers
+
+
+def _with_key(found: Completion | Scores, key: str) -> Completion | Scores:
+    return replace(found, key=key)
+
+
+def _begin(caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any]) -> Work | Answer | None:
+    """A row's work; its answer where it cannot run; None for a null text."""
+    text = arguments[0]
+    if text is None or (not isinstance(text, str) and pd.isna(text)):
+        return None
+    try:
+        question = ask(caller, *arguments)
+        if not text.strip():
+            return _fault("empty_instruction", "the text is blank")
+        encoder = _encoder(caller.spec.model_folder)
+        limit = caller.max_positions - question.num_reserved
+        subject = Subject(question.instruction, question.context, row_seed(caller.seed, text))
+        if question.any_length:
+            return question.task.begin(subject)
+        counted = encoder.count(question.instruction, question.context, caller.max_positions)
+        if counted.num_tokens <= limit:
+            return question.task.begin(subject)
+        if caller.long_prompt == "error":
+            return _fault("too_long", f"the prompt has over {limit} tokens, which is all that fits before the answer")
+        return _begin_cut(caller, question, subject, limit)
+    except ConfigError as error:
+        return _fault("invalid_arguments", str(error))
+    except UnicodeEncodeError:
+        return _fault("bad_encoding", "the text holds half of a surrogate pair")
+
+
+def _begin_cut(caller: Caller, question: Question, subject: Subject, limit: int) -> Work | Answer:
+    literals, values = ((subject.instruction,), []) if question.fixed_instruction else (("", ""), [subject.instruction])
+    side: Any = caller.long_prompt
+    cut = make_fit(_encoder(caller.spec.model_folder), literals, values, subject.context, limit, side)
+    if not cut.fits:
+        return _fault("too_long", f"the prompt has over {limit} tokens without the text")
+    return question.task.begin(replace(subject, instruction=cut.instruction, context=cut.context))
+
+
+def _fault(status: str, message: str) -> Answer:
+    return Answer(None, status, message, None, None)
+
+
+def ask_generate(caller: Caller, instruction: str, context: Any = None) -> Question:
+    """dolly_generate(instruction[, context])."""
+    text = context if isinstance(context, str) and context else None
+    num_new = caller.params.max_new_tokens
+    return Question(Generate(caller.params), instruction, text, num_new, fixed_instruction=False)
+
+
+def ask_classify(caller: Caller, text: str, labels: Any) -> Question:
+    """dolly_classify(text, array(label, ...))."""
+    names = () if labels is None else tuple(labels)
+    if not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) != len(names):
+        raise ConfigError("labels must be different strings, none of them null or blank")
+    if not MIN_LABELS <= len(names) <= MAX_LABELS:
+        raise ConfigError(f"{len(names)} labels; give {MIN_LABELS} to {MAX_LABELS}")
+    task, num_reserved = _classify(caller, names)
+    return Question(task, task.instruction, text, num_reserved, fixed_instruction=True)
+
+
+@lru_cache(maxsize=64)
+def _classify(caller: Caller, labels: tuple[str, ...]) -> tuple[classify.Classify, int]:
+    encoder = _encoder(caller.spec.model_folder)
+    instruction = classify.default_instruction(
+        labels, lambda text: len(encoder.encode_text(text)), caller.max_positions
+    )
+    task = classify.Classify(labels, (1.0,) * len(labels), instruction)
+    return task, max(len(ids) for ids in encoder.encode_responses(labels))
+
+
+def ask_summarize(caller: Caller, text: str, max_words: Any = None) -> Question:
+    """dolly_summarize(text[, max_words])."""
+    words = None if max_words is None or pd.isna(max_words) else int(max_words)
+    task = summarize.Summarize(caller.params, caller.spec.model_folder, caller.max_positions)
+    instruction = summarize.default_instruction("sentence", words)
+    if task.room(instruction) < 2 * caller.params.max_new_tokens + 2:
+        raise ConfigError("max_new_tokens leaves no room for two summaries in one prompt; register with a smaller one")
+    return Question(task, instruction, text, caller.params.max_new_tokens, fixed_instruction=True, any_length=True)
+
+
+def ask_extract(caller: Caller, text: str, schema: Any) -> Question:
+    """dolly_extract(text, schema)."""
+    if not isinstance(schema, str):
+        raise ConfigError("the schema must be a string: Spark DDL, or a JSON Schema")
+    task, instruction = _extract(caller, schema)
+    return Question(task, instruction, text, caller.params.max_new_tokens, fixed_instruction=True)
+
+
+@lru_cache(maxsize=64)
+def _extract(caller: Caller, schema: str) -> tuple[extract.Extract, str]:
+    try:
+        found = check_schema(json.loads(schema)) if schema.lstrip().startswith("{") else parse_ddl(schema)
+    except ValueError as error:
+        raise ConfigError(f"the schema is not readable JSON: {error}") from error
+    bounded = bound_schema(found, caller.params.max_new_tokens)
+    return extract.Extract(caller.params, extract.grammar_of(bounded)), extract.default_instruction(bounded)
+
+
+@lru_cache(maxsize=4)
+def _encoder(model_folder: str) -> PromptEncoder:
+    return PromptEncoder.from_folder(model_folder)

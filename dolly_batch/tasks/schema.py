@@ -1,0 +1,138 @@
+"""Schemas of extracted objects: the part of JSON Schema that a typed table can hold, strings and arrays bounded.
+
+An object's fields are all there, in the schema's order, and each may be null. So what the model can write is bounded,
+and a grammar can hold it to it.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from dolly_batch.errors import ConfigError
+
+CHARS_PER_TOKEN = 3  # of ordinary text; a bound that leaves some room
+DEFAULT_CHARS = 200
+DEFAULT_ITEMS = 10
+MIN_CHARS, MIN_ITEMS = 8, 2
+_NUMBER_CHARS = 12
+
+# The keys of each type that mean something here; annotations are let through.
+_KEYS = {
+    "object": {"properties", "required", "additionalProperties"},
+    "array": {"items", "minItems", "maxItems"},
+    "string": {"maxLength", "minLength", "enum", "pattern", "format", "const"},
+    "integer": {"minimum", "maximum", "enum"},
+    "number": {"minimum", "maximum"},
+    "boolean": set(),
+}
+_NOTES = {"type", "title", "description", "$schema", "$id", "examples", "default", "nullable"}
+_FORMATS = {"date", "date-time"}
+
+INT_RANGE = {"minimum": -(10**18) + 1, "maximum": 10**18 - 1}  # what llguidance takes, within 64 bits
+
+
+def check_schema(schema: Any, where: str = "task.schema") -> dict[str, Any]:
+    """Return a JSON Schema of an object reduced to what is used here.
+
+    Raises ConfigError, with the path of the part, for what a typed column or a bounded grammar cannot hold.
+    """
+    checked = _check(schema, where)
+    if checked["type"] != "object":
+        raise ConfigError(f"{where}: its type is {checked['type']}; the schema must be of an object")
+    return checked
+
+
+def _check(schema: Any, where: str) -> dict[str, Any]:
+    if not isinstance(schema, Mapping):
+        raise ConfigError(f"{where}: must be a mapping with a `type`, found {schema!r}")
+    kind = _type(schema, where)
+    for key in schema:
+        if key not in _KEYS[kind] and key not in _NOTES:
+            known = sorted(_KEYS[kind] | _NOTES)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+            hint = f"did you mean `{near[0]}`?" if near else f"known for {kind}: {', '.join(sorted(_KEYS[kind]))}"
+            raise ConfigError(f"{where}.{key}: not a key that can be used here; {hint}")
+    found = {"type": kind, **{key: value for key, value in schema.items() if key in _KEYS[kind]}}
+    if kind == "integer" and "enum" not in found:
+        found = {**INT_RANGE, **found}
+    if kind == "object":
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping) or not properties:
+            raise ConfigError(f"{where}.properties: an object needs at least one field")
+        return {"type": kind, "properties": {str(k): _check(v, f"{where}.{k}") for k, v in properties.items()}}
+    if kind == "array":
+        found["items"] = _check(schema.get("items"), f"{where}.items")
+    if "format" in found and found["format"] not in _FORMATS:
+        raise ConfigError(f"{where}.format: {found['format']!r} is not one of {', '.join(sorted(_FORMATS))}")
+    enum = found.get("enum")
+    if enum is not None and (not enum or any(not isinstance(value, (str, int)) for value in enum if value is not None)):
+        raise ConfigError(f"{where}.enum: must list strings, or integers, found {enum!r}")
+    if enum is not None:
+        found["enum"] = [value for value in enum if value is not None]
+    return found
+
+
+def _type(schema: Mapping[str, Any], where: str) -> str:
+    kind = schema.get("type", "string" if "enum" in schema else None)
+    if isinstance(kind, list):
+        kind = next((name for name in kind if name != "null"), None) if len(set(kind) - {"null"}) == 1 else kind
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise ConfigError(f"{where}.type: {kind!r} is not one of {', '.join(_KEYS)}")
+    return kind
+
+
+def bound_schema(
+    schema: Mapping[str, Any], max_new_tokens: int, max_chars: int | None = None, max_items: int | None = None
+) -> dict[str, Any]:
+    """Return the schema with a bound on every string and array that has none.
+
+    Without `max_chars` and `max_items` the bounds are the largest with which the longest answer, as ordinary text,
+    fits `max_new_tokens`: items are lessened first, then characters. Raises ConfigError when even an answer of nulls
+    does not fit.
+    """
+    budget = max_new_tokens * CHARS_PER_TOKEN
+    shortest = _num_chars(_bounded(schema, 0, 0), shortest=True)
+    if shortest > budget:
+        raise ConfigError(
+            f"generation.max_new_tokens: {max_new_tokens} is too little for task.schema, whose field names alone take "
+            f"about {shortest // CHARS_PER_TOKEN} tokens"
+        )
+    items, chars = max_items or DEFAULT_ITEMS, max_chars or DEFAULT_CHARS
+    while _num_chars(_bounded(schema, chars, items)) > budget:
+        if max_items is None and items > MIN_ITEMS:
+            items -= 1
+        elif max_chars is None and chars > MIN_CHARS:
+            chars -= max(1, chars // 20)
+        else:
+            break
+    return _bounded(schema, chars, items)
+
+
+def _bounded(schema: Mapping[str, Any], chars: int, items: int) -> dict[str, Any]:
+    found = dict(schema)
+    if found["type"] == "object":
+        found["properties"] = {key: _bounded(value, chars, items) for key, value in found["properties"].items()}
+    elif found["type"] == "array":
+        found["items"] = _bounded(found["items"], chars, items)
+        found.setdefault("maxItems", max(items, found.get("minItems", 0)))
+    elif found["type"] == "string" and not {"enum", "const", "format", "pattern"} & set(found):
+        found.setdefault("maxLength", max(chars, found.get("minLength", 0)))
+    return found
+
+
+def _num_chars(schema: Mapping[str, Any], shortest: bool = False) -> int:
+    """Characters of the longest answer, or of the one that is all null."""
+    kind = schema["type"]
+    if kind == "object":
+        fields = schema["properties"].items()
+        inner = sum(len(key) + 6 + (4 if shortest else max(4, _num_chars(value))) for key, value in fields)
+        return int(inner) + 2
+    if shortest:
+        return 4
+    if kind == "array":
+        return 2 + int(schema["maxItems"]) * (2 + _num_chars(schema["items"]))
+    if kind == "string":
+        if "enum" in schema:
+            return 2 + max(len(str(value)) for value in schema["enum"])
+        return 2 + int(schema.get("maxLength", 30))
+    return _NUMBER_CHARS if kind in ("integer", "number") else 5

@@ -1,0 +1,163 @@
+"""Answers held to a schema: valid JSON of that schema, or cut off by the limit; neighbours are left alone."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dolly_batch.engine.grammar import Grammars, to_lark
+from dolly_batch.engine.model import LoadedModel, load_model
+from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.stream import generate
+from dolly_batch.records import Completion, Failure, GenerationParams, Request
+from dolly_batch.tasks.extract import default_instruction, grammar_of
+from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tiny import MODEL_FOLDER, texts
+from tests.engine.questions import dolly, mixed_requests
+
+WIDE = {
+    "name": {"type": "string"},
+    'odd "key"/\\': {"type": "string", "maxLength": 5},
+    "age": {"type": "integer", "minimum": -5, "maximum": 130},
+    "count": {"type": "integer"},
+    "price": {"type": "number"},
+    "ok": {"type": "boolean"},
+    "kind": {"enum": ["a/b", 'c"d', "é"]},
+    "day": {"type": "string", "format": "date"},
+    "code": {"type": "string", "pattern": "[A-Z]{2}/[0-9]{3}"},
+    "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 1, "maxItems": 3},
+    "points": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "number"}}}, "maxItems": 2},
+}
+
+
+def schema_of(properties: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    return bound_schema(check_schema({"type": "object", "properties": properties}), max_new_tokens)
+
+
+def check_value(value: Any, schema: dict[str, Any]) -> None:
+    """Assert that a value is of a schema, or null."""
+    kind = schema["type"]
+    if kind == "object":
+        assert list(value) == list(schema["properties"])
+        for key, inner in schema["properties"].items():
+            if value[key] is not None:
+                check_value(value[key], inner)
+    elif kind == "array":
+        assert schema.get("minItems", 0) <= len(value) <= schema["maxItems"]
+        for item in value:
+            check_value(item, schema["items"])
+    elif "enum" in schema:
+        assert value in schema["enum"]
+    elif kind == "string":
+        assert isinstance(value, str)
+        assert len(value) <= schema.get("maxLength", 10)
+    else:
+        assert isinstance(value, {"integer": int, "number": (int, float), "boolean": bool}[kind])
+        assert schema.get("minimum", value) <= value <= schema.get("maximum", value)
+
+
+def judge(completions: list[Completion], schema: dict[str, Any]) -> Counter[str]:
+    """How the answers ended; each that ended by itself is checked."""
+    counts: Counter[str] = Counter()
+    for completion in completions:
+        assert completion.failure is None
+        counts[str(completion.finish_reason)] += 1
+        if completion.finish_reason == "stop":
+            check_value(json.loads(completion.text), schema)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LoadedModel:
+    return load_model(MODEL_FOLDER, dtype="float32", device="cpu")
+
+
+def ask(loaded: LoadedModel, rows: list[Any], schema: dict[str, Any]) -> list[Request]:
+    prompt, params = default_instruction(schema), GenerationParams(64, do_sample=False)
+    return [
+        Request(str(n), tuple(dolly(loaded).encode(prompt, row.context)), params, n, grammar_of(schema))
+        for n, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["neox_folder", "gptj_folder"])
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_random_model_writes_valid_objects_or_is_cut_off(
+    folder: str, do_sample: bool, request: pytest.FixtureRequest
+) -> None:
+    loaded = load_model(request.getfixturevalue(folder), dtype="float32", device="cpu")
+    schema = schema_of(WIDE, 256)
+    params = GenerationParams(300, do_sample, temperature=1.5)
+    requests = [Request(str(n), (5, 6, n + 7), params, n, grammar_of(schema)) for n in range(6)]
+    free = mixed_requests(dolly(loaded), 6)
+    found = list(generate(PlainEngine(loaded), [*requests, *free]))
+    held = [completion for completion in found if not completion.key.startswith("row")]
+    counts = judge(held, schema)
+    assert counts["stop"] >= 2, counts
+    alone = {completion.key: completion for completion in generate(PlainEngine(loaded), free)}
+    assert {c.key: c for c in found if c.key.startswith("row")} == alone
+
+
+def test_tiny_completes_what_it_is_asked_for(tiny: LoadedModel) -> None:
+    schema = schema_of({"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}, 64)
+    rows = [row for row in texts.json_rows(200, 4711) if "name" in row.response][:20]
+    counts = judge(list(generate(PlainEngine(tiny), ask(tiny, rows, schema))), schema)
+    assert counts["stop"] >= 0.95 * len(rows)
+
+
+@pytest.mark.chaos
+def test_of_1000_rows_none_is_invalid(tiny: LoadedModel, neox_folder: Path) -> None:
+    schema = schema_of({"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}, 64)
+    rows = texts.json_rows(1000, 90210)
+    counts = judge(list(generate(PlainEngine(tiny), ask(tiny, rows, schema))), schema)
+    print(f"tiny: {dict(counts)}")
+    assert counts["stop"] >= 950
+    random_model = load_model(neox_folder, dtype="float32", device="cpu")
+    draw = random.Random(1)
+    requests = [
+        Request(str(n), tuple(draw.choices(range(400), k=20)), GenerationParams(64), n, grammar_of(schema))
+        for n in range(1000)
+    ]
+    counts = judge(list(generate(PlainEngine(random_model), requests)), schema)
+    print(f"a random model: {dict(counts)}, truncated {counts['length'] / 1000:.1%}")
+
+
+def test_a_schema_that_cannot_be_compiled_fails_its_row_alone(tiny: LoadedModel) -> None:
+    good, bad = mixed_requests(dolly(tiny), 2, do_sample=False), Request("bad", (5, 6), GenerationParams(4), 0, "[]")
+    found = {completion.key: completion for completion in generate(PlainEngine(tiny), [good[0], bad, good[1]])}
+    assert found["bad"].failure is not None
+    assert found["bad"].failure.status == "model_error"
+    assert found[good[0].key].failure is None
+
+
+def test_a_mask_leaves_what_may_come_next_and_nothing_else(tiny: LoadedModel) -> None:
+    encoder = dolly(tiny)
+    constraint = Grammars(encoder, tiny.folder.vocab_size).constraint(
+        grammar_of(schema_of({"ok": {"type": "boolean"}}, 64))
+    )
+    assert not isinstance(constraint, Failure)
+    written = []
+    for _ in range(30):
+        logits = torch.randn(tiny.folder.vocab_size)
+        before = logits.clone()
+        constraint.mask(logits)
+        open_ids = [int(at) for at in (logits > torch.finfo(logits.dtype).min).nonzero()[:, 0]]
+        assert open_ids
+        if len(open_ids) > 1:
+            assert torch.equal(logits[open_ids], before[open_ids])
+        written.append(open_ids[0])
+        if written[-1] == encoder.end_id:
+            break
+        assert constraint.take(written[-1]) is None
+    assert encoder.decode(written[:-1]) in ('{"ok": true}', '{"ok": false}', '{"ok": null}')
+    assert isinstance(constraint.take(encoder.end_id), type(None))
+
+
+def test_names_of_fields_stand_in_the_grammar_as_json_has_them() -> None:
+    grammar = to_lark(schema_of(WIDE, 256))
+    assert r'"{\"name\": "' in grammar
+    assert r", \"odd \\\"key\\\"/\\\\\": " in grammar

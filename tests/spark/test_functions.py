@@ -1,0 +1,139 @@
+"""The SQL functions: the job's answers, faults as nulls, from SQL, from Python and over Spark Connect."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+import dolly_batch.functions
+from dolly_batch.errors import ConfigError
+from tests.conftest import PROJECT
+from tests.spark.desk import Desk
+
+ENGINE = {"kind": "plain", "num_threads": 1}
+LABELS = ["positive", "negative"]
+ROWS = [
+    {"id": "1", "text": "The lamp is wonderful. I love it."},
+    {"id": "2", "text": "The coffee was terrible. I want my money back."},
+    {"id": "3", "text": "Ada Berg lives in Paris. Ada Berg is 34 years old."},
+    {"id": "null", "text": None},
+    {"id": "blank", "text": " "},
+    {"id": "long", "text": "word " * 4000},
+]
+QUERY = """
+    SELECT id, dolly_generate('Is this review positive or negative?', text) AS generate,
+           dolly_classify(text, array('positive', 'negative')) AS classify,
+           dolly_extract(text, 'name STRING, age INT') AS extract,
+           try_dolly_extract(text, 'name STRIN') AS refused,
+           try_dolly_classify(text, array('positive', 'negative')) AS tried
+    FROM texts
+"""
+
+
+def register(spark: SparkSession) -> dolly_batch.functions.Functions:
+    return dolly_batch.functions.register(
+        spark, "tiny", dtype="float32", generation={"max_new_tokens": 48}, engine=ENGINE
+    )
+
+
+@pytest.fixture
+def job_desk(desk: Desk) -> Desk:
+    pytest.importorskip("torch")
+    desk.put([{**row, "ask": "Is this review positive or negative?"} for row in ROWS])
+    desk.document["engine"] = ENGINE
+    desk.document["model"] = {"path": "tiny", "dtype": "float32"}
+    desk.document["generation"] = {"max_new_tokens": 48, "do_sample": False}
+    desk.document["limits"] = {"max_error_share": 1.0}
+    desk.document["input"] = {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id"}
+    return desk
+
+
+def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
+    spark = job_desk.spark
+    functions = register(spark)
+    spark.createDataFrame(ROWS, "id STRING, text STRING").createOrReplaceTempView("texts")
+    found = {row["id"]: row.asDict(recursive=True) for row in spark.sql(QUERY).collect()}
+    job_desk.run(task={"kind": "classify", "labels": LABELS})
+    labels = {row["id"]: row for row in job_desk.rows()}
+    assert {key: row["classify"] for key, row in found.items()} == {k: row["response"] for k, row in labels.items()}
+    assert [labels[key]["response"] for key in ("1", "2", "null")] == ["positive", "negative", None]
+    assert found["1"]["tried"]["confidence"] == pytest.approx(labels["1"]["confidence"], abs=1e-5)
+    job_desk.run(task={"kind": "extract", "schema": "name STRING, age INT"})
+    structs = {row["id"]: row["response"] for row in job_desk.rows()}
+    extracted = {key: None if row["extract"] is None else json.loads(row["extract"]) for key, row in found.items()}
+    assert extracted == structs
+    asked = {"path": str(job_desk.folder / "input.jsonl"), "format": "json", "id": "id"}
+    job_desk.run(input={**asked, "instruction": "ask", "context": "text"})
+    texts = {row["id"]: row["response"] for row in job_desk.rows()}
+    assert {key: found[key]["generate"] for key in ("1", "2", "3")} == {key: texts[key] for key in ("1", "2", "3")}
+    errors = {key: (row["tried"]["error"] or "").partition(":")[0] for key, row in found.items()}
+    assert errors == {
+        "1": "", "2": "", "3": "", "null": "null_instruction", "blank": "empty_instruction", "long": "too_long",
+    }  # fmt: skip
+    assert "STRIN" in found["1"]["refused"]["error"]
+    assert found["1"]["refused"]["response"] is None
+    # A struct, not text, where Python knows the schema; and a summary of what is too long for one prompt.
+    three = spark.table("texts").filter("id = '3'")
+    person = three.select(functions.extract("text", "name STRING, age INT").alias("person"))
+    assert person.schema["person"].dataType.simpleString() == "struct<name:string,age:int>"
+    assert person.first().person.asDict() == structs["3"]  # type: ignore[union-attr]
+    long = spark.table("texts").filter("id IN ('long', 'null')")
+    summaries = long.selectExpr("id", "try_dolly_summarize(text, 9) AS summary").collect()
+    assert {row.id: row.summary.response is not None for row in summaries} == {"long": True, "null": False}
+
+
+CONNECT = """
+import json, sys
+from pyspark.sql import SparkSession
+from tests.spark.test_functions import QUERY, ROWS, register
+spark = SparkSession.builder.remote("local[1]").getOrCreate()
+register(spark)
+spark.createDataFrame(ROWS, "id STRING, text STRING").createOrReplaceTempView("texts")
+rows = [row.asDict(recursive=True) for row in spark.sql(QUERY).collect()]
+print(json.dumps([type(spark).__module__, rows]))
+"""
+
+
+def test_over_spark_connect_they_give_the_same(job_desk: Desk, tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    register(job_desk.spark)
+    job_desk.spark.createDataFrame(ROWS, "id STRING, text STRING").createOrReplaceTempView("texts")
+    expected = {row["id"]: row.asDict(recursive=True) for row in job_desk.spark.sql(QUERY).collect()}
+    environment: dict[str, Any] = {key: value for key, value in os.environ.items() if not key.startswith("SPARK")}
+    environment["PYTHONPATH"] = str(PROJECT)
+    environment["PYSPARK_PYTHON"] = sys.executable
+    ended = subprocess.run(
+        [sys.executable, "-c", CONNECT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    module, rows = json.loads(ended.stdout.splitlines()[-1])
+    assert module.startswith("pyspark.sql.connect")
+    assert {row["id"]: row for row in rows} == {
+        key: {**row, "tried": {**row["tried"], "confidence": pytest.approx(row["tried"]["confidence"], abs=1e-5)}}
+        for key, row in expected.items()
+    }
+
+
+def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:
+    with pytest.raises(ConfigError, match=r"generation\.top_p"):
+        dolly_batch.functions.register(spark, "tiny", generation={"top_p": 2.0})
+    with pytest.raises(ConfigError, match="stage_dir"):
+        dolly_batch.functions.register(spark, "databricks/dolly-v2-3b")
+
+
+def test_the_notebook_runs_top_to_bottom(spark: SparkSession) -> None:
+    pytest.importorskip("torch")
+    source = (PROJECT / "notebooks" / "quickstart.py").read_text(encoding="utf-8")
+    assert source.startswith("# Databricks notebook source\n")
+    cells = source.split("# COMMAND ----------\n")
+    assert len(cells) > 5
+    scope: dict[str, Any] = {"spark": spark, "__name__": "__main__"}
+    for cell in cells:
+        exec(compile(cell, "quickstart.py", "exec"), scope)
+    assert scope["by_function"] == scope["by_job"] == {"r1": "positive", "r2": "negative", "r3": "positive", "r4": None}
+    assert scope["person"].asDict().keys() == {"name", "city", "age"}

@@ -1,0 +1,97 @@
+"""Texts in pieces and back again: nothing is cut, whatever the text."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
+from dolly_batch.tasks.summarize import Summarize, SummarizeWork, split_text
+from dolly_batch.tasks.work import Answer, Subject
+from dolly_batch.tiny import MODEL_FOLDER
+
+ENCODER = PromptEncoder.from_folder(MODEL_FOLDER)
+ASK = "Summarize the text in one sentence."
+
+
+def count(text: str) -> int:
+    return len(ENCODER.encode_text(text))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet="ab .!?\n\"'é\U0001f600日。", max_size=300), st.integers(8, 40))
+def test_pieces_joined_are_the_text_and_each_fits(text: str, limit: int) -> None:
+    pieces = split_text(text, limit, count)
+    assert "".join(pieces) == text
+    assert all(count(piece) <= limit + 2 for piece in pieces)
+    assert pieces == [""] or all(pieces)
+
+
+def test_sentences_stay_whole_where_they_fit() -> None:
+    text = "One is here. Two is there! Is three? Four."
+    pieces = split_text(text, count("One is here. Two is there! "), count)
+    assert pieces[0] == "One is here. Two is there! "
+    assert "".join(pieces) == text
+
+
+def run(task: Summarize, text: str, write: Callable[[PromptRow], Completion]) -> tuple[Answer, list[PromptRow]]:
+    """Work one row to its end, answers coming last first."""
+    work = task.begin(Subject(ASK, text, 7))
+    waiting, asked = list(work.start()), []
+    while waiting:
+        row = waiting.pop()
+        assert isinstance(row, PromptRow)
+        asked.append(row)
+        result = work.take(write(row))
+        if isinstance(result, Answer):
+            return result, asked
+        waiting += result
+    raise AssertionError("the row has no answer")
+
+
+def written(row: PromptRow, text: str = "It was so.") -> Completion:
+    return Completion(row.key, text, tuple(range(5)), "stop", 10)
+
+
+PARAMS = GenerationParams(max_new_tokens=40)
+
+
+@pytest.mark.parametrize("num_sentences", [1, 40, 400])
+def test_every_sentence_is_read_once_and_one_summary_comes_out(num_sentences: int) -> None:
+    text = " ".join(f"Sentence number {number} says a thing." for number in range(num_sentences))
+    task = Summarize(PARAMS, str(MODEL_FOLDER), 256)
+    answer, asked = run(task, text, written)
+    num_pieces, num_calls = answer.extras
+    assert (answer.response, answer.status, num_calls) == ("It was so.", "ok", len(asked))
+    first = sorted(asked, key=lambda row: int(row.key))[: int(str(num_pieces))]
+    assert "".join(str(row.context) for row in first) == text
+    assert len({row.seed for row in asked}) == len(asked)
+    assert first[0].seed == 7
+    assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (10 * len(asked), 5 * len(asked))
+    for row in asked:
+        assert len(ENCODER.encode(row.instruction, row.context)) + 40 <= 256
+
+
+def test_a_failed_piece_is_the_rows_fault_and_a_cut_one_makes_it_truncated() -> None:
+    text = "A sentence of a few words. " * 60
+    task = Summarize(PARAMS, str(MODEL_FOLDER), 256)
+    failure = Failure("out_of_memory", "none left")
+    failed, _ = run(task, text, lambda row: Completion(row.key, "", (), None, 10, failure))
+    assert (failed.response, failed.status, failed.error) == (None, "out_of_memory", "none left")
+    cut, _ = run(task, text, lambda row: Completion(row.key, "It was", (1,), "length" if row.key == "1" else "stop", 9))
+    assert (cut.response, cut.status) == ("It was", "truncated")
+    empty, _ = run(task, text, lambda row: written(row, ""))
+    assert (empty.response, empty.status) == ("", "empty_response")
+
+
+def test_summaries_as_long_as_pieces_end_in_an_error_not_in_a_loop() -> None:
+    work = SummarizeWork(Summarize(PARAMS, str(MODEL_FOLDER), 256), Subject(ASK, "A sentence of a few words. " * 60, 0))
+    asked = [*work.start()]
+    assert len(asked) > 1
+    for row in asked[:-1]:
+        assert work.take(written(row, "word " * 400)) == ()  # type: ignore[arg-type]
+    answer = work.take(written(asked[-1], "word " * 400))  # type: ignore[arg-type]
+    assert isinstance(answer, Answer)
+    assert answer.status == "invalid_output"
