@@ -7,7 +7,7 @@ for a key, the nearest valid name.
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -58,21 +58,33 @@ class TableConfig(Section):
         return self.path or self.table or ""
 
 
-class InputConfig(TableConfig):
-    """The table of instructions.
-
-    CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred. `id` is one column or
-    several; without it rows are told apart by their content and by how often it occurs.
-    """
+class ReadableTable(TableConfig):
+    """A table to be read. CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred."""
 
     format: Literal["parquet", "delta", "json", "csv"] | None = None
+    columns: str | None = Field(default=None, alias="schema")
+    """Spark DDL of a CSV or JSON table (key `schema`)."""
+    options: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _has_a_format(self) -> "ReadableTable":
+        if self.path is not None and self.format is None:
+            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
+        if self.columns is not None and self.format not in ("json", "csv"):
+            raise ValueError("`schema` is for json and csv tables")
+        return self
+
+
+class InputConfig(ReadableTable):
+    """The table of instructions.
+
+    `id` is one column or several; without it rows are told apart by their content and by how often it occurs.
+    """
+
     id: str | list[str] | None = None
     instruction: str = "instruction"
     context: str | None = None
     where: str | None = None
-    columns: str | None = Field(default=None, alias="schema")
-    """Spark DDL of a CSV or JSON input (key `schema`)."""
-    options: dict[str, str] = {}
     on_bad_id: Literal["refuse", "status"] = "refuse"
     """Duplicate or null ids: refuse the run, or give those rows the status `duplicate_id`."""
 
@@ -84,11 +96,7 @@ class InputConfig(TableConfig):
         return (self.id,) if isinstance(self.id, str) else tuple(self.id)
 
     @model_validator(mode="after")
-    def _has_a_format(self) -> "InputConfig":
-        if self.path is not None and self.format is None:
-            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
-        if self.columns is not None and self.format not in ("json", "csv"):
-            raise ValueError("`schema` is for json and csv inputs")
+    def _has_different_ids(self) -> "InputConfig":
         if len(set(self.id_columns)) != len(self.id_columns) or self.id == []:
             raise ValueError("`id` must name one or more different columns")
         return self
@@ -221,18 +229,25 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
 
     Raises ConfigError, with every fault found and the path of its key, when the file cannot be read as a job.
     """
+    return load_file(JobConfig, "job", path, overrides)
+
+
+def load_file[File: Section](
+    kind: type[File], noun: str, path: str | Path, overrides: list[str] | None = None
+) -> File:
+    """Read a file of one kind (`noun` calls it in messages), with overrides; see `load_job`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
+        raise ConfigError(f"the {noun} file {path} cannot be read: {error}") from error
     document = _parse_yaml(text, str(path))
     for override in overrides or []:
         _put(document, override)
     try:
-        return JobConfig.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"{path} is not a valid job:\n{faults}") from error
+        faults = "\n".join(f"  {_describe(fault, kind, noun)}" for fault in error.errors())
+        raise ConfigError(f"{path} is not a valid {noun}:\n{faults}") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -280,11 +295,11 @@ def _put(document: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, kind: type[Section], noun: str) -> str:
     """One line for one fault: where, what was found, what would do."""
-    where = ".".join(str(part) for part in fault["loc"]) or "the job"
+    where = ".".join(str(part) for part in fault["loc"]) or f"the {noun}"
     if fault["type"] == "extra_forbidden":
-        valid = _keys_beside(fault["loc"])
+        valid = _keys_beside(fault["loc"], kind)
         near = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"valid keys: {', '.join(sorted(valid))}"
         return f"{where}: unknown key; {hint}"
@@ -296,14 +311,18 @@ def _describe(fault: Any) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
-    """The valid keys of the section that the last part of `loc` stands in."""
-    section: type[BaseModel] = JobConfig
+def _keys_beside(loc: tuple[Any, ...], kind: type[Section]) -> list[str]:
+    """The valid keys of the section of a `kind` that the last part of `loc` stands in."""
+    section: type[BaseModel] = kind
     for part in loc[:-1]:
+        if isinstance(part, int):  # a place in a list of sections, whose class was found with the list's name
+            continue
         annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = [annotation, *get_args(annotation)]  # a section, an optional one, or a list of them
+        sections = [one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)]
+        if not sections:
             return []
-        section = annotation
+        section = sections[0]
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

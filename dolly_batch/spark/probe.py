@@ -36,13 +36,23 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
     Executors write a marker into the work folder and beside the output. Raises ConfigError naming the path that they
     do not share. Nothing to check in local mode, or where paths are not plain.
     """
-    if is_local(spark):
-        return
-    check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
-    name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
     if target.path is not None and isinstance(target.files, LocalFiles):
         shared["output.path"] = str(Path(target.path).parent)
+    check_folders(spark, files, shared, model_folder, with_model=target.job.engine.kind != "echo")
+
+
+def check_folders(
+    spark: SparkSession, files: Files, shared: dict[str, str], model_folder: str, *, with_model: bool
+) -> None:
+    """Check the package, the model and the plain folders that executors are to share, by the job's key of each.
+
+    Raises as `check_shared` does.
+    """
+    if is_local(spark):
+        return
+    check_package(spark, num_slots(spark), with_model=with_model)
+    name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     try:
         written = _try_on_executors(spark, name, shared, model_folder)
         for key, folder in shared.items():
