@@ -131,7 +131,8 @@ class PromptEncoder(TextEncoder):
         self.instruction_id, _ = self._special_token(INSTRUCTION)
         self.response_id, response = self._special_token(RESPONSE, RESPONSE + "\n")
         self._prefix = [*self.encode_text(INTRO + "\n\n"), self.instruction_id]
-        self._suffix = [self.response_id, *([] if response.endswith("\n") else self.encode_text("\n"))]
+        self._lead = "" if response.endswith("\n") else "\n"
+        self._suffix = [self.response_id, *self.encode_text(self._lead)]
 
     def encode(self, instruction: str, context: str | None) -> list[int]:
         """Encode one row as a prompt. Raises UnicodeEncodeError for a lone surrogate."""
@@ -141,6 +142,20 @@ class PromptEncoder(TextEncoder):
         """Encode (instruction, context) rows as prompts, in order. Raises UnicodeEncodeError for a lone surrogate."""
         bodies = self.encode_texts([_body(instruction, context) for instruction, context in rows])
         return [[*self._prefix, *body, *self._suffix] for body in bodies]
+
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode responses as they stand in the training text behind a prompt: text, blank line, end marker.
+
+        Raises UnicodeEncodeError for a lone surrogate.
+        """
+        lead = self._suffix[1:]
+        whole = self.encode_texts([f"{self._lead}{text}\n\n" for text in texts])
+        alone = self.encode_texts([f"{text}\n\n" for text in texts])
+        # The newline before a response is the prompt's own; a text that would melt into it is encoded by itself.
+        return [
+            [*(ids[len(lead) :] if ids[: len(lead)] == lead else own), self.end_id]
+            for ids, own in zip(whole, alone, strict=True)
+        ]
 
     def count(self, instruction: str, context: str | None, limit: int) -> TokenCount:
         """Count a prompt's tokens, exactly unless it is so long that it surely exceeds `limit`."""

@@ -23,12 +23,25 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own."""
+    """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own.
+
+    `grammar` is the text of a JSON schema that the answer must follow, token by token, or None.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     params: GenerationParams
     seed: int = 0
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One prompt and the continuations to be scored after it; ids of prompt and continuation are joined as they are."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +75,26 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """The engine's answer to one score request.
+
+    `log_probs` holds, per continuation and in their order, the sum of its tokens' natural log-probabilities after the
+    prompt, log-softmax in float32 or better; empty when `failure` is set.
+    """
+
+    key: str
+    log_probs: tuple[float, ...]
+    failure: Failure | None = None
+    num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything an engine host needs to start. Two equal specs are served by one host; it crosses to executors.
 
     `model_folder` is a folder of safetensors, a tokenizer and a config; `model_sha256` the identity the plan was
     made with, or None to accept what is there. `dtype` is `auto`, `float32`, `bfloat16`, `float16` or `float64`.
+    `prompt_format` "none" loads base models without Dolly's markers, for scoring plain prompts.
     `max_batch_tokens` bounds rows x (prompt + new tokens) of one batch; None lets the engine choose by device.
     """
 
@@ -81,3 +109,4 @@ class EngineSpec:
     idle_timeout_s: float = 600.0
     load_timeout_s: float = 1800.0
     echo_delay_s: float = 0.0
+    prompt_format: Literal["dolly", "none"] = "dolly"

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from dolly_batch.engine.stream import no_heartbeat, too_long
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, Request
+from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
 
 class EchoEngine:
     """Answers with the ids between the instruction and the response markers, cut to `max_new_tokens`.
 
+    A continuation's score is -1 for each of its tokens that the prompt does not hold, and -0.25 for each that it does.
     Takes `delay_s` seconds per request, without a heartbeat in it; with no delay one step answers all that wait.
     """
 
@@ -29,25 +30,27 @@ class EchoEngine:
         self.max_positions = max_positions
         self._delay_s = delay_s
         self._heartbeat = heartbeat
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Request | ScoreRequest] = deque()
 
     @property
     def num_unfinished(self) -> int:
-        """Requests submitted whose completion has not come out."""
+        """Requests submitted whose answer has not come out."""
         return len(self._waiting)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request."""
         self._waiting.append(request)
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[Completion | Scores]:
         """Answer the oldest request, or all of them when there is no delay; in the order of submission."""
         num_answers = min(1, len(self._waiting)) if self._delay_s else len(self._waiting)
         return [self._answer(self._waiting.popleft()) for _ in range(num_answers)]
 
-    def _answer(self, request: Request) -> Completion:
+    def _answer(self, request: Request | ScoreRequest) -> Completion | Scores:
         self._heartbeat()
         time.sleep(self._delay_s)
+        if isinstance(request, ScoreRequest):
+            return self._score(request)
         num_prompt_tokens = len(request.prompt_ids)
         failure = too_long(request, self.max_positions)
         if failure:
@@ -56,3 +59,16 @@ class EchoEngine:
         kept = ids[: request.params.max_new_tokens]
         text = self.encoder.decode(kept).strip()
         return Completion(request.key, text, kept, "stop" if kept == ids else "length", num_prompt_tokens)
+
+    def _score(self, request: ScoreRequest) -> Scores:
+        longest = max((len(continuation) for continuation in request.continuations), default=0)
+        num_tokens = len(request.prompt_ids) + longest
+        if num_tokens > self.max_positions:
+            failure = Failure("too_long", f"{num_tokens} tokens exceed {self.max_positions} positions")
+            return Scores(request.key, (), failure, len(request.prompt_ids))
+        held = set(request.prompt_ids)
+        log_probs = [
+            -sum(0.25 if token_id in held else 1.0 for token_id in continuation)
+            for continuation in request.continuations
+        ]
+        return Scores(request.key, tuple(log_probs), None, len(request.prompt_ids))

@@ -33,5 +33,11 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
 
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
-    loaded = load_model(spec.model_folder, dtype=spec.dtype, device=device, expected_sha256=spec.model_sha256)
+    loaded = load_model(
+        spec.model_folder,
+        dtype=spec.dtype,
+        device=device,
+        expected_sha256=spec.model_sha256,
+        prompt_format=spec.prompt_format,
+    )
     return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
-from dolly_batch.engine.budget import MAX_ROWS, TokenBudget, default_batch_tokens, num_positions
+from dolly_batch.engine.budget import TokenBudget, default_batch_tokens, num_positions
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.sampling import choose_tokens
-from dolly_batch.engine.score import score_continuations
+from dolly_batch.engine.score import OUT_OF_MEMORY, Scorer, refuse
 from dolly_batch.engine.stream import no_heartbeat, too_long
 from dolly_batch.prompt import PromptEncoder, TextEncoder
-from dolly_batch.records import Completion, Failure, Request
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
 
 class PlainEngine:
@@ -42,26 +40,37 @@ class PlainEngine:
         self._device = loaded.device
         self._vocab_size = loaded.folder.vocab_size
         self._stop_id = loaded.encoder.end_id if isinstance(loaded.encoder, PromptEncoder) else None
-        self._budget = TokenBudget(default_batch_tokens(loaded) if max_batch_tokens is None else max_batch_tokens)
+        max_tokens = default_batch_tokens(loaded) if max_batch_tokens is None else max_batch_tokens
+        self._budget = TokenBudget(max_tokens)
+        self._scorer = Scorer(loaded.model, self.max_positions, max_tokens, heartbeat)
         self._heartbeat = heartbeat
         self._waiting: list[Request] = []  # longest first
         self._refused: list[Completion] = []
 
     @property
     def num_unfinished(self) -> int:
-        """Requests submitted whose completion has not come out."""
-        return len(self._waiting) + len(self._refused)
+        """Requests submitted whose answer has not come out."""
+        return len(self._waiting) + len(self._refused) + self._scorer.num_unfinished
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request; one that can't be run comes out of the next step as a failure."""
+        if isinstance(request, ScoreRequest):
+            self._scorer.submit(request)
+            return
         failure = self._refuse(request)
         if failure:
             self._refused.append(_failed(request, failure))
         else:
             insort(self._waiting, request, key=lambda waiting: -num_positions(waiting))
 
-    def step(self) -> list[Completion]:
-        """Run one batch to its end. When memory runs out, halve the batch and try again; a row too big alone fails."""
+    def step(self) -> list[Completion | Scores]:
+        """Score one batch, or, where none waits to be scored, generate one to its end.
+
+        When memory runs out, the batch is halved and tried again; a row too big alone fails.
+        """
+        return [*self._scorer.step()] if self._scorer.num_unfinished else [*self._generate()]
+
+    def _generate(self) -> list[Completion]:
         completions, self._refused = self._refused, []
         while self._waiting:
             batch = self._waiting[: self._budget.num_rows(self._waiting)]
@@ -81,23 +90,19 @@ class PlainEngine:
         """Return the log-probability of each continuation's tokens after the prompt, in order.
 
         Ids of prompt and continuation are joined as they are; log-softmax in float32, or float64 if the model is.
-        Raises ValueError for an empty prompt or more tokens than the model has positions, and torch's OutOfMemoryError
-        when not even one row fits.
+        Raises ValueError for an empty prompt, more tokens than the model has positions, or broken logits, and torch's
+        OutOfMemoryError when not even one row fits.
         """
-        width = len(prompt_ids) + max((len(continuation) for continuation in continuations), default=0)
-        if not prompt_ids or width > self.max_positions:
-            raise ValueError(
-                f"prompt of {len(prompt_ids)} tokens and {width} in all, expected 1 to {self.max_positions}"
-            )
-        num_rows = max(1, min(MAX_ROWS, self._budget.max_tokens // width))
-        while True:
-            try:
-                return score_continuations(self._model, prompt_ids, continuations, num_rows, self._heartbeat)
-            except OUT_OF_MEMORY:
-                if num_rows == 1:
-                    raise
-            num_rows //= 2
-            self._free_memory()
+        asked = ScoreRequest("", tuple(prompt_ids), tuple(tuple(continuation) for continuation in continuations))
+        if failure := refuse(asked, self.max_positions, self._vocab_size):
+            raise ValueError(failure.message)
+        scorer = Scorer(self._model, self.max_positions, self._budget.max_tokens, self._heartbeat)
+        scorer.submit(asked)
+        scores = scorer.step()[0]
+        if scores.failure:
+            kind = torch.OutOfMemoryError if scores.failure.status == "out_of_memory" else ValueError
+            raise kind(scores.failure.message)
+        return list(scores.log_probs)
 
     def _try_batch(self, requests: Sequence[Request]) -> list[Row] | None:
         """Run a batch; None when it ran out of memory."""

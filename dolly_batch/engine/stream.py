@@ -1,15 +1,15 @@
-"""The engine's interface, and `generate`, which turns a stream of requests into a stream of completions. No torch."""
+"""The engine's interface, and `answer`, which turns a stream of requests into a stream of answers. No torch."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
 from dolly_batch.prompt import TextEncoder
-from dolly_batch.records import Completion, Failure, Request
+from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
 
 class Engine(Protocol):
-    """What runs requests. Each submitted request comes back from some `step` as exactly one completion."""
+    """What runs requests. Each submitted one comes back from some `step` exactly once, as completion or as scores."""
 
     @property
     def encoder(self) -> TextEncoder:
@@ -21,13 +21,13 @@ class Engine(Protocol):
 
     @property
     def num_unfinished(self) -> int:
-        """Requests submitted whose completion has not come out."""
+        """Requests submitted whose answer has not come out."""
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request. It never raises for what the request holds: that comes out as a `Failure`."""
 
-    def step(self) -> list[Completion]:
-        """Work for a while and return the completions that ended meanwhile, in any order; maybe none."""
+    def step(self) -> list[Completion | Scores]:
+        """Work for a while and return the answers that ended meanwhile, in any order; maybe none."""
 
 
 def no_heartbeat() -> None:
@@ -43,8 +43,10 @@ def too_long(request: Request, max_positions: int) -> Failure | None:
     return Failure("too_long", message)
 
 
-def generate(engine: Engine, requests: Iterable[Request], max_waiting: int = 1024) -> Iterator[Completion]:
-    """Yield one completion per request as they end, in any order, each with its request's key.
+def answer(
+    engine: Engine, requests: Iterable[Request | ScoreRequest], max_waiting: int = 1024
+) -> Iterator[Completion | Scores]:
+    """Yield one answer per request as they end, in any order, each with its request's key.
 
     Reads at most `max_waiting` requests ahead: enough for the engine to pack rows of like length, and no more of the
     stream than that in memory.
@@ -56,3 +58,9 @@ def generate(engine: Engine, requests: Iterable[Request], max_waiting: int = 102
         if not engine.num_unfinished:
             return
         yield from engine.step()
+
+
+def generate(engine: Engine, requests: Iterable[Request], max_waiting: int = 1024) -> Iterator[Completion]:
+    """Yield one completion per request as they end; see `answer`."""
+    answers = answer(engine, requests, max_waiting)
+    return (found for found in answers if isinstance(found, Completion))

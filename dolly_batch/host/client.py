@@ -1,8 +1,8 @@
-"""The way from a Spark task to its executor's engine host: `EngineClient.connect`, then `generate`."""
+"""The way from a Spark task to its executor's engine host: `EngineClient.connect`, then `answer`."""
 
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +16,14 @@ from dolly_batch.host.wire import (
     PROTOCOL,
     FrameReader,
     PromptRow,
-    completion_from_json,
+    Row,
+    RowWriter,
+    ScoreRow,
+    answer_from_json,
     pack,
-    row_to_json,
     spec_to_json,
 )
-from dolly_batch.records import Completion, EngineSpec
+from dolly_batch.records import Completion, EngineSpec, Scores
 
 # Under the lock a host is started, which takes a Python's start and no load; so nobody holds it for long.
 _LOCK_TIMEOUT_S = 300
@@ -48,6 +50,7 @@ class EngineClient:
         self._sock = sock
         self._frames = FrameReader(sock)
         self._numbers = count()
+        self._writer = RowWriter()
 
     @classmethod
     def connect(cls, spec: EngineSpec, place: HostPlace) -> Self:
@@ -118,40 +121,49 @@ class EngineClient:
         self._sock.close()
 
     def generate(self, rows: Iterable[PromptRow]) -> Iterator[Completion]:
-        """Answers rows: one completion for each, in any order, as they end.
+        """Answers rows: one completion for each, in any order, as they end. See `answer`."""
+        answers = self.answer(_taking(rows))
+        return (answer for answer in answers if isinstance(answer, Completion))
 
-        Rows are read as they are needed, with at most `window` outstanding. A row's own fault comes as the `failure`
-        of its completion. An error raised by `rows` passes through. After that, or when the iterator is closed before
-        its end, the connection is closed. Raises EngineError when the host ends.
+    def score(self, rows: Iterable[ScoreRow]) -> Iterator[Scores]:
+        """Scores rows: one answer for each, in any order, as they end. See `answer`."""
+        answers = self.answer(_taking(rows))
+        return (answer for answer in answers if isinstance(answer, Scores))
+
+    def answer(self, take: Callable[[int], Sequence[Row]]) -> Iterator[Completion | Scores]:
+        """Answers the rows that `take(n)` gives, at most n at a time: one answer for each, in any order, as they end.
+
+        Rows are taken as they are needed, with at most `window` outstanding. `take` may give nothing now and more
+        after further answers; the end is when it gives nothing and nothing is outstanding. A row's own fault comes as
+        the `failure` of its answer. An error raised by `take` passes through. After that, or when the iterator is
+        closed before its end, the connection is closed. Raises EngineError when the host ends.
         """
         if self._sock.fileno() < 0:
             raise EngineError("this connection to the engine host is closed: connect again")
-        source = iter(rows)
         outstanding: dict[int, str] = {}
         finished = False
         try:
-            self._fill(source, outstanding)
+            self._fill(take, outstanding)
             while outstanding:
                 for message in self._receive(outstanding):
-                    yield completion_from_json(message, outstanding.pop(message[0]))
-                    self._fill(source, outstanding)
+                    yield answer_from_json(message, outstanding.pop(message[0]))
+                    self._fill(take, outstanding)
             finished = True
         finally:
             if not finished:
                 self.close()
 
-    def _fill(self, source: Iterator[PromptRow], outstanding: dict[int, str]) -> None:
+    def _fill(self, take: Callable[[int], Sequence[Row]], outstanding: dict[int, str]) -> None:
         """Sends rows, `_ROWS_PER_SEND` at a time, as long as the window has room for so many."""
         while len(outstanding) + _ROWS_PER_SEND <= self.window:
-            rows = list(islice(source, _ROWS_PER_SEND))
+            rows = take(_ROWS_PER_SEND)
             if not rows:
                 return
             numbers = list(islice(self._numbers, len(rows)))
             outstanding.update(zip(numbers, (row.key for row in rows), strict=True))
+            messages = [self._writer.write(*numbered) for numbered in zip(numbers, rows, strict=True)]
             try:
-                self._sock.sendall(
-                    b"".join(pack(row_to_json(*numbered)) for numbered in zip(numbers, rows, strict=True))
-                )
+                self._sock.sendall(b"".join(pack(message) for message in messages))
             except OSError as error:
                 raise self._fault(len(outstanding)) from error
 
@@ -177,3 +189,8 @@ class EngineClient:
 
     def _log(self) -> str:
         return f"the end of its log {self._folder.log}:\n{self._folder.log_tail()}"
+
+
+def _taking(rows: Iterable[Row]) -> Callable[[int], Sequence[Row]]:
+    source = iter(rows)
+    return lambda num_rows: list(islice(source, num_rows))

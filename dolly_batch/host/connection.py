@@ -1,4 +1,4 @@
-"""One client's connection, as the host sees it: a thread that reads rows, a thread that sends completions."""
+"""One client's connection, as the host sees it: a thread that reads rows, a thread that sends answers."""
 
 import contextlib
 import logging
@@ -11,21 +11,21 @@ from dolly_batch.errors import EngineError
 from dolly_batch.host.wire import (
     PROTOCOL,
     FrameReader,
-    PromptRow,
-    completion_to_json,
+    Row,
+    RowReader,
+    answer_to_json,
     pack,
-    row_from_json,
     spec_to_json,
 )
-from dolly_batch.records import Completion, EngineSpec
+from dolly_batch.records import Completion, EngineSpec, Scores
 
 log = logging.getLogger("dolly_batch.host")
 
-Arrival = tuple["Connection", list[PromptRow]]
+Arrival = tuple["Connection", list[Row]]
 
 
 class Connection:
-    """Rows in, completions out, each at its own pace: a client that reads slowly holds up nobody else.
+    """Rows in, answers out, each at its own pace: a client that reads slowly holds up nobody else.
 
     The key of a row is `connection:number`, unique in the host. `closed` turns true as soon as the client is gone.
     What waits to be sent is bounded by the client, which has at most `window` rows outstanding.
@@ -37,7 +37,7 @@ class Connection:
         self._sock = sock
         self._spec = spec
         self._inbox = inbox
-        self._outbox: SimpleQueue[list[Completion] | None] = SimpleQueue()
+        self._outbox: SimpleQueue[list[Completion | Scores] | None] = SimpleQueue()
         self._welcome: dict[str, Any] = {}
         self._loaded = threading.Event()
 
@@ -50,19 +50,19 @@ class Connection:
         self._welcome = message
         self._loaded.set()
 
-    def send(self, completions: list[Completion]) -> None:
-        """Queues completions of this client's rows; never blocks."""
+    def send(self, answers: list[Completion | Scores]) -> None:
+        """Queues answers to this client's rows; never blocks."""
         if not self.closed:
-            self._outbox.put(completions)
+            self._outbox.put(answers)
 
     def _read(self) -> None:
-        frames = FrameReader(self._sock)
+        frames, reader = FrameReader(self._sock), RowReader()
         sender = threading.Thread(target=self._send, name=f"sender-{self.number}", daemon=True)
         sender.start()
         try:
             if self._greet(frames):
                 while messages := frames.read():
-                    rows = [row_from_json(message, f"{self.number}:{message[0]}") for message in messages]
+                    rows = [reader.read(message, f"{self.number}:{message[0]}") for message in messages]
                     self._inbox.put((self, rows))
         except (EngineError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
@@ -90,8 +90,8 @@ class Connection:
         return True
 
     def _send(self) -> None:
-        while (completions := self._outbox.get()) is not None:
-            frames = [pack(completion_to_json(_number(completion.key), completion)) for completion in completions]
+        while (answers := self._outbox.get()) is not None:
+            frames = [pack(answer_to_json(_number(answer.key), answer)) for answer in answers]
             try:
                 self._sock.sendall(b"".join(frames))
             except OSError:

@@ -20,21 +20,20 @@ from typing import TYPE_CHECKING, NoReturn
 from dolly_batch.errors import DollyBatchError, EngineError, ModelError
 from dolly_batch.host.connection import Arrival, Connection
 from dolly_batch.host.doorkeeper import Doorkeeper
+from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.host.folder import HostFailure, HostFolder, HostRecord
 from dolly_batch.host.watchdog import Watchdog
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import Completion, Failure, Request
+from dolly_batch.host.wire import PromptRow, Row
+from dolly_batch.records import Completion, Failure, Scores
 
 if TYPE_CHECKING:
     from dolly_batch.engine.stream import Engine
-    from dolly_batch.prompt import PromptEncoder
 
 log = logging.getLogger("dolly_batch.host")
 
 # Rows that one client may have outstanding: enough to fill a batch and sort it by length, little in memory.
 WINDOW = 1024
 EXIT_FAULT = 70
-NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
 
 
 class HostServer:
@@ -46,7 +45,7 @@ class HostServer:
         self._watchdog = Watchdog(record.spec.step_timeout_s)
         self._inbox: SimpleQueue[Arrival] = SimpleQueue()
         self._doorkeeper = Doorkeeper(folder, record, listener, self._inbox)
-        self._encoder: PromptEncoder
+        self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
 
     def run(self) -> NoReturn:
@@ -84,9 +83,9 @@ class HostServer:
         # The environment shows the process its one GPU, whose number here is 0.
         device = "cuda:0" if device is not None and device.startswith("cuda") else device
         engine = load_engine(self._record.spec, device, self._watchdog.beat)
-        if not isinstance(engine.encoder, PromptEncoder):
+        if self._record.spec.prompt_format == "dolly" and not isinstance(engine.encoder, PromptEncoder):
             raise ModelError(f"{self._record.spec.model_folder}: its tokenizer lacks Dolly's markers")
-        self._encoder = engine.encoder
+        self._encoder = RowEncoder(engine.encoder, engine.max_positions)
         log.info("loaded")
         return engine
 
@@ -100,31 +99,30 @@ class HostServer:
         except Empty:
             return
 
-    def _submit(self, engine: "Engine", connection: Connection, rows: list[PromptRow]) -> None:
+    def _submit(self, engine: "Engine", connection: Connection, rows: list[Row]) -> None:
         if connection.closed:
             return
-        for row, prompt_ids in zip(rows, self._encode(rows), strict=True):
+        for row, request in zip(rows, self._encoder.encode(rows), strict=True):
             self._watchdog.beat()
-            if prompt_ids is None:
-                connection.send([Completion(row.key, "", (), None, 0, NOT_ENCODED)])
+            if isinstance(request, Failure):
+                connection.send([_failed(row, request)])
             else:
-                engine.submit(Request(row.key, tuple(prompt_ids), row.params, row.seed))
+                engine.submit(request)
                 self._submitted[row.key] = connection
 
-    def _encode(self, rows: list[PromptRow]) -> list[list[int] | None]:
-        """The prompts' ids, all at once; None for a row that has none, such as one with a lone surrogate."""
-        try:
-            return [*self._encoder.encode_batch([(row.instruction, row.context) for row in rows])]
-        except Exception:  # Whatever it is, it is one row's fault; which one's, comes out row by row.
-            return [None] if len(rows) == 1 else [ids for row in rows for ids in self._encode([row])]
-
-    def _route(self, completions: list[Completion]) -> None:
-        """Passes completions on to the clients that asked; those that have left are not missed."""
-        answers: dict[Connection, list[Completion]] = {}
-        for completion in completions:
-            answers.setdefault(self._submitted.pop(completion.key), []).append(completion)
-        for connection, ended in answers.items():
+    def _route(self, answers: list[Completion | Scores]) -> None:
+        """Passes answers on to the clients that asked; those that have left are not missed."""
+        by_client: dict[Connection, list[Completion | Scores]] = {}
+        for answer in answers:
+            by_client.setdefault(self._submitted.pop(answer.key), []).append(answer)
+        for connection, ended in by_client.items():
             connection.send(ended)
+
+
+def _failed(row: Row, failure: Failure) -> Completion | Scores:
+    if isinstance(row, PromptRow):
+        return Completion(row.key, "", (), None, 0, failure)
+    return Scores(row.key, (), failure)
 
 
 def end_by(error: BaseException, folder: HostFolder, load_number: int) -> NoReturn:

@@ -3,38 +3,68 @@
     client                              host
     hello    protocol, spec        ->
                                    <-   welcome   engine_id, load_number, host_pid, window   (once the model is loaded)
-    [number, PromptRow]  ...       ->
-                                   <-   [number, Completion]  ...                            (as they end, in any order)
+    [number, kind, row, common]    ->
+                                   <-   [number, kind, answer ...]                           (as they end, in any order)
 
-`number` is the client's own count of its rows; their keys stay with the client. JSON is written in ASCII, so every
-string that Python can hold passes, lone surrogates and NUL too.
+`number` is the client's own count of its rows; their keys stay with the client. `common` is what rows usually share
+(the labels, the parameters, the grammar): it is sent when it differs from the last row of the same kind, else null.
+JSON is written in ASCII, so every string that Python can hold passes, lone surrogates and NUL too.
 """
 
 import json
 import socket
 import struct
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dolly_batch.errors import EngineError
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams
+from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 1 << 28
 _RECEIVE_BYTES = 1 << 18
 _LENGTH = struct.Struct(">I")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
+PromptFormat = Literal["dolly", "plain"]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none."""
+    """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
+
+    `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
+    JSON schema that the answer has to follow.
+    """
 
     key: str
     instruction: str
     context: str | None
     params: GenerationParams
     seed: int = 0
+    format: PromptFormat = "dolly"
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One row whose continuations are to be scored, each text on its own after the prompt.
+
+    In the format "dolly" a continuation is a response, scored with its end marker as the training text has it unless
+    `with_end` is false. In "plain" the instruction is the whole prompt, and is cut from the left where it and the
+    longest continuation exceed the model's positions.
+    """
+
+    key: str
+    instruction: str
+    context: str | None
+    continuations: tuple[str, ...]
+    with_end: bool = True
+    format: PromptFormat = "dolly"
+
+
+Row = PromptRow | ScoreRow
 
 
 def pack(message: object) -> bytes:
@@ -97,29 +127,66 @@ def spec_from_json(message: dict[str, Any]) -> EngineSpec:
     return EngineSpec(**message)
 
 
-def row_to_json(number: int, row: PromptRow) -> list[Any]:
-    """A row under the client's own number, without its key."""
-    p = row.params
-    params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k]
-    return [number, row.instruction, row.context, params, row.seed]
+class RowWriter:
+    """Rows as messages, in the order in which they are sent over one connection."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, list[Any]] = {}
+
+    def write(self, number: int, row: Row) -> list[Any]:
+        """A row under the client's own number, without its key."""
+        if isinstance(row, PromptRow):
+            p = row.params
+            params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k]
+            own = [row.instruction, row.context, row.seed]
+            return [number, "generate", own, self._new("generate", [params, row.format, row.grammar])]
+        common = [row.continuations, row.with_end, row.format]
+        return [number, "score", [row.instruction, row.context], self._new("score", common)]
+
+    def _new(self, kind: str, common: list[Any]) -> list[Any] | None:
+        if self._last.get(kind) == common:
+            return None
+        self._last[kind] = common
+        return common
 
 
-def row_from_json(message: list[Any], key: str) -> PromptRow:
-    """The row of `row_to_json`, under a key of the reader's choice."""
-    _, instruction, context, params, seed = message
-    return PromptRow(key, instruction, context, GenerationParams(*params), seed)
+class RowReader:
+    """The rows of a `RowWriter`'s messages, read in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[Any, ...]] = {}
+
+    def read(self, message: list[Any], key: str) -> Row:
+        """The row, under a key of the reader's choice. Rows with the same continuations share one tuple of them."""
+        _, kind, own, common = message
+        if kind == "generate":
+            if common is not None:
+                params, prompt_format, grammar = common
+                self._last[kind] = (GenerationParams(*params), prompt_format, grammar)
+            instruction, context, seed = own
+            params, prompt_format, grammar = self._last[kind]
+            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar)
+        if common is not None:
+            texts, with_end, prompt_format = common
+            self._last[kind] = (tuple(texts), with_end, prompt_format)
+        return ScoreRow(key, *own, *self._last[kind])
 
 
-def completion_to_json(number: int, completion: Completion) -> list[Any]:
-    """A completion under the number of its row, without its key."""
-    c = completion
-    failure = None if c.failure is None else [c.failure.status, c.failure.message]
-    return [number, c.text, c.token_ids, c.finish_reason, c.num_prompt_tokens, failure]
+def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:
+    """An answer under the number of its row, without its key."""
+    a = answer
+    failure = None if a.failure is None else [a.failure.status, a.failure.message]
+    if isinstance(a, Scores):
+        return [number, "scores", a.log_probs, a.num_prompt_tokens, failure]
+    return [number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens, failure]
 
 
-def completion_from_json(message: list[Any], key: str) -> Completion:
-    """The completion of `completion_to_json`, under the key of its row."""
-    _, text, token_ids, finish_reason, num_prompt_tokens, failure = message
-    return Completion(
-        key, text, tuple(token_ids), finish_reason, num_prompt_tokens, None if failure is None else Failure(*failure)
-    )
+def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
+    """The answer of `answer_to_json`, under the key of its row."""
+    _, kind, *rest, told = message
+    failure = None if told is None else Failure(*told)
+    if kind == "scores":
+        log_probs, num_prompt_tokens = rest
+        return Scores(key, tuple(log_probs), failure, num_prompt_tokens)
+    text, token_ids, finish_reason, num_prompt_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure)

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.stream import answer, generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.folder import HostFolder
 from dolly_batch.host.place import HostPlace
-from dolly_batch.host.wire import PromptRow
+from dolly_batch.host.wire import PromptRow, ScoreRow
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request
+from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
 
 GREEDY = GenerationParams(max_new_tokens=12, do_sample=False)
 SAMPLED = GenerationParams(max_new_tokens=12)
@@ -63,6 +63,44 @@ def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
     assert answers == answers_without_host(plain)
     assert [answers[key].failure is None for key in "abcd"] == [True, True, True, False]
     assert "Paris" not in log.read_text()
+
+
+def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: HostPlace):
+    labels = ("positive", "negative")
+    rows = [
+        ScoreRow("dolly", "Is this review positive or negative?", "A wonderful little book.", labels),
+        ScoreRow("again", "Is this review positive or negative?", "It was a waste of money.", labels),
+        ScoreRow("bare", "Is this review positive or negative?", "It was a waste of money.", labels, with_end=False),
+        ScoreRow("plain", "word " * 1_000 + "The sky is", None, (" blue", " green today"), False, "plain"),
+        ScoreRow("none", "", None, (" blue",), with_end=False, format="plain"),
+        ScoreRow("surrogate", "\ud800", None, labels),
+        ScoreRow("long", "word " * 3_000, None, labels),
+    ]
+    with EngineClient.connect(plain, replace(place, device="cpu")) as client:
+        found = {scores.key: scores for scores in client.score(iter(rows))}
+        mixed = [ROWS[0], rows[0], ROWS[1], rows[1]]
+        assert len(list(client.answer(lambda count: [mixed.pop() for _ in range(min(1, len(mixed)))]))) == 4
+    engine = load_engine(plain, "cpu")
+    encoder = engine.encoder
+    assert isinstance(encoder, PromptEncoder)
+    ids = {
+        "dolly": tuple((*encoder.encode_text(f"{label}\n\n"), encoder.end_id) for label in labels),
+        "bare": tuple(tuple(encoder.encode_text(label)) for label in labels),
+        "plain": tuple(tuple(encoder.encode_text(text)) for text in (" blue", " green today")),
+    }
+    ids["again"] = ids["dolly"]
+    room = engine.max_positions - max(map(len, ids["plain"]))
+    prompts = {row.key: encoder.encode(row.instruction, row.context) for row in rows[:3]}
+    prompts["plain"] = encoder.encode_text(rows[3].instruction)[-room:]
+    asked = [ScoreRequest(key, tuple(prompts[key]), continuations) for key, continuations in ids.items()]
+    for scores in answer(engine, asked):
+        assert found[scores.key].log_probs == pytest.approx(scores.log_probs, abs=1e-4)  # type: ignore[union-attr]
+    best = {key: max(range(2), key=found[key].log_probs.__getitem__) for key in ("dolly", "again")}
+    assert best == {"dolly": 0, "again": 1}
+    failures = {key: found[key].failure for key in found if found[key].failure}
+    assert {key: failure.status for key, failure in failures.items() if failure} == {
+        "none": "model_error", "surrogate": "model_error", "long": "too_long",
+    }  # fmt: skip
 
 
 def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, place: HostPlace):

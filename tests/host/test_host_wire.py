@@ -3,13 +3,14 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host import wire
-from dolly_batch.host.wire import FrameReader, PromptRow
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams
+from dolly_batch.host.wire import FrameReader, PromptRow, RowReader, RowWriter, ScoreRow
+from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
 
 TEXTS = ["", "plain", "a\x00b", "\ud800 alone", "👩‍👩‍👧‍👦 \u202eflip", "line\r\n\u2028\u2029\t", '"}],{\\', "### End"]
 
@@ -27,20 +28,43 @@ def through_a_socket(*messages: object) -> list[object]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_rows_and_completions_arrive_as_they_were_sent(text: str):
-    row = PromptRow("7:3", text, text, GenerationParams(5, True, 0.7, 0.9, 40), 2**64 - 1)
-    answer = Completion("7:3", text, (1, 50_279), "stop", 12)
-    failed = Completion("7:4", "", (), None, 0, Failure("too_long", text))
-    sent = (wire.row_to_json(3, row), wire.completion_to_json(3, answer), wire.completion_to_json(4, failed))
-    first, second, third = through_a_socket(*sent)
-    assert wire.row_from_json(first, "7:3") == row
-    assert wire.completion_from_json(second, "7:3") == answer
-    assert wire.completion_from_json(third, "7:4") == failed
+def test_rows_and_answers_arrive_as_they_were_sent(text: str):
+    rows = [
+        PromptRow("0", text, text, GenerationParams(5, True, 0.7, 0.9, 40), 2**64 - 1),
+        ScoreRow("1", text, None, (text, "b"), with_end=False, format="plain"),
+        ScoreRow("2", "other", text, (text, "b"), with_end=False, format="plain"),
+        PromptRow("3", "again", None, GenerationParams(5, True, 0.7, 0.9, 40), 3),
+        PromptRow("4", text, None, GenerationParams(6), 3, "plain", text),
+        ScoreRow("5", text, None, ("b", text)),
+    ]
+    answers = [
+        Completion("6", text, (1, 50_279), "stop", 12),
+        Completion("7", "", (), None, 0, Failure("too_long", text)),
+        Scores("8", (-1.5, -1e-17, float("-inf")), None, 3),
+        Scores("9", (), Failure("model_error", text), 3),
+    ]
+    writer, reader = RowWriter(), RowReader()
+    sent = [writer.write(number, row) for number, row in enumerate(rows)]
+    sent += [wire.answer_to_json(int(answer.key), answer) for answer in answers]
+    received: list[Any] = through_a_socket(*sent)
+    assert [reader.read(message, str(message[0])) for message in received[:6]] == rows
+    assert [wire.answer_from_json(message, str(message[0])) for message in received[6:]] == answers
+
+
+def test_labels_are_sent_once_not_per_row():
+    labels = tuple(f"label number {number}" for number in range(77))
+    writer, reader = RowWriter(), RowReader()
+    messages = [writer.write(n, ScoreRow(str(n), f"text {n}", None, labels)) for n in range(100)]
+    assert [message[3] is None for message in messages] == [False] + [True] * 99
+    read = [reader.read(message, "k") for message in messages]
+    assert len({id(row.continuations) for row in read if isinstance(row, ScoreRow)}) == 1
 
 
 def test_no_context_and_an_empty_context_stay_apart():
     rows = [PromptRow("k", "i", context, GenerationParams(), 0) for context in (None, "")]
-    assert [wire.row_from_json(m, "k") for m in through_a_socket(*(wire.row_to_json(0, r) for r in rows))] == rows
+    writer, reader = RowWriter(), RowReader()
+    received: list[Any] = through_a_socket(*(writer.write(0, row) for row in rows))
+    assert [reader.read(message, "k") for message in received] == rows
 
 
 def test_a_frame_larger_than_any_receive_buffer_arrives_whole():

@@ -1,0 +1,61 @@
+"""Rows as they come over the wire, as requests of the engine."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from dolly_batch.host.wire import PromptRow, Row, ScoreRow
+from dolly_batch.records import Failure, Request, ScoreRequest
+
+if TYPE_CHECKING:
+    from dolly_batch.prompt import TextEncoder
+
+NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
+
+_Continuations = tuple[tuple[int, ...], ...]
+
+
+class RowEncoder:
+    """Encodes rows with a model's own encoder. The ids of continuations are kept: a job's labels are all the same."""
+
+    def __init__(self, encoder: "TextEncoder", max_positions: int) -> None:
+        self._encoder: Any = encoder  # a PromptEncoder wherever rows are in the Dolly format
+        self._max_positions = max_positions
+        self._continuations = lru_cache(maxsize=256)(self._encode_continuations)
+
+    def encode(self, rows: Sequence[Row]) -> list[Request | ScoreRequest | Failure]:
+        """The rows' requests, prompts encoded all at once; a Failure for a row that has none.
+
+        That is a row with a lone surrogate, or in the Dolly format for a model without it.
+        """
+        try:
+            return [self._request(row, ids) for row, ids in zip(rows, self._encode_prompts(rows), strict=True)]
+        except Exception:  # Whatever it is, it is one row's fault; which one's, comes out row by row.
+            return [NOT_ENCODED] if len(rows) == 1 else [found for row in rows for found in self.encode([row])]
+
+    def _encode_prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        formats = [row.format for row in rows]
+        dolly = [(row.instruction, row.context) for row in rows if row.format == "dolly"]
+        plain = [row.instruction for row in rows if row.format == "plain"]
+        encoded = {
+            "dolly": iter(self._encoder.encode_batch(dolly) if dolly else []),
+            "plain": iter(self._encoder.encode_texts(plain) if plain else []),
+        }
+        return [next(encoded[prompt_format]) for prompt_format in formats]
+
+    def _request(self, row: Row, ids: Sequence[int]) -> Request | ScoreRequest:
+        if isinstance(row, PromptRow):
+            return Request(row.key, tuple(ids), row.params, row.seed, row.grammar)
+        continuations = self._continuations(row.continuations, row.with_end)
+        return ScoreRequest(row.key, tuple(self._cut(row, ids, continuations)), continuations)
+
+    def _encode_continuations(self, texts: tuple[str, ...], with_end: bool) -> _Continuations:
+        encode = self._encoder.encode_responses if with_end else self._encoder.encode_texts
+        return tuple(tuple(ids) for ids in encode(texts))
+
+    def _cut(self, row: ScoreRow, ids: Sequence[int], continuations: _Continuations) -> Sequence[int]:
+        """A plain prompt without its beginning, where all of it would not fit."""
+        if row.format == "dolly":
+            return ids
+        room = self._max_positions - max((len(continuation) for continuation in continuations), default=0)
+        return ids[max(0, len(ids) - room) :] if room > 0 else ids
