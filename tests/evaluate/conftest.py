@@ -1,10 +1,12 @@
 """What the tests of this folder share: the recording of lm-evaluation-harness, and its random model."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.evaluate.reference import RECORDING, write_pythia_70m
 
@@ -13,6 +15,15 @@ from tests.evaluate.reference import RECORDING, write_pythia_70m
 def recording() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(RECORDING.read_text(encoding="utf-8"))
     return found
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: beside other busy processes, two wait for each other five times as long as they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

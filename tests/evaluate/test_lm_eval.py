@@ -1,6 +1,8 @@
 """Our log-likelihoods and accuracies are lm-evaluation-harness's, as benchmarks/record_lm_eval.py recorded them."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +11,38 @@ import pytest
 from dolly_batch.engine.folder import inspect_folder
 from dolly_batch.engine.model import load_model
 from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.tasks.evaluate.accuracy import is_right, score_benchmark
+from dolly_batch.engine.stream import answer
+from dolly_batch.host.encoding import RowEncoder
+from dolly_batch.host.wire import ScoreRow
+from dolly_batch.records import ScoreRequest, Scores
+from dolly_batch.tasks.evaluate.accuracy import score_benchmark
 from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS, read_row
 from dolly_batch.tasks.evaluate.question import Question
 from tests.evaluate.reference import FILES, SAMPLES, TINY, digest, first_rows
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load_engine(folder: Path) -> PlainEngine:
     return PlainEngine(load_model(folder, dtype="float32", device="cpu", prompt_format="none"))
 
 
-def score(engine: PlainEngine, question: Question) -> list[float]:
-    """Context and continuation encoded apart."""
-    found: dict[int, float] = {}
-    for prompt in question.prompts():
-        continuations = engine.encoder.encode_texts(prompt.continuations)
-        scores = engine.score(engine.encoder.encode_text(prompt.context), continuations)
-        found.update(zip(prompt.choices, scores, strict=True))
-    return [found[choice] for choice in range(len(found))]
+def score(engine: PlainEngine, questions: Sequence[Question]) -> list[list[float]]:
+    """The questions' log-likelihoods, asked as the Spark tasks ask them, with the host's own encoding."""
+    asked = [
+        (number, prompt, ScoreRow(f"{number}/{place}", prompt.context, None, prompt.continuations, False, "plain"))
+        for number, question in enumerate(questions)
+        for place, prompt in enumerate(question.prompts())
+    ]
+    requests = RowEncoder(engine.encoder, engine.max_positions).encode([row for *_, row in asked])
+    assert all(isinstance(request, ScoreRequest) for request in requests)
+    found = {scores.key: scores for scores in answer(engine, requests) if isinstance(scores, Scores)}  # type: ignore[arg-type]
+    result = [[math.nan] * len(question.requests) for question in questions]
+    for number, prompt, row in asked:
+        for choice, value in zip(prompt.choices, found[row.key].log_probs, strict=True):
+            result[number][choice] = value
+    return result
 
 
 def sample_questions(name: str) -> list[Question]:
@@ -47,12 +63,15 @@ def test_log_likelihoods_of_300_requests_equal_the_harness(
     for task in FILES:
         rows = first_rows(shared_data, task)
         assert digest(rows) == recorded["tasks"][task]["questions"]
-        for row, expected in zip(rows, recorded["tasks"][task]["log_likelihoods"], strict=True):
-            question = read_row(BENCHMARKS[task], row)
-            found = score(engine, question)
-            assert found == pytest.approx(expected, abs=1e-3)
-            assert is_right(question, found) == is_right(question, expected)
-            num_requests += len(found)
+        questions = [read_row(BENCHMARKS[task], row) for row in rows]
+        expected = recorded["tasks"][task]["log_likelihoods"]
+        found = score(engine, questions)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3)
+            num_requests += len(ours)
+        assert score_benchmark(BENCHMARKS[task], questions, found) == score_benchmark(
+            BENCHMARKS[task], questions, expected
+        )
     assert num_requests == 300
 
 
@@ -70,7 +89,7 @@ def test_accuracies_and_standard_errors_of_all_seven_equal_the_harness(recording
     for name, benchmark in BENCHMARKS.items():
         recorded = recording["samples"]["tasks"][name]
         questions = sample_questions(name)
-        scores = [score(engine, question) for question in questions]
+        scores = score(engine, questions)
         for found, expected in zip(scores, recorded["log_likelihoods"], strict=True):
             assert found == pytest.approx(expected, abs=1e-3)
         result = score_benchmark(benchmark, questions, scores)
