@@ -4,8 +4,8 @@
     PYTHONPATH=. /tmp/lm-eval/bin/python benchmarks/record_lm_eval.py SHARED_DATA
 
 Runs the harness' own `hf` model in float32 on the CPU, over (1) 300 requests of piqa, winogrande and hellaswag from the
-request files under SHARED_DATA, for `tiny` and for random weights of pythia-70m's shape with the real tokenizer; (2) the
-seven tasks as the harness itself forms them, from the sample files of this package, for `tiny`. Writes
+request files under SHARED_DATA, for `tiny` and for random weights of pythia-70m's shape with the real tokenizer; (2)
+the seven tasks as the harness itself forms them, from the sample files of this package, for `tiny`. Writes
 tests/evaluate/lm_eval.json: numbers and hashes, and texts of our own samples alone.
 """
 
@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.evaluate.reference import FILES, RECORDING, SAMPLES, TINY, digest, first_rows, write_pythia_70m
-
 from dolly_batch.engine.folder import inspect_folder
+from tests.evaluate.reference import FILES, RECORDING, SAMPLES, TINY, digest, first_rows, write_pythia_70m
 
 TASK_FILES = {
     "openbookqa": "openbookqa/openbookqa.yaml",

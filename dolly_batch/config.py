@@ -7,7 +7,7 @@ for a key, the nearest valid name.
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,9 @@ class Section(BaseModel):
     """A part of the job file: frozen, strict, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+File = TypeVar("File", bound=Section)
 
 
 class ModelConfig(Section):
@@ -232,9 +235,7 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
     return load_file(JobConfig, "job", path, overrides)
 
 
-def load_file[File: Section](
-    kind: type[File], noun: str, path: str | Path, overrides: list[str] | None = None
-) -> File:
+def load_file(kind: type[File], noun: str, path: str | Path, overrides: list[str] | None = None) -> File:
     """Read a file of one kind (`noun` calls it in messages), with overrides; see `load_job`."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -28,19 +28,14 @@ class BenchmarkFiles(Section):
 class QualityConfig(ReadableTable):
     """A finished table with a gold column: how good are its answers?
 
-    `classify` compares labels, `summarize` texts (ROUGE), `extract` structs or JSON objects, field by field. `name` is
-    what the result is called, by default the table's own name.
+    `classify` compares labels, `summarize` texts (ROUGE), `extract` structs or JSON objects, field by field.
     """
 
-    name: str = ""
+    title: str | None = None
+    """What the result is called; by default the table's path or name."""
     kind: Literal["classify", "summarize", "extract"]
     prediction: str = "response"
     gold: str
-
-    @property
-    def title(self) -> str:
-        """What the result is called."""
-        return self.name or Path(self.path).name if self.path is not None else self.name or str(self.table)
 
 
 class ResultConfig(Section):
@@ -60,14 +55,14 @@ class EvaluateConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelConfig = ModelConfig(path="tiny")
     """Needed for benchmarks."""
-    quantizations: list[Literal["none", "int8"]] = Field(default=["none"], min_length=1)
+    quantizations: tuple[Literal["none", "int8"], ...] = Field(default=("none",), strict=False)
     """The model is scored in each of these in turn."""
     tasks: BenchmarkFiles = BenchmarkFiles()
     limit: int | None = Field(default=None, ge=1)
     """Only the first questions of each benchmark."""
     card: str | None = None
     """The model of the model card that is shown beside; by default the one that `model.path` names, if it is there."""
-    quality: list[QualityConfig] = []
+    quality: tuple[QualityConfig, ...] = Field(default=(), strict=False)
     output: ResultConfig
     engine: EngineConfig = EngineConfig()
     spark: SparkConfig = SparkConfig()
@@ -81,14 +76,14 @@ class EvaluateConfig(Section):
             raise ValueError("`tasks` are scored by a model: `model.path` is missing")
         if self.tasks.paths and self.engine.kind == "echo":
             raise ValueError("`engine.kind: echo` has no model that could score `tasks`")
-        if len(set(self.quantizations)) != len(self.quantizations):
-            raise ValueError("`quantizations` names one twice")
+        if not self.quantizations or len(set(self.quantizations)) != len(self.quantizations):
+            raise ValueError("`quantizations` must name one or more different ones")
         if self.model.quantization != "none":
             raise ValueError("`model.quantization`: an evaluation takes a list, `quantizations: [none, int8]`")
-        titles = [entry.title for entry in self.quality]
+        titles = [entry.title or entry.name for entry in self.quality]
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
-            raise ValueError(f"two entries of `quality` are called {twice[0]!r}: give each its `name`")
+            raise ValueError(f"two entries of `quality` are called {twice[0]!r}: give each its `title`")
         for quantization in self.quantizations:
             self.quantized(quantization)
         return self

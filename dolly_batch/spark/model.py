@@ -1,7 +1,7 @@
 """The job's model as the Spark side needs it: a folder that executors see, and a few facts of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +55,10 @@ class ModelFacts:
             load_timeout_s=job.engine.load_timeout_s,
             echo_delay_s=job.engine.echo_delay_s,
         )
+
+    def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
+        """As `engine_spec`, for plain prompts: base models, without Dolly's markers, are scored too."""
+        return replace(self.engine_spec(job), quantization=quantization, prompt_format="none")
 
     def progress_folder(self, folder: PlanFolder, wave: int) -> str | None:
         """Where the tasks of a wave tell how far they are, None where that would not be a plain path."""

@@ -15,6 +15,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import Completion, EngineSpec, GenerationParams
+from dolly_batch.spark.resources import task_device
 from dolly_batch.tasks.generate import read_answer, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
@@ -59,7 +60,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     if first is None:  # Spark calls for empty partitions too; they need no model
         return
     started = time.monotonic()
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(_device())) as client:
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
         shared = SharedAnswers(_chained(first, rows), task)
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
@@ -160,13 +161,6 @@ class Progress:
             partial = path.with_name(f".{path.name}.{context.taskAttemptId()}")
             partial.write_text(f"{self.num_rows} {self.num_tokens}", encoding="ascii")
             os.replace(partial, path)
-
-
-def _device() -> str | None:
-    """The GPU that Spark gave this task, or None for the engine's own choice."""
-    context = TaskContext.get()
-    resources = context.resources() if context is not None else {}
-    return f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
 
 
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:

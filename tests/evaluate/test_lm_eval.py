@@ -20,7 +20,6 @@ from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS, read_row
 from dolly_batch.tasks.evaluate.question import Question
 from tests.evaluate.reference import FILES, SAMPLES, TINY, digest, first_rows
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

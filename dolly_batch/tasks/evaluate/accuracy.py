@@ -10,7 +10,7 @@ from dolly_batch.tasks.evaluate.question import Question
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """A share of right answers and its standard error, None where a single question gives none."""
+    """A mean (mostly a share of right answers) and its standard error, None where a single row gives none."""
 
     value: float
     stderr: float | None
@@ -53,20 +53,23 @@ def score_benchmark(
     return BenchmarkScore(
         benchmark.name,
         len(questions),
-        mean_accuracy([right for right, _ in answers]),
-        mean_accuracy(normed) if benchmark.has_acc_norm else None,
+        share_of(sum(right for right, _ in answers), len(answers)),
+        share_of(sum(normed), len(normed)) if benchmark.has_acc_norm else None,
         benchmark.card_metric,
     )
 
 
-def mean_accuracy(answers: Sequence[bool]) -> Accuracy:
-    """The share of true ones, and the standard error of that mean: sample deviation over the root of their number."""
-    num, right = len(answers), sum(answers)
-    share = right / num
+def share_of(right: int, num: int) -> Accuracy:
+    """`right` of `num`, and the standard error of that mean."""
+    return mean_of(right, right, num)
+
+
+def mean_of(total: float, squares: float, num: int) -> Accuracy:
+    """The mean of `num` numbers of this sum and sum of squares; its error is the sample deviation over root `num`."""
+    mean = total / num
     if num == 1:
-        return Accuracy(share, None)
-    squares = right * (1 - share) ** 2 + (num - right) * share**2
-    return Accuracy(share, math.sqrt(squares / (num - 1)) / math.sqrt(num))
+        return Accuracy(mean, None)
+    return Accuracy(mean, math.sqrt(max(0.0, squares - num * mean**2) / (num - 1)) / math.sqrt(num))
 
 
 def gmean(values: Iterable[float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, mean_accuracy
+from dolly_batch.tasks.evaluate.accuracy import Accuracy, share_of
 
 
 @dataclass
@@ -56,12 +56,12 @@ class FieldCounts:
     @property
     def whole(self) -> Accuracy:
         """The share of rows that are right in all fields."""
-        return _share(self.num_whole, self.num_rows)
+        return share_of(self.num_whole, self.num_rows)
 
     @property
     def fields(self) -> dict[str, Accuracy]:
         """The share of rows in which a field is right, by its name."""
-        return {name: _share(self.num_equal[name], count) for name, count in sorted(self.num_seen.items())}
+        return {name: share_of(self.num_equal[name], count) for name, count in sorted(self.num_seen.items())}
 
 
 def parse_object(text: str | None) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ def parse_object(text: str | None) -> dict[str, Any] | None:
 
 
 def same(gold: object, prediction: object) -> bool:
-    """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not, a missing key and null are; lists in order."""
+    """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not, a missing key and null are."""
     if isinstance(gold, bool) or isinstance(prediction, bool):
         return gold is prediction
     if isinstance(gold, list) and isinstance(prediction, list):
@@ -84,7 +84,3 @@ def same(gold: object, prediction: object) -> bool:
     if isinstance(gold, dict) and isinstance(prediction, dict):
         return all(same(gold.get(key), prediction.get(key)) for key in {*gold, *prediction})
     return gold == prediction
-
-
-def _share(part: int, whole: int) -> Accuracy:
-    return mean_accuracy([True] * part + [False] * (whole - part))

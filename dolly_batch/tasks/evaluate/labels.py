@@ -1,15 +1,14 @@
-"""How good are labels: accuracy and macro-F1, from how often each (gold, prediction) pair occurs."""
+"""How good are labels: accuracy and macro-F1, from how often each label is gold, predicted, and both."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, mean_accuracy
+from dolly_batch.tasks.evaluate.accuracy import Accuracy, share_of
 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """One label: `num_gold` rows have it, `num_predicted` were given it."""
+    """One gold label: `num_gold` rows (1 or more) have it, `num_predicted` were given it, `num_right` both."""
 
     label: str
     num_gold: int
@@ -23,8 +22,8 @@ class LabelScore:
 
     @property
     def recall(self) -> float:
-        """Right ones among those of this label; 0 where there is none."""
-        return self.num_right / self.num_gold if self.num_gold else 0.0
+        """Right ones among those of this label."""
+        return self.num_right / self.num_gold
 
     @property
     def f1(self) -> float:
@@ -43,24 +42,13 @@ class LabelQuality:
     labels: tuple[LabelScore, ...]
 
 
-def score_labels(pairs: Mapping[tuple[str, str | None], int]) -> LabelQuality:
-    """Score labels, given the number of rows of each (gold, prediction) pair; a prediction may be None.
+def score_labels(labels: Sequence[LabelScore], num_unanswered: int) -> LabelQuality:
+    """Score a table of labels, given the counts of each gold label; at least one.
 
-    macro-F1 is the plain mean of F1 over all labels that are gold or predicted anywhere. Labels are compared letter by
-    letter. At least one row is needed.
+    macro-F1 is the plain mean of F1 over the gold labels (scikit-learn's `f1_score(..., labels=sorted(set(gold)),
+    average="macro")`): a prediction that is no gold label costs recall, and is no label of its own.
     """
-    gold: Counter[str] = Counter()
-    predicted: Counter[str] = Counter()
-    right: Counter[str] = Counter()
-    for (label, prediction), count in pairs.items():
-        gold[label] += count
-        if prediction is not None:
-            predicted[prediction] += count
-        if prediction == label:
-            right[label] += count
-    names = sorted({*gold, *predicted})
-    labels = tuple(LabelScore(name, gold[name], predicted[name], right[name]) for name in names)
-    num_rows, num_right = gold.total(), right.total()
-    accuracy = mean_accuracy([True] * num_right + [False] * (num_rows - num_right))
+    num_rows, num_right = sum(label.num_gold for label in labels), sum(label.num_right for label in labels)
+    accuracy = share_of(num_right, num_rows)
     macro_f1 = sum(label.f1 for label in labels) / len(labels)
-    return LabelQuality(num_rows, num_rows - predicted.total(), accuracy, macro_f1, labels)
+    return LabelQuality(num_rows, num_unanswered, accuracy, macro_f1, tuple(labels))

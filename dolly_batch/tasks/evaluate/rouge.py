@@ -9,6 +9,7 @@ from typing import Any
 from dolly_batch.errors import Refused
 
 KINDS = ("rouge1", "rouge2", "rougeL")
+SUMS = ("num_rows", "num_unanswered", *KINDS, *(f"{kind}_squares" for kind in KINDS))
 
 
 def load_scorer() -> Any:
@@ -22,19 +23,18 @@ def load_scorer() -> Any:
     return RougeScorer(KINDS, use_stemmer=True)
 
 
-def sum_rouge(scorer: Any, pairs: Iterable[tuple[str, str | None]]) -> tuple[int, int, dict[str, float], dict[str, float]]:
+def sum_rouge(scorer: Any, pairs: Iterable[tuple[str, str | None]]) -> dict[str, float]:
     """Add up F-measures over (gold, prediction) pairs; one without a prediction scores 0.
 
-    Returns the number of pairs, the number without a prediction, and by kind the sums and the sums of squares.
+    Returns `num_rows`, `num_unanswered`, and for each kind its sum and, as `KIND_squares`, that of its squares.
     """
-    num_rows = num_unanswered = 0
-    sums, squares = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
+    sums = dict.fromkeys(SUMS, 0.0)
     for gold, prediction in pairs:
-        num_rows += 1
+        sums["num_rows"] += 1
         if prediction is None:
-            num_unanswered += 1
+            sums["num_unanswered"] += 1
             continue
         for kind, score in scorer.score(gold, prediction).items():
             sums[kind] += score.fmeasure
-            squares[kind] += score.fmeasure**2
-    return num_rows, num_unanswered, sums, squares
+            sums[f"{kind}_squares"] += score.fmeasure**2
+    return sums

@@ -1,0 +1,179 @@
+"""One evaluation: refuse, score the benchmarks, measure finished tables, write the results."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+from dolly_batch.config_evaluate import EvaluateConfig
+from dolly_batch.engine.folder import inspect_folder
+from dolly_batch.errors import ConfigError, OutputError
+from dolly_batch.report import Stopwatch, say
+from dolly_batch.report_evaluate import EvaluateReport
+from dolly_batch.spark.faults import stopping_on_sigterm
+from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.model import ModelFacts, resolve_model
+from dolly_batch.spark.probe import check_folders
+from dolly_batch.spark.quality import QualityRow, measure, open_quality, quality_tables
+from dolly_batch.spark.questions import read_questions
+from dolly_batch.spark.scoring import Scoring
+from dolly_batch.spark.session import start_session
+from dolly_batch.tasks.evaluate.accuracy import score_benchmark
+from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.tasks.evaluate.card import CARD, card_row
+from dolly_batch.tasks.evaluate.question import Question
+from dolly_batch.tasks.evaluate.table import (
+    BenchmarkRow,
+    ScoredModel,
+    Table,
+    benchmark_rows,
+    benchmark_tables,
+    to_markdown,
+)
+
+MARKDOWN = "results.md"
+_RUN_FIELDS = (T.StructField("evaluation", T.StringType()), T.StructField("created_at", T.TimestampType()))
+_TYPES: dict[type, T.DataType] = {str: T.StringType(), int: T.IntegerType(), float: T.DoubleType()}
+
+NOTES = (
+    "Accuracies are shares, with their standard errors. Benchmarks are zero-shot and without the Dolly template, "
+    "formed and scored as lm-evaluation-harness does. The card names no metric; acc_norm (log-likelihood divided by "
+    "the characters of the choice), or acc for winogrande and boolq, is inferred. gmean is the geometric mean of the "
+    "benchmarks above it, the card's over the same ones."
+)
+
+
+def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
+    """Run an evaluation to its end. `report` is filled as it goes.
+
+    Raises the exceptions of errors.py. After a crash the same call goes on: benchmarks that were scored are not scored
+    again.
+    """
+    with Stopwatch(report, "session"):
+        uses_delta = any(entry.format == "delta" for entry in config.quality)
+        spark = start_session(config.name, config.spark, uses_delta=uses_delta)
+    files, work = files_for(spark, config.work_dir)
+    out_files, out = files_for(spark, config.output.path)
+    _check_output(out_files, out)
+    questions = read_questions(spark, config)
+    finished = open_quality(spark, config.quality)
+    with stopping_on_sigterm(), JobLock(files, f"{work}/.evaluate-{config.name}.lock") as lock:
+        rows: list[BenchmarkRow] = []
+        scores_folder = f"{work}/evaluate-{config.name}"
+        if questions:
+            with Stopwatch(report, "score"):
+                rows = _score(spark, config, files, scores_folder, questions, lock, report)
+        with Stopwatch(report, "quality"):
+            measured = [row for entry in finished for row in measure(entry)]
+        lock.check()
+        tables = [*(benchmark_tables(rows) if rows else []), *quality_tables(measured)]
+        _fill(config, report, rows, measured, tables, out)
+        _write(spark, config, report, out_files, out, rows, measured)
+        files.delete(scores_folder)
+
+
+def _check_output(files: Files, out: str) -> None:
+    """Refuse a folder that is not an evaluation's own, so that nobody's tables are replaced."""
+    ours = set(files.list_names(out))
+    if {"benchmarks", "quality"} & ours and MARKDOWN not in ours:
+        raise OutputError(
+            f"output.path: {out} holds a folder `benchmarks` or `quality` that no evaluation wrote; name another one"
+        )
+
+
+def _score(
+    spark: SparkSession,
+    config: EvaluateConfig,
+    files: Files,
+    folder: str,
+    questions: dict[str, list[Question]],
+    lock: JobLock,
+    report: EvaluateReport,
+) -> list[BenchmarkRow]:
+    work = folder.rpartition("/")[0]
+    model = resolve_model(spark, config, work, say)
+    card = _card_model(config, model)
+    shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
+    check_folders(spark, files, shared, model.folder, with_model=True)
+    report.model, report.model_revision, report.card_model = config.model.path, model.revision, card
+    rows: list[BenchmarkRow] = []
+    for quantization in config.quantizations:
+        spec = model.scoring_spec(config, quantization)
+        scoring = Scoring(spark, files, folder, spec, model.max_positions, lock.check)
+        scores = []
+        for name, asked in questions.items():
+            say(f"{name}: scoring {len(asked):,} questions with {config.model.path} ({quantization})")
+            scores.append(score_benchmark(BENCHMARKS[name], asked, scoring.score(name, asked)))
+        report.model_loads += sum(scoring.loads.values())
+        scored = ScoredModel(config.model.path, model.revision, quantization, config.model.dtype, card)
+        rows += benchmark_rows(scored, scores)
+    return rows
+
+
+def _card_model(config: EvaluateConfig, model: ModelFacts) -> str | None:
+    """The card's model to show: the one that was asked for, else the one that is scored, by its name or its source."""
+    if config.card is not None:
+        found = card_row(config.card)
+        if found is None:
+            raise ConfigError(f"card: the model card has no {config.card!r}; it has {', '.join(CARD)}")
+        return found[0]
+    source = inspect_folder(Path(model.folder)).source or ""
+    found = card_row(config.model.path) or card_row(source)
+    return None if found is None else found[0]
+
+
+def _fill(
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    rows: Sequence[BenchmarkRow],
+    measured: Sequence[QualityRow],
+    tables: list[Table],
+    out: str,
+) -> None:
+    report.outcome, report.exit_code, report.output = "complete", 0, out
+    report.benchmarks = [asdict(row) for row in rows]
+    report.quality = [asdict(row) for row in measured]
+    report.tables = tables
+    num_benchmarks, num_tables = len(config.tasks.paths), len(config.quality)
+    report.message = f"{config.name}: {num_benchmarks} benchmark(s) scored, {num_tables} finished table(s) measured"
+
+
+def _write(
+    spark: SparkSession,
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    files: Files,
+    out: str,
+    rows: Sequence[BenchmarkRow],
+    measured: Sequence[QualityRow],
+) -> None:
+    """Write the Parquet tables, and last the page that marks the folder as an evaluation's."""
+    now = datetime.now(UTC)
+    if not files.exists(f"{out}/{MARKDOWN}"):
+        files.write(f"{out}/{MARKDOWN}", f"# {config.name}\n\nbeing written\n")
+    for name, kind, found in (("benchmarks", BenchmarkRow, rows), ("quality", QualityRow, measured)):
+        if found:
+            records = [(config.name, now, *asdict(row).values()) for row in found]
+            table = spark.createDataFrame(records, _schema(kind)).coalesce(1)
+            table.write.mode(config.output.mode).parquet(f"{out}/{name}")
+        elif config.output.mode == "overwrite":
+            files.delete(f"{out}/{name}")
+    facts = {"evaluated": f"{now:%Y-%m-%d %H:%M} UTC"}
+    if rows:
+        facts |= {"model": config.model.path, "revision": report.model_revision or "", "dtype": config.model.dtype}
+    notes = NOTES if rows else ""
+    files.write(f"{out}/{MARKDOWN}", to_markdown(config.name, facts, report.tables, [notes]))
+
+
+def _schema(kind: Any) -> T.StructType:
+    """A dataclass of plain fields as a schema, behind the columns of the run."""
+    kinds = get_type_hints(kind)
+    own = [
+        T.StructField(one.name, _TYPES[(get_args(kinds[one.name]) or (kinds[one.name],))[0]]) for one in fields(kind)
+    ]
+    return T.StructType([*_RUN_FIELDS, *own])
