@@ -1,5 +1,6 @@
 """Rows of data sets as questions: what is asked, and what is refused."""
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_forms_of_the_seven() -> None:
         (("Ann saw Eva", " 's hat ."), ("Ann saw Ida", " 's hat .")), None, 1
     )
     hellaswag = read_row(BENCHMARKS["hellaswag"], HELLASWAG)
-    assert hellaswag.requests[0] == ("Tea:  Make tea. Boil water. Then the pot", " is filled slowly.")
+    assert hellaswag.requests[0] == ("Tea: Make tea. Boil water. Then the pot", " is filled slowly.")
     assert hellaswag.num_chars == (17, 6, 1, 1)
     assert read_row(BENCHMARKS["boolq"], BOOLQ) == Question(
         (("p\nQuestion: is it so?\nAnswer:", " no"), ("p\nQuestion: is it so?\nAnswer:", " yes")), None, 1
@@ -88,9 +89,14 @@ def test_a_context_is_asked_once() -> None:
     ]
 
 
+@lru_cache
+def tiny_encoder() -> TextEncoder:
+    return TextEncoder.from_folder(TINY)
+
+
 @given(context=st.text(max_size=20), choices=st.lists(st.text(max_size=20), min_size=2, max_size=3))
 def test_context_and_continuation_apart_give_the_ids_of_the_whole(context: str, choices: list[str]) -> None:
-    encoder = TextEncoder.from_folder(TINY)
+    encoder = tiny_encoder()
     # As the harness has it: a space between the two, and some words before.
     question = Question.of([(f"Q: {context}", f" {choice}.") for choice in choices], None, 0)
     for before, after in question.requests:
