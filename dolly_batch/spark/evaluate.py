@@ -64,17 +64,21 @@ def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
     finished = open_quality(spark, config.quality)
     with stopping_on_sigterm(), JobLock(files, f"{work}/.evaluate-{config.name}.lock") as lock:
         rows: list[BenchmarkRow] = []
-        scores_folder = f"{work}/evaluate-{config.name}"
         if questions:
             with Stopwatch(report, "score"):
-                rows = _score(spark, config, files, scores_folder, questions, lock, report)
+                rows = _score(spark, config, files, work, questions, lock, report)
         with Stopwatch(report, "quality"):
             measured = [row for entry in finished for row in measure(entry)]
         lock.check()
         tables = [*(benchmark_tables(rows) if rows else []), *quality_tables(measured)]
         _fill(config, report, rows, measured, tables, out)
         _write(spark, config, report, out_files, out, rows, measured)
-        files.delete(scores_folder)
+        files.delete(_scores_folder(work, config))
+
+
+def _scores_folder(work: str, config: EvaluateConfig) -> str:
+    """Where the scores of benchmarks lie until the results are written."""
+    return f"{work}/evaluate-{config.name}"
 
 
 def _check_output(files: Files, out: str) -> None:
@@ -90,12 +94,11 @@ def _score(
     spark: SparkSession,
     config: EvaluateConfig,
     files: Files,
-    folder: str,
+    work: str,
     questions: dict[str, list[Question]],
     lock: JobLock,
     report: EvaluateReport,
 ) -> list[BenchmarkRow]:
-    work = folder.rpartition("/")[0]
     model = resolve_model(spark, config, work, say)
     card = _card_model(config, model)
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
@@ -104,7 +107,7 @@ def _score(
     rows: list[BenchmarkRow] = []
     for quantization in config.quantizations:
         spec = model.scoring_spec(config, quantization)
-        scoring = Scoring(spark, files, folder, spec, model.max_positions, lock.check)
+        scoring = Scoring(spark, files, _scores_folder(work, config), spec, model.max_positions, lock.check)
         scores = []
         for name, asked in questions.items():
             say(f"{name}: scoring {len(asked):,} questions with {config.model.path} ({quantization})")
