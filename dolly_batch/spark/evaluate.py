@@ -63,10 +63,18 @@ def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
     questions = read_questions(spark, config)
     finished = open_quality(spark, config.quality)
     with stopping_on_sigterm(), JobLock(files, f"{work}/.evaluate-{config.name}.lock") as lock:
+        model = resolve_model(spark, config, work, say) if questions else None
+        _check_executors(
+            spark,
+            work if isinstance(files, LocalFiles) else None,
+            out if isinstance(out_files, LocalFiles) else None,
+            model,
+        )
         rows: list[BenchmarkRow] = []
-        if questions:
+        if model is not None:
+            scoring = Scoring(spark, files, _scores_folder(work, config), model.max_positions, lock.check)
             with Stopwatch(report, "score"):
-                rows = _score(spark, config, files, work, questions, lock, report)
+                rows = _score(config, model, scoring, questions, report)
         with Stopwatch(report, "quality"):
             measured = [row for entry in finished for row in measure(entry)]
         lock.check()
@@ -90,31 +98,34 @@ def _check_output(files: Files, out: str) -> None:
         )
 
 
+def _check_executors(spark: SparkSession, work: str | None, out: str | None, model: ModelFacts | None) -> None:
+    """Check that executors have what they need, and see the model and the plain folders that are given."""
+    shared = {} if work is None else {"work_dir": work}
+    if out is not None:
+        shared["output.path"] = str(Path(out).parent)
+    check_folders(spark, LocalFiles(), shared, None if model is None else model.folder, with_model=model is not None)
+
+
 def _score(
-    spark: SparkSession,
     config: EvaluateConfig,
-    files: Files,
-    work: str,
+    model: ModelFacts,
+    scoring: Scoring,
     questions: dict[str, list[Question]],
-    lock: JobLock,
     report: EvaluateReport,
 ) -> list[BenchmarkRow]:
-    model = resolve_model(spark, config, work, say)
+    """Score every benchmark in every quantization."""
     card = _card_model(config, model)
-    shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
-    check_folders(spark, files, shared, model.folder, with_model=True)
     report.model, report.model_revision, report.card_model = config.model.path, model.revision, card
     rows: list[BenchmarkRow] = []
     for quantization in config.quantizations:
         spec = model.scoring_spec(config, quantization)
-        scoring = Scoring(spark, files, _scores_folder(work, config), spec, model.max_positions, lock.check)
         scores = []
         for name, asked in questions.items():
             say(f"{name}: scoring {len(asked):,} questions with {config.model.path} ({quantization})")
-            scores.append(score_benchmark(BENCHMARKS[name], asked, scoring.score(name, asked)))
-        report.model_loads += sum(scoring.loads.values())
+            scores.append(score_benchmark(BENCHMARKS[name], asked, scoring.score(spec, name, asked)))
         scored = ScoredModel(config.model.path, model.revision, quantization, config.model.dtype, card)
         rows += benchmark_rows(scored, scores)
+    report.model_loads = sum(scoring.loads.values())
     return rows
 
 

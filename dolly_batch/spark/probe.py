@@ -43,10 +43,11 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
 
 
 def check_folders(
-    spark: SparkSession, files: Files, shared: dict[str, str], model_folder: str, *, with_model: bool
+    spark: SparkSession, files: Files, shared: dict[str, str], model_folder: str | None, *, with_model: bool
 ) -> None:
-    """Check the package, the model and the plain folders that executors are to share, by the job's key of each.
+    """Check the package, the model (None: there is none) and the plain folders that executors are to share.
 
+    `shared` names each folder by the key of the job that it belongs to; `with_model` asks for what loads a model.
     Raises as `check_shared` does.
     """
     if is_local(spark):
@@ -67,7 +68,7 @@ def check_folders(
             files.delete(f"{folder}/{name}")
 
 
-def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str) -> set[str]:
+def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str | None) -> set[str]:
     """Have each slot look for the model and write a marker into each folder; the markers' names."""
     slots = num_slots(spark)
     probe = partial(_probe, name, tuple(shared.values()), model_folder)
@@ -79,11 +80,11 @@ def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], mo
 
 
 def _probe(
-    name: str, folders: tuple[str, ...], model_folder: str, batches: Iterator[pd.DataFrame]
+    name: str, folders: tuple[str, ...], model_folder: str | None, batches: Iterator[pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
     for _ in batches:
         marker, fault = uuid.uuid4().hex, ""
-        if not Path(model_folder, "config.json").is_file():
+        if model_folder is not None and not Path(model_folder, "config.json").is_file():
             fault = f"the model folder {model_folder} is not there; set model.stage_dir to a shared folder"
         for folder in folders:
             try:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
 
 import pandas as pd
 from pyspark.sql import SparkSession
@@ -52,6 +51,10 @@ SCORED_SCHEMA = T.StructType(
 )
 
 
+Prompted = tuple[int, list[int], str, list[str]]
+"""A row of PROMPT_SCHEMA."""
+
+
 @dataclass(frozen=True)
 class ScoreTask:
     """What crosses to the executors: which engine, and where to tell how far a task is."""
@@ -85,27 +88,26 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
 
 @dataclass
 class Scoring:
-    """The scoring of one model in one quantization, under a folder of the work folder."""
+    """The scoring of a model's benchmarks, under a folder of the work folder."""
 
     spark: SparkSession
     files: Files
     folder: str
-    spec: EngineSpec
     max_positions: int
     check: Callable[[], None]
     """Raises when this start must not go on (another one has taken over)."""
     loads: dict[str, int] = field(default_factory=dict)
     """By engine, how many models it has loaded."""
 
-    def score(self, name: str, questions: Sequence[Question]) -> list[list[float]]:
-        """Return the log-likelihood of each question's choices.
+    def score(self, spec: EngineSpec, name: str, questions: Sequence[Question]) -> list[list[float]]:
+        """Return the log-likelihood of each question's choices, by the engine of `spec`.
 
         Raises EngineError when one could not be scored: an accuracy over fewer questions would be another number.
         """
         prompts = list(self._prompts(questions))
-        scored = f"{self.folder}/{name}-{self._key(prompts)}"
+        scored = f"{self.folder}/{name}-{_key(spec, prompts)}"
         if not self.files.exists(scored):
-            self._run(name, prompts, scored)
+            self._run(spec, name, prompts, scored)
         result = [[float("nan")] * len(question.requests) for question in questions]
         failures = []
         for row in self.spark.read.schema(SCORED_SCHEMA).parquet(scored).collect():
@@ -121,7 +123,7 @@ class Scoring:
             raise EngineError(f"{name}: {len(failures)} of {len(prompts)} prompts could not be scored; {first}")
         return result
 
-    def _prompts(self, questions: Sequence[Question]) -> Iterator[tuple[int, list[int], str, list[str]]]:
+    def _prompts(self, questions: Sequence[Question]) -> Iterator[Prompted]:
         """Rows of PROMPT_SCHEMA. A context that may have to be cut is cut for each choice alone, as the harness does.
 
         A byte is at most one token, so shorter ones surely fit.
@@ -135,14 +137,7 @@ class Scoring:
                 else:
                     yield from ((number, [choice], prompt.context, [text]) for choice, text in pairs)
 
-    def _key(self, prompts: Sequence[tuple[Any, ...]]) -> str:
-        """What the scores depend on. Not where the model's files lie, nor how long to wait for them."""
-        spec = asdict(self.spec)
-        identity = [spec[name] for name in ("kind", "model_sha256", "dtype", "quantization", "prompt_format")]
-        text = json.dumps([dolly_batch.__version__, identity, prompts], ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _run(self, name: str, prompts: list[tuple[int, list[int], str, list[str]]], scored: str) -> None:
+    def _run(self, spec: EngineSpec, name: str, prompts: list[Prompted], scored: str) -> None:
         """Score into a folder of this start's own, and rename it when it is whole."""
         own = f"{self.folder}/.{name}-{uuid.uuid4().hex[:12]}"
         told = f"{own}.progress"
@@ -152,7 +147,7 @@ class Scoring:
 
         def work() -> None:
             table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)
-            task = ScoreTask(self.spec, progress)
+            task = ScoreTask(spec, progress)
             answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=gpu_profile(self.spark))
             answered.write.parquet(own)
 
@@ -164,6 +159,14 @@ class Scoring:
         finally:
             self.files.delete(own)
             self.files.delete(told)
+
+
+def _key(spec: EngineSpec, prompts: Sequence[Prompted]) -> str:
+    """What the scores depend on. Not where the model's files lie, nor how long to wait for them."""
+    told = asdict(spec)
+    identity = [told[name] for name in ("kind", "model_sha256", "dtype", "quantization", "prompt_format")]
+    text = json.dumps([dolly_batch.__version__, identity, prompts], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 from dolly_batch.cli import main
 from dolly_batch.config_evaluate import load_evaluation
 from dolly_batch.errors import ConfigError, DollyBatchError, EngineError, InputError, OutputError, Refused
+from dolly_batch.records import EngineSpec
 from dolly_batch.report_evaluate import EvaluateReport
 from dolly_batch.spark import scoring
 from dolly_batch.spark.evaluate import run_evaluation
@@ -104,11 +105,11 @@ def test_what_was_scored_before_a_crash_is_not_scored_again(
     whole = evaluate(tasks=tasks).benchmarks
     run, asked = scoring.Scoring._run, []
 
-    def crash_at_the_second(self: scoring.Scoring, name: str, *rest: Any) -> None:
+    def crash_at_the_second(self: scoring.Scoring, spec: EngineSpec, name: str, *rest: Any) -> None:
         asked.append(name)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        run(self, name, *rest)
+        run(self, spec, name, *rest)
 
     monkeypatch.setattr(scoring.Scoring, "_run", crash_at_the_second)
     with pytest.raises(KeyboardInterrupt):
