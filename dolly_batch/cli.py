@@ -1,4 +1,4 @@
-"""The command line: `dolly-batch run | plan | status | stage-model`. The scripts in jobs/ call the same `main`."""
+"""The command line: `dolly-batch run | plan | status | evaluate | stage-model`. The scripts of jobs/ call `main`."""
 
 import argparse
 import logging
@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 from dolly_batch import __version__
 from dolly_batch.config import JobConfig, load_job
+from dolly_batch.config_evaluate import load_evaluation
 from dolly_batch.errors import DollyBatchError, UsageError
 from dolly_batch.report import Report, print_plan, print_rows, print_summary, say
+from dolly_batch.report_evaluate import EvaluateReport, print_evaluation
 
 EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
 4 refused before any work, output untouched; 5 stopped, the same command goes on; 6 another start is active"""
@@ -72,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_job(status)
     status.add_argument("--full", action="store_true", help="look over the whole output, for rows that are there twice")
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on the model card's seven benchmarks; measure finished tables against a gold column",
+        epilog=EPILOG,
+    )
+    _add_file(evaluate, "evaluation", "EVAL.yaml", "the evaluation file (conf/evaluate.yaml explains its keys)")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions of each benchmark")
+    evaluate.add_argument(
+        "--quantization",
+        metavar="Q,...",
+        help="score the model in each of these (none, int8) and show what the later ones cost",
+    )
+
     stage = commands.add_parser("stage-model", help="make a checked folder of safetensors of a model")
     stage.add_argument("source", metavar="SOURCE", help="a hub id, modelscope:ORG/NAME, a folder, or tiny")
     stage.add_argument("dest", metavar="DEST", help="the folder to make")
@@ -80,10 +95,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB.yaml", help="the job file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="put a value over the job file's"
-    )
+    _add_file(parser, "job", "JOB.yaml", "the job file")
+
+
+def _add_file(parser: argparse.ArgumentParser, name: str, metavar: str, help_text: str) -> None:
+    parser.add_argument(name, metavar=metavar, help=help_text)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="put a value over the file's")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
 
 
@@ -98,33 +115,50 @@ def _with_report(arguments: argparse.Namespace) -> int:
     """Run a command that ends in a report; every fault and every signal becomes a message and an exit code."""
     from dolly_batch.spark.faults import stopping_on_signals
 
-    report = Report(name=arguments.job)
+    evaluating = arguments.command == "evaluate"
+    report = EvaluateReport(name=arguments.evaluation) if evaluating else Report(name=arguments.job)
     with stopping_on_signals():
-        _carry_out(arguments, report)
+        try:
+            if isinstance(report, EvaluateReport):
+                _evaluate(arguments, report)
+            else:
+                _carry_out(arguments, report)
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                raise
+            _fail(error, report)
         if arguments.json:
             print(report.to_json(), flush=True)  # noqa: T201 - the contract: the last line of stdout
     return report.exit_code
 
 
 def _carry_out(arguments: argparse.Namespace, report: Report) -> None:
-    spark: Any = None
-    try:
-        job = load_job(arguments.job, arguments.set)
-        report.name = job.name
-        spark = _COMMANDS[arguments.command](job, arguments, report)
-        if arguments.command == "plan":
-            print_plan(report)
-        else:
-            print_summary(report)
-        if getattr(arguments, "show", None):
-            _show(spark, job, arguments.show)
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        _fail(error, report)
+    job = load_job(arguments.job, arguments.set)
+    report.name = job.name
+    spark = _COMMANDS[arguments.command](job, arguments, report)
+    if arguments.command == "plan":
+        print_plan(report)
+    else:
+        print_summary(report)
+    if getattr(arguments, "show", None):
+        _show(spark, job, arguments.show)
 
 
-def _fail(error: BaseException, report: Report) -> None:
+def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
+    overrides = list(arguments.set)
+    if arguments.limit is not None:
+        overrides.append(f"limit={arguments.limit}")
+    if arguments.quantization is not None:
+        overrides.append(f"quantizations=[{arguments.quantization}]")
+    config = load_evaluation(arguments.evaluation, overrides)
+    report.name = config.name
+    from dolly_batch.spark.evaluate import run_evaluation
+
+    run_evaluation(config, report)
+    print_evaluation(report)
+
+
+def _fail(error: BaseException, report: Report | EvaluateReport) -> None:
     from dolly_batch.spark.faults import error_of, pass_over_signals
 
     if isinstance(error, KeyboardInterrupt):

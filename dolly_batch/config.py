@@ -4,17 +4,15 @@ Every field is strict: an unknown key, a key given twice or a value of another t
 for a key, the nearest valid name.
 """
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from dolly_batch.config_file import check, load_file
 from dolly_batch.config_section import Section
-from dolly_batch.config_task import KINDS, TEXT_KINDS, Example, GenerateTask, TaskConfig
-from dolly_batch.errors import ConfigError
+from dolly_batch.config_task import TEXT_KINDS, GenerateTask, TaskConfig
 from dolly_batch.records import GenerationParams
 
 
@@ -48,23 +46,35 @@ class TableConfig(Section):
         return self.path or self.table or ""
 
 
-class InputConfig(TableConfig):
-    """The table of instructions.
-
-    CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred. `id` is one column or
-    several; without it rows are told apart by their content and by how often it occurs.
-    """
+class ReadableTable(TableConfig):
+    """A table to be read. CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred."""
 
     format: Literal["parquet", "delta", "json", "csv"] | None = None
+    columns: str | None = Field(default=None, alias="schema")
+    """Spark DDL of a CSV or JSON table (key `schema`)."""
+    options: dict[str, str] = Field(default={})
+
+    @model_validator(mode="after")
+    def _has_a_format(self) -> "ReadableTable":
+        if self.path is not None and self.format is None:
+            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
+        if self.columns is not None and self.format not in ("json", "csv"):
+            raise ValueError("`schema` is for json and csv tables")
+        return self
+
+
+class InputConfig(ReadableTable):
+    """The table of instructions.
+
+    `id` is one column or several; without it rows are told apart by their content and by how often it occurs.
+    """
+
     id: str | list[str] | None = None
     instruction: str = "instruction"
     context: str | None = None
     text: str = "text"
     """The column that classify, summarize and extract read; they read no instruction and no context."""
     where: str | None = None
-    columns: str | None = Field(default=None, alias="schema")
-    """Spark DDL of a CSV or JSON input (key `schema`)."""
-    options: dict[str, str] = Field(default={})
     on_bad_id: Literal["refuse", "status"] = "refuse"
     """Duplicate or null ids: refuse the run, or give those rows the status `duplicate_id`."""
 
@@ -76,11 +86,7 @@ class InputConfig(TableConfig):
         return (self.id,) if isinstance(self.id, str) else tuple(self.id)
 
     @model_validator(mode="after")
-    def _has_a_format(self) -> "InputConfig":
-        if self.path is not None and self.format is None:
-            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
-        if self.columns is not None and self.format not in ("json", "csv"):
-            raise ValueError("`schema` is for json and csv inputs")
+    def _has_different_ids(self) -> "InputConfig":
         if len(set(self.id_columns)) != len(self.id_columns) or self.id == []:
             raise ValueError("`id` must name one or more different columns")
         return self
@@ -235,109 +241,12 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
 
     Raises ConfigError, with every fault found and the path of its key, when the file cannot be read as a job.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the job file {path} cannot be read: {error}") from error
-    document = _parse_yaml(text, str(path))
-    for override in overrides or []:
-        _put(document, override)
-    return check_job(document, str(path))
+    return load_file(JobConfig, "job", path, overrides)
 
 
 def check_job(document: dict[str, Any], where: str) -> JobConfig:
     """Return a document as a job. Raises ConfigError, with every fault found; `where` names the document in it."""
-    try:
-        return JobConfig.model_validate(document)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"{where} is not a valid job:\n{faults}") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which silently keeps the last of two equal keys, made to refuse them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not readable YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{where} must hold a mapping of keys (name, model, input, output, ...)")
-    return document
-
-
-def _put(document: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` into the document; the value is read as YAML, so `42`, `true`, `null` and `[a, b]` work."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ConfigError(f"--set takes key.path=value, not {override!r}")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: the value is not readable YAML: {error}") from error
-    *parents, last = path.split(".")
-    place = document
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {path}: `{parent}` is not a section")
-    place[last] = value
-
-
-def _describe(fault: Any) -> str:
-    """One line for one fault: where, what was found, what would do."""
-    loc = fault["loc"]
-    # Below `task` stands the kind that was chosen, which is no key of the file.
-    shown_loc = (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] == "task" and loc[1] in KINDS else loc
-    where = ".".join(str(part) for part in shown_loc) or "the job"
-    if fault["type"] == "extra_forbidden":
-        valid = _keys_beside(loc)
-        return f"{where}: unknown key; {_hint(str(loc[-1]), valid, 'keys')}"
-    if fault["type"] == "union_tag_invalid":
-        return f"{where}.kind: no such task `{fault['ctx']['tag']}`; {_hint(fault['ctx']['tag'], [*KINDS], 'kinds')}"
-    if fault["type"] == "missing":
-        return f"{where}: required, but missing"
-    found = fault["input"]
-    shown = "" if isinstance(found, dict) else f" (found {found!r})"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _hint(found: str, valid: list[str], what: str) -> str:
-    near = difflib.get_close_matches(found, valid, n=1, cutoff=0.5)
-    return f"did you mean `{near[0]}`?" if near else f"valid {what}: {', '.join(sorted(valid))}"
-
-
-def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
-    """The valid keys of the section that the last part of `loc` stands in."""
-    section: type[BaseModel] = JobConfig
-    parts = loc[:-1]
-    if len(parts) > 1 and parts[0] == "task":
-        section = KINDS[str(parts[1])]
-        parts = parts[2:]
-        if len(parts) == 2 and parts[0] == "examples":
-            section, parts = Example, ()
-    for part in parts:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        section = annotation
-    return [field.alias or name for name, field in section.model_fields.items()]
+    return check(JobConfig, "job", document, where)
 
 
 def delta_jars() -> str | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -59,10 +60,16 @@ class Report:
         self.exit_code = 3 if self.error_share > max_error_share else 0
 
 
+class Timed(Protocol):
+    """A report with the wall time of stages."""
+
+    seconds: dict[str, float]
+
+
 class Stopwatch:
     """Adds the wall time of a `with` block to a report."""
 
-    def __init__(self, report: Report, stage: str) -> None:
+    def __init__(self, report: Timed, stage: str) -> None:
         self._report = report
         self._stage = stage
 
@@ -79,10 +86,10 @@ class Stopwatch:
 class ProgressLine:
     """One live line on a terminal: rows done of all, answer tokens per second, time left. Silent elsewhere."""
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, label: str = "answering", console: Console | None = None) -> None:
         console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("answering"),
+            TextColumn(label),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             TaskProgressColumn(),
@@ -92,7 +99,7 @@ class ProgressLine:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("answering", total=total, speed="")
+        self._task = self._progress.add_task(label, total=total, speed="")
         self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> "ProgressLine":

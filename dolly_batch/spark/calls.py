@@ -14,7 +14,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
-from dolly_batch.spark.partition import device_of_this_task
+from dolly_batch.spark.resources import task_device
 from dolly_batch.tasks import classify, extract, summarize
 from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tasks.generate import Generate
@@ -66,7 +66,7 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
                 elif begun is not None:
                     works[number] = begun
             if works and client is None:  # a batch without a question needs no model
-                place = HostPlace.of_this_executor(device_of_this_task())
+                place = HostPlace.of_this_executor(task_device())
                 client = stack.enter_context(EngineClient.connect(caller.spec, place))
             if client is not None:
                 answers |= answer_all(client, works)

@@ -1,12 +1,13 @@
 """The job's model as the Spark side needs it: a folder that executors see, and a few facts of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config import EngineConfig, ModelConfig
 from dolly_batch.engine.folder import ModelFolder, inspect_folder
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.records import EngineSpec
@@ -14,6 +15,18 @@ from dolly_batch.spark.files import LocalFiles, files_for
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.resources import has_gpus
 from dolly_batch.staging.stage import stage_under
+
+
+class UsesModel(Protocol):
+    """What names a model and its engine: a job, or an evaluation."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Which model."""
+
+    @property
+    def engine(self) -> EngineConfig:
+        """How its engine runs."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class ModelFacts:
     num_parameters: int
     on_gpu: bool
 
-    def engine_spec(self, job: JobConfig) -> EngineSpec:
+    def engine_spec(self, job: UsesModel) -> EngineSpec:
         """What the engine hosts are to load. They refuse a folder that is no longer the planned one."""
         return EngineSpec(
             kind=job.engine.kind,
@@ -43,6 +56,10 @@ class ModelFacts:
             echo_delay_s=job.engine.echo_delay_s,
         )
 
+    def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
+        """As `engine_spec`, for plain prompts: base models, without Dolly's markers, are scored too."""
+        return replace(self.engine_spec(job), quantization=quantization, prompt_format="none")
+
     def progress_folder(self, folder: PlanFolder, wave: int) -> str | None:
         """Where the tasks of a wave tell how far they are, None where that would not be a plain path."""
         if not isinstance(folder.files, LocalFiles):
@@ -50,7 +67,7 @@ class ModelFacts:
         return folder.of("progress", f"wave={wave}")
 
 
-def resolve_model(spark: SparkSession, job: JobConfig, work: str, log: Callable[[str], None]) -> ModelFacts:
+def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[[str], None]) -> ModelFacts:
     """Find the model, staging it under `model.stage_dir` (default `work_dir/models`) where it is not a staged folder.
 
     Raises ModelError for a model that cannot be had or run, ConfigError when the staging folder is not a path that

@@ -17,6 +17,7 @@ from dolly_batch.host.place import HostPlace
 from dolly_batch.records import Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.fields import TASK_FIELDS
+from dolly_batch.spark.resources import task_device
 from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
@@ -73,7 +74,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         return
     started = time.monotonic()
     schema = staged_schema(task.kind)
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(device_of_this_task())) as client:
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
@@ -208,13 +209,6 @@ class Progress:
             partial = path.with_name(f".{path.name}.{context.taskAttemptId()}")
             partial.write_text(f"{self.num_rows} {self.num_tokens}", encoding="ascii")
             os.replace(partial, path)
-
-
-def device_of_this_task() -> str | None:
-    """The GPU that Spark gave this task, or None for the engine's own choice."""
-    context = TaskContext.get()
-    resources = context.resources() if context is not None else {}
-    return f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
 
 
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:

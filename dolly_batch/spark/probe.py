@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 from pyspark.sql import SparkSession
 
+from dolly_batch.config import JobConfig
+from dolly_batch.config_evaluate import EvaluateConfig
 from dolly_batch.engine.fit import QUERY, misfit, parse_gpus
 from dolly_batch.engine.folder import read_config
 from dolly_batch.errors import ConfigError
@@ -32,7 +34,7 @@ def check_executors(spark: SparkSession, target: Target, model_folder: str) -> N
         return
     check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
     _try_on_executors(spark, "", {}, model_folder)
-    _check_gpus(spark, target, model_folder)
+    check_gpus(spark, target.job, model_folder)
 
 
 def check_shared(spark: SparkSession, files: Files, work: str, target: Target, model_folder: str) -> None:
@@ -41,13 +43,25 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
     Executors write a marker into the work folder and beside the output. Raises ConfigError naming the path that they
     do not share. Nothing to check in local mode, or where paths are not plain.
     """
-    if is_local(spark):
-        return
-    check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
-    name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
     if target.path is not None and isinstance(target.files, LocalFiles):
         shared["output.path"] = str(Path(target.path).parent)
+    check_folders(spark, files, shared, model_folder, with_model=target.job.engine.kind != "echo")
+    check_gpus(spark, target.job, model_folder)
+
+
+def check_folders(
+    spark: SparkSession, files: Files, shared: dict[str, str], model_folder: str | None, *, with_model: bool
+) -> None:
+    """Check the package, the model (None: there is none) and the plain folders that executors are to share.
+
+    `shared` names each folder by the key of the job that it belongs to; `with_model` asks for what loads a model.
+    Raises as `check_shared` does.
+    """
+    if is_local(spark):
+        return
+    check_package(spark, num_slots(spark), with_model=with_model)
+    name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     try:
         written = _try_on_executors(spark, name, shared, model_folder)
         for key, folder in shared.items():
@@ -57,16 +71,18 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
                     f"{key}: {folder} is not shared: what an executor writes there is not seen here; "
                     "name a folder that the driver and all executors mount, or an object store"
                 )
-        _check_gpus(spark, target, model_folder)
     finally:
         for folder in shared.values():
             files.delete(f"{folder}/{name}")
 
 
-def _check_gpus(spark: SparkSession, target: Target, model_folder: str) -> None:
-    """Refuse a model that the executors' GPUs cannot run. Says nothing where no executor can describe a GPU."""
-    model = target.job.model
-    if not has_gpus(spark) or target.job.engine.kind == "echo":
+def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folder: str) -> None:
+    """Refuse a model that the executors' GPUs cannot run. Says nothing where no executor can describe a GPU.
+
+    Raises ConfigError, which names the GPU and what would do.
+    """
+    model = job.model
+    if is_local(spark) or not has_gpus(spark) or job.engine.kind == "echo":
         return
     slots, config = num_slots(spark), read_config(Path(model_folder))
     described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
@@ -85,7 +101,7 @@ def _describe_gpus(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"gpus": [text]})
 
 
-def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str) -> set[str]:
+def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str | None) -> set[str]:
     """Have each slot look for the model and write a marker into each folder; the markers' names."""
     slots = num_slots(spark)
     probe = partial(_probe, name, tuple(shared.values()), model_folder)
@@ -97,11 +113,11 @@ def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], mo
 
 
 def _probe(
-    name: str, folders: tuple[str, ...], model_folder: str, batches: Iterator[pd.DataFrame]
+    name: str, folders: tuple[str, ...], model_folder: str | None, batches: Iterator[pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
     for _ in batches:
         marker, fault = uuid.uuid4().hex, ""
-        if not Path(model_folder, "config.json").is_file():
+        if model_folder is not None and not Path(model_folder, "config.json").is_file():
             fault = f"the model folder {model_folder} is not there; set model.stage_dir to a shared folder"
         for folder in folders:
             try:

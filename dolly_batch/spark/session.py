@@ -47,11 +47,15 @@ def open_session(job: JobConfig) -> SparkSession:
     (default `local[*]`), with the Delta connector only where the job uses Delta. Raises Refused when Delta is
     asked for and the cluster has no connector.
     """
-    uses_delta = "delta" in (job.input.format, job.output.format)
-    if job.spark.remote is not None:
-        return SparkSession.builder.remote(job.spark.remote).getOrCreate()
+    return start_session(job.name, job.spark, uses_delta="delta" in (job.input.format, job.output.format))
+
+
+def start_session(name: str, config: SparkConfig, *, uses_delta: bool) -> SparkSession:
+    """As `open_session`, for what is not a job."""
+    if config.remote is not None:
+        return SparkSession.builder.remote(config.remote).getOrCreate()
     launcher = launched_by()
-    builder: Any = SparkSession.builder.appName(f"dolly_batch {job.name}")
+    builder: Any = SparkSession.builder.appName(f"dolly_batch {name}")
     if launcher == "databricks":
         return builder.getOrCreate()  # type: ignore[no-any-return]
     if launcher == "spark-submit" and uses_delta:
@@ -60,7 +64,7 @@ def open_session(job: JobConfig) -> SparkSession:
         prepare_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        builder = _own(builder, job.spark, uses_delta)
+        builder = _own(builder, config, uses_delta)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR" if launcher == "this" else "WARN")
     if uses_delta:

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config import InputConfig, JobConfig
+from dolly_batch.config import InputConfig, JobConfig, ReadableTable
 from dolly_batch.config_task import GenerateTask
 from dolly_batch.errors import InputError
 from dolly_batch.spark.asking import template_columns
@@ -49,7 +49,7 @@ def open_source(spark: SparkSession, job: JobConfig) -> Source:
     Raises InputError, which names the column or the path and what was found there, for all that can be seen without
     reading rows: a table or column that is not there, a type that cannot be used.
     """
-    df, version = _read(spark, job.input)
+    df, version = read_table(spark, job.input, "input")
     if job.input.where is not None:
         df = _filtered(df, job.input.where)
     ids = tuple(choose(df, name, "input.id") for name in job.input.id_columns)
@@ -81,18 +81,19 @@ def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
         raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
 
 
-def _read(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
+def read_table(spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
+    """Open a table, and say at which version where it is Delta. `key` names it in the InputError raised if it can't."""
     try:
         if config.table is not None:
             return spark.table(config.table), None
         if config.format == "delta":
             return _read_delta(spark, config)
-        return _read_files(spark, config), None
+        return _read_files(spark, config, key), None
     except PySparkException as error:
-        raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{key} {config.name} cannot be read: {_reason(error)}") from error
 
 
-def _read_delta(spark: SparkSession, config: InputConfig) -> tuple[DataFrame, int | None]:
+def _read_delta(spark: SparkSession, config: ReadableTable) -> tuple[DataFrame, int | None]:
     options = dict(config.options)
     chosen = any(key.lower() in ("versionasof", "timestampasof") for key in options)
     # Over Spark Connect the version is not asked for (that needs a plugin on the server): the rows are read by one
@@ -110,7 +111,7 @@ def _latest_version(spark: SparkSession, path: str) -> int:
     return int(row[0]) if row is not None else 0
 
 
-def _read_files(spark: SparkSession, config: InputConfig) -> DataFrame:
+def _read_files(spark: SparkSession, config: ReadableTable, key: str) -> DataFrame:
     reader: Any = spark.read
     if config.format == "csv":
         reader = reader.options(**CSV_OPTIONS)
@@ -122,8 +123,8 @@ def _read_files(spark: SparkSession, config: InputConfig) -> DataFrame:
     df: DataFrame = reader.options(**config.options).format(config.format).load(config.path)
     if config.format == "json" and config.columns is None and CORRUPT in df.columns:
         raise InputError(
-            f"input {config.name}: some lines are not JSON objects; mend them, or leave them out with "
-            "input.options {mode: DROPMALFORMED} (for one object over many lines: {multiLine: 'true'})"
+            f"{key} {config.name}: some lines are not JSON objects; mend them, or leave them out with "
+            f"{key}.options {{mode: DROPMALFORMED}} (for one object over many lines: {{multiLine: 'true'}})"
         )
     return df
 
@@ -147,7 +148,7 @@ def _text(chosen: Chosen, key: str) -> Chosen:
 
 
 @contextmanager
-def unreadable_input_named(config: InputConfig) -> Iterator[None]:
+def unreadable_input_named(config: ReadableTable, key: str = "input") -> Iterator[None]:
     """Turn a fault of reading rows into an InputError. Of a record that cannot be parsed nothing is repeated.
 
     Spark raises these from inside a task, where no class tells them apart; their condition names do.
@@ -159,8 +160,8 @@ def unreadable_input_named(config: InputConfig) -> Iterator[None]:
         if found is None:
             raise
         raise InputError(
-            f"input {config.name} cannot be read to its end: [{found[1]}]; check input.format, input.schema and "
-            "input.options against the files"
+            f"{key} {config.name} cannot be read to its end: [{found[1]}]; check {key}.format, {key}.schema and "
+            f"{key}.options against the files"
         ) from error
 
 

@@ -1,0 +1,195 @@
+"""One evaluation: refuse, score the benchmarks, measure finished tables, write the results."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+from dolly_batch.config_evaluate import EvaluateConfig
+from dolly_batch.engine.folder import inspect_folder
+from dolly_batch.errors import ConfigError, OutputError
+from dolly_batch.report import Stopwatch, say
+from dolly_batch.report_evaluate import EvaluateReport
+from dolly_batch.spark.faults import stopping_on_signals
+from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.model import ModelFacts, resolve_model
+from dolly_batch.spark.probe import check_folders, check_gpus
+from dolly_batch.spark.quality import QualityRow, measure, open_quality, quality_tables
+from dolly_batch.spark.questions import read_questions
+from dolly_batch.spark.scoring import Scoring
+from dolly_batch.spark.session import start_session
+from dolly_batch.tasks.evaluate.accuracy import score_benchmark
+from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.tasks.evaluate.card import CARD, card_row
+from dolly_batch.tasks.evaluate.question import Question
+from dolly_batch.tasks.evaluate.table import (
+    BenchmarkRow,
+    ScoredModel,
+    Table,
+    benchmark_rows,
+    benchmark_tables,
+    to_markdown,
+)
+
+MARKDOWN = "results.md"
+_RUN_FIELDS = (T.StructField("evaluation", T.StringType()), T.StructField("created_at", T.TimestampType()))
+_TYPES: dict[type, T.DataType] = {str: T.StringType(), int: T.IntegerType(), float: T.DoubleType()}
+
+NOTES = (
+    "Accuracies are shares, with their standard errors. Benchmarks are zero-shot and without the Dolly template, "
+    "formed and scored as lm-evaluation-harness does. The card names no metric; acc_norm (log-likelihood divided by "
+    "the characters of the choice), or acc for winogrande and boolq, is inferred. gmean is the geometric mean of the "
+    "benchmarks above it, the card's over the same ones."
+)
+
+
+def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
+    """Run an evaluation to its end. `report` is filled as it goes.
+
+    Raises the exceptions of errors.py. After a crash the same call goes on: benchmarks that were scored are not scored
+    again.
+    """
+    with Stopwatch(report, "session"):
+        uses_delta = any(entry.format == "delta" for entry in config.quality)
+        spark = start_session(config.name, config.spark, uses_delta=uses_delta)
+    files, work = files_for(spark, config.work_dir)
+    out_files, out = files_for(spark, config.output.path)
+    _check_output(out_files, out)
+    questions = read_questions(spark, config)
+    finished = open_quality(spark, config.quality)
+    with stopping_on_signals(), JobLock(files, f"{work}/.evaluate-{config.name}.lock") as lock:
+        model = resolve_model(spark, config, work, say) if questions else None
+        _check_executors(
+            spark,
+            work if isinstance(files, LocalFiles) else None,
+            out if isinstance(out_files, LocalFiles) else None,
+            model,
+        )
+        if model is not None:
+            check_gpus(spark, config, model.folder)
+        rows: list[BenchmarkRow] = []
+        if model is not None:
+            scoring = Scoring(spark, files, _scores_folder(work, config), model.max_positions, lock.check)
+            with Stopwatch(report, "score"):
+                rows = _score(config, model, scoring, questions, report)
+        with Stopwatch(report, "quality"):
+            measured = [row for entry in finished for row in measure(entry)]
+        lock.check()
+        tables = [*(benchmark_tables(rows) if rows else []), *quality_tables(measured)]
+        _fill(config, report, rows, measured, tables, out)
+        _write(spark, config, report, out_files, out, rows, measured)
+        files.delete(_scores_folder(work, config))
+
+
+def _scores_folder(work: str, config: EvaluateConfig) -> str:
+    """Where the scores of benchmarks lie until the results are written."""
+    return f"{work}/evaluate-{config.name}"
+
+
+def _check_output(files: Files, out: str) -> None:
+    """Refuse a folder that is not an evaluation's own, so that nobody's tables are replaced."""
+    ours = set(files.list_names(out))
+    if {"benchmarks", "quality"} & ours and MARKDOWN not in ours:
+        raise OutputError(
+            f"output.path: {out} holds a folder `benchmarks` or `quality` that no evaluation wrote; name another one"
+        )
+
+
+def _check_executors(spark: SparkSession, work: str | None, out: str | None, model: ModelFacts | None) -> None:
+    """Check that executors have what they need, and see the model and the plain folders that are given."""
+    shared = {} if work is None else {"work_dir": work}
+    if out is not None:
+        shared["output.path"] = str(Path(out).parent)
+    check_folders(spark, LocalFiles(), shared, None if model is None else model.folder, with_model=model is not None)
+
+
+def _score(
+    config: EvaluateConfig,
+    model: ModelFacts,
+    scoring: Scoring,
+    questions: dict[str, list[Question]],
+    report: EvaluateReport,
+) -> list[BenchmarkRow]:
+    """Score every benchmark in every quantization."""
+    card = _card_model(config, model)
+    report.model, report.model_revision, report.card_model = config.model.path, model.revision, card
+    rows: list[BenchmarkRow] = []
+    for quantization in config.quantizations:
+        spec = model.scoring_spec(config, quantization)
+        scores = []
+        for name, asked in questions.items():
+            say(f"{name}: scoring {len(asked):,} questions with {config.model.path} ({quantization})")
+            scores.append(score_benchmark(BENCHMARKS[name], asked, scoring.score(spec, name, asked)))
+        scored = ScoredModel(config.model.path, model.revision, quantization, config.model.dtype, card)
+        rows += benchmark_rows(scored, scores)
+    report.model_loads = sum(scoring.loads.values())
+    return rows
+
+
+def _card_model(config: EvaluateConfig, model: ModelFacts) -> str | None:
+    """The card's model to show: the one that was asked for, else the one that is scored, by its name or its source."""
+    if config.card is not None:
+        found = card_row(config.card)
+        if found is None:
+            raise ConfigError(f"card: the model card has no {config.card!r}; it has {', '.join(CARD)}")
+        return found[0]
+    source = inspect_folder(Path(model.folder)).source or ""
+    found = card_row(config.model.path) or card_row(source)
+    return None if found is None else found[0]
+
+
+def _fill(
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    rows: Sequence[BenchmarkRow],
+    measured: Sequence[QualityRow],
+    tables: list[Table],
+    out: str,
+) -> None:
+    report.outcome, report.exit_code, report.output = "complete", 0, out
+    report.benchmarks = [asdict(row) for row in rows]
+    report.quality = [asdict(row) for row in measured]
+    report.tables = tables
+    num_benchmarks, num_tables = len(config.tasks.paths), len(config.quality)
+    report.message = f"{config.name}: {num_benchmarks} benchmark(s) scored, {num_tables} finished table(s) measured"
+
+
+def _write(
+    spark: SparkSession,
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    files: Files,
+    out: str,
+    rows: Sequence[BenchmarkRow],
+    measured: Sequence[QualityRow],
+) -> None:
+    """Write the Parquet tables, and last the page that marks the folder as an evaluation's."""
+    now = datetime.now(UTC)
+    if not files.exists(f"{out}/{MARKDOWN}"):
+        files.write(f"{out}/{MARKDOWN}", f"# {config.name}\n\nbeing written\n")
+    for name, kind, found in (("benchmarks", BenchmarkRow, rows), ("quality", QualityRow, measured)):
+        if found:
+            records = [(config.name, now, *asdict(row).values()) for row in found]
+            table = spark.createDataFrame(records, _schema(kind)).coalesce(1)
+            table.write.mode(config.output.mode).parquet(f"{out}/{name}")
+        elif config.output.mode == "overwrite":
+            files.delete(f"{out}/{name}")
+    facts = {"evaluated": f"{now:%Y-%m-%d %H:%M} UTC"}
+    if rows:
+        facts |= {"model": config.model.path, "revision": report.model_revision or "", "dtype": config.model.dtype}
+    notes = NOTES if rows else ""
+    files.write(f"{out}/{MARKDOWN}", to_markdown(config.name, facts, report.tables, [notes]))
+
+
+def _schema(kind: Any) -> T.StructType:
+    """A dataclass of plain fields as a schema, behind the columns of the run."""
+    kinds = get_type_hints(kind)
+    own = [
+        T.StructField(one.name, _TYPES[(get_args(kinds[one.name]) or (kinds[one.name],))[0]]) for one in fields(kind)
+    ]
+    return T.StructType([*_RUN_FIELDS, *own])

@@ -1,0 +1,199 @@
+"""Scoring questions on executors: a table of prompts and choices in, a table of log-likelihoods out.
+
+A benchmark is one Spark job that ends in a folder of scores, which stays until the evaluation is written: a crashed one
+goes on with the next benchmark. The folder is named by a hash of the model, its engine and the questions.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import pandas as pd
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+import dolly_batch
+from dolly_batch.errors import EngineError
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import ScoreRow
+from dolly_batch.records import EngineSpec
+from dolly_batch.report import ProgressLine
+from dolly_batch.spark.files import Files, LocalFiles
+from dolly_batch.spark.partition import ROWS_PER_BATCH, Progress
+from dolly_batch.spark.resources import generation_slots, gpu_profile, task_device
+from dolly_batch.tasks.evaluate.question import Question
+
+SHARDS_PER_SLOT = 4
+MIN_SHARD_ROWS = 64
+
+PROMPT_SCHEMA = T.StructType(
+    [
+        T.StructField("question", T.IntegerType()),
+        T.StructField("choices", T.ArrayType(T.IntegerType())),
+        T.StructField("context", T.StringType()),
+        T.StructField("continuations", T.ArrayType(T.StringType())),
+    ]
+)
+SCORED_SCHEMA = T.StructType(
+    [
+        T.StructField("question", T.IntegerType()),
+        T.StructField("choices", T.ArrayType(T.IntegerType())),
+        T.StructField("log_likelihoods", T.ArrayType(T.DoubleType())),
+        T.StructField("failure", T.StringType()),
+        T.StructField("engine_id", T.StringType()),
+        T.StructField("engine_load", T.IntegerType()),
+    ]
+)
+
+
+Prompted = tuple[int, list[int], str, list[str]]
+"""A row of PROMPT_SCHEMA."""
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """What crosses to the executors: which engine, and where to tell how far a task is."""
+
+    spec: EngineSpec
+    progress: str | None
+
+
+def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Score the prompts of one shard, in any order. Raises the engine host's errors, so that Spark tries again."""
+    prompts = [row for batch in batches for row in batch.itertuples(index=False, name=None)]
+    if not prompts:  # Spark calls for empty partitions too; they need no model
+        return
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
+        rows = (
+            ScoreRow(str(place), context, None, tuple(continuations), with_end=False, format="plain")
+            for place, (_, _, context, continuations) in enumerate(prompts)
+        )
+        progress, scored = Progress(task.progress), []
+        for scores in client.score(rows):
+            question, choices, _, _ = prompts[int(scores.key)]
+            failure = None if scores.failure is None else f"{scores.failure.status}: {scores.failure.message}"
+            scored.append((question, choices, scores.log_probs, failure, client.engine_id, client.load_number))
+            progress.add(scores.num_prompt_tokens)
+            if len(scored) >= ROWS_PER_BATCH:
+                yield pd.DataFrame(scored, columns=SCORED_SCHEMA.names)
+                scored = []
+        yield pd.DataFrame(scored, columns=SCORED_SCHEMA.names)
+        progress.finish()
+
+
+@dataclass
+class Scoring:
+    """The scoring of a model's benchmarks, under a folder of the work folder."""
+
+    spark: SparkSession
+    files: Files
+    folder: str
+    max_positions: int
+    check: Callable[[], None]
+    """Raises when this start must not go on (another one has taken over)."""
+    loads: dict[str, int] = field(default_factory=dict)
+    """By engine, how many models it has loaded."""
+
+    def score(self, spec: EngineSpec, name: str, questions: Sequence[Question]) -> list[list[float]]:
+        """Return the log-likelihood of each question's choices, by the engine of `spec`.
+
+        Raises EngineError when one could not be scored: an accuracy over fewer questions would be another number.
+        """
+        prompts = list(self._prompts(questions))
+        scored = f"{self.folder}/{name}-{_key(spec, prompts)}"
+        if not self.files.exists(scored):
+            self._run(spec, name, prompts, scored)
+        result = [[float("nan")] * len(question.requests) for question in questions]
+        failures = []
+        for row in self.spark.read.schema(SCORED_SCHEMA).parquet(scored).collect():
+            self.loads[row.engine_id] = max(self.loads.get(row.engine_id, 0), row.engine_load)
+            if row.failure is not None:
+                failures.append(f"question {row.question + 1}: {row.failure}")
+                continue
+            for choice, value in zip(row.choices, row.log_likelihoods, strict=True):
+                result[row.question][choice] = value
+        if failures or any(value != value for values in result for value in values):
+            self.files.delete(scored)  # the next start asks them again
+            first = min(failures, default="a row of scores is missing")
+            raise EngineError(f"{name}: {len(failures)} of {len(prompts)} prompts could not be scored; {first}")
+        return result
+
+    def _prompts(self, questions: Sequence[Question]) -> Iterator[Prompted]:
+        """Rows of PROMPT_SCHEMA. A context that may have to be cut is cut for each choice alone, as the harness does.
+
+        A byte is at most one token, so shorter ones surely fit.
+        """
+        for number, question in enumerate(questions):
+            for prompt in question.prompts():
+                longest = max(len(text.encode()) for text in prompt.continuations)
+                pairs = zip(prompt.choices, prompt.continuations, strict=True)
+                if len(prompt.context.encode()) + longest <= self.max_positions:
+                    yield number, list(prompt.choices), prompt.context, list(prompt.continuations)
+                else:
+                    yield from ((number, [choice], prompt.context, [text]) for choice, text in pairs)
+
+    def _run(self, spec: EngineSpec, name: str, prompts: list[Prompted], scored: str) -> None:
+        """Score into a folder of this start's own, and rename it when it is whole."""
+        own = f"{self.folder}/.{name}-{uuid.uuid4().hex[:12]}"
+        told = f"{own}.progress"
+        progress = told if isinstance(self.files, LocalFiles) else None
+        most = generation_slots(self.spark) * SHARDS_PER_SLOT
+        num_shards = max(1, min(most, -(-len(prompts) // MIN_SHARD_ROWS)))
+
+        def work() -> None:
+            table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)
+            task = ScoreTask(spec, progress)
+            answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=gpu_profile(self.spark))
+            answered.write.parquet(own)
+
+        try:
+            with ProgressLine(len(prompts), f"scoring {name}") as line:
+                run_watched(self.spark, work, lambda: line.update(*_told(self.files, told)))
+            self.check()
+            self.files.rename(own, scored)
+        finally:
+            self.files.delete(own)
+            self.files.delete(told)
+
+
+def _key(spec: EngineSpec, prompts: Sequence[Prompted]) -> str:
+    """What the scores depend on. Not where the model's files lie, nor how long to wait for them."""
+    told = asdict(spec)
+    identity = [told[name] for name in ("kind", "model_sha256", "dtype", "quantization", "prompt_format")]
+    text = json.dumps([dolly_batch.__version__, identity, prompts], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[], None]) -> None:
+    """Run Spark jobs in a thread and `tick` about four times a second; any exception, Ctrl-C too, cancels the jobs."""
+    tag = f"dolly_batch-{uuid.uuid4().hex[:12]}"
+
+    def tagged() -> None:
+        spark.addTag(tag)
+        work()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tagged)
+        try:
+            while wait([running], timeout=0.25).not_done:
+                tick()
+            running.result()
+        except BaseException:
+            while wait([running], timeout=0.5).not_done:
+                spark.interruptTag(tag)
+            raise
+
+
+def _told(files: Files, folder: str) -> tuple[int, int]:
+    """Prompts scored and tokens read so far, from the tasks' own small files."""
+    total_rows = total_tokens = 0
+    for name in files.list_names(folder):
+        numbers = (files.read(f"{folder}/{name}") or "").split()
+        if not name.startswith(".") and len(numbers) == 2:
+            total_rows, total_tokens = total_rows + int(numbers[0]), total_tokens + int(numbers[1])
+    return total_rows, total_tokens
