@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dolly_batch.engine.model import LoadedModel, load_model
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import answer
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import ScoreRequest, Scores
+from dolly_batch.records import Completion, ScoreRequest, Scores
 from dolly_batch.tasks.classify import default_instruction
 from dolly_batch.tiny import MODEL_FOLDER
 
@@ -71,6 +72,11 @@ def score_pairs(loaded: LoadedModel, request: ScoreRequest) -> list[float]:
     ]
 
 
+def _largest(found: Completion | Scores, values: Sequence[float]) -> float:
+    assert isinstance(found, Scores)
+    return max(abs(a - b) for a, b in zip(found.log_probs, values, strict=True))
+
+
 def main() -> None:
     """Print both times, their ratio, and the largest difference of scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,11 +101,11 @@ def main() -> None:
         started = time.process_time()
         expected = {request.key: score_pairs(loaded, request) for request in few}
         pairs_s = time.process_time() - started
-        differences = []
-        for key, values in expected.items():
-            found = scores[key]
-            assert isinstance(found, Scores)
-            differences += [abs(a - b) for a, b in zip(found.log_probs, values, strict=True)]
+        differences = [_largest(scores[key], values) for key, values in expected.items()]
+        exact = PlainEngine(load_model(folder, dtype="float64", device="cpu"))
+        (truth,) = answer(exact, few[:1])
+        assert isinstance(truth, Scores)
+        from_truth = _largest(scores[truth.key], truth.log_probs), _largest(truth, expected[truth.key])
         started = time.process_time()
         count = sum(1 for _ in answer(PlainEngine(loaded), requests)) if given.rows > given.pairs else 0
         all_s = time.process_time() - started
@@ -111,6 +117,7 @@ def main() -> None:
         f"pairs, {len(few)} texts: {pairs_s:.2f} s; trie, the same texts: {trie_s:.2f} s; ratio {trie_s / pairs_s:.4f}"
     )
     print(f"largest difference of a score: {max(differences):.2e}")
+    print(f"from float64, on one text: the trie {from_truth[0]:.2e}, the pairs {from_truth[1]:.2e}")
     if count:
         print(f"all {count} texts by the trie: {all_s:.1f} s, {1000 * all_s / count:.2f} ms a text")
 

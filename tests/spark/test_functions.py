@@ -53,24 +53,28 @@ def job_desk(desk: Desk) -> Desk:
     return desk
 
 
+def run_job(desk: Desk, name: str, **sections: Any) -> dict[str, dict[str, Any]]:
+    path = str(desk.folder / name)
+    desk.run(output={"path": path}, **sections)
+    return {row["id"]: row.asDict(recursive=True) for row in desk.spark.read.parquet(path).collect()}
+
+
 def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     spark = job_desk.spark
     functions = register(spark)
     spark.createDataFrame(ROWS, "id STRING, text STRING").createOrReplaceTempView("texts")
     found = {row["id"]: row.asDict(recursive=True) for row in spark.sql(QUERY).collect()}
-    job_desk.run(task={"kind": "classify", "labels": LABELS})
-    labels = {row["id"]: row for row in job_desk.rows()}
+    labels = run_job(job_desk, "labels", task={"kind": "classify", "labels": LABELS})
     assert {key: row["classify"] for key, row in found.items()} == {k: row["response"] for k, row in labels.items()}
     assert [labels[key]["response"] for key in ("1", "2", "null")] == ["positive", "negative", None]
     assert found["1"]["tried"]["confidence"] == pytest.approx(labels["1"]["confidence"], abs=1e-5)
-    job_desk.run(task={"kind": "extract", "schema": "name STRING, age INT"})
-    structs = {row["id"]: row["response"] for row in job_desk.rows()}
+    found_by_job = run_job(job_desk, "people", task={"kind": "extract", "schema": "name STRING, age INT"})
+    structs = {key: row["response"] for key, row in found_by_job.items()}
     extracted = {key: None if row["extract"] is None else json.loads(row["extract"]) for key, row in found.items()}
     assert extracted == structs
     asked = {"path": str(job_desk.folder / "input.jsonl"), "format": "json", "id": "id"}
-    job_desk.run(input={**asked, "instruction": "ask", "context": "text"})
-    texts = {row["id"]: row["response"] for row in job_desk.rows()}
-    assert {key: found[key]["generate"] for key in ("1", "2", "3")} == {key: texts[key] for key in ("1", "2", "3")}
+    texts = run_job(job_desk, "texts", input={**asked, "instruction": "ask", "context": "text"})
+    assert [found[key]["generate"] for key in ("1", "2", "3")] == [texts[key]["response"] for key in ("1", "2", "3")]
     errors = {key: (row["tried"]["error"] or "").partition(":")[0] for key, row in found.items()}
     assert errors == {
         "1": "", "2": "", "3": "", "null": "null_instruction", "blank": "empty_instruction", "long": "too_long",
