@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from dolly_batch.records import Failure, FinishReason, Request
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request and what has been generated for it."""
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
-from dolly_batch.engine.budget import MAX_ROWS, TokenBudget, default_batch_tokens, num_positions
+from dolly_batch.engine.budget import MAX_ROWS, TokenBudget, default_batch_tokens
+from dolly_batch.engine.choose import next_tokens
+from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.sampling import choose_tokens
+from dolly_batch.engine.requests import failed, num_positions, refuse
 from dolly_batch.engine.score import score_continuations
-from dolly_batch.engine.stream import no_heartbeat, too_long
+from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, Failure, Request
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 class PlainEngine:
@@ -54,9 +54,9 @@ class PlainEngine:
 
     def submit(self, request: Request) -> None:
         """Take a request; one that can't be run comes out of the next step as a failure."""
-        failure = self._refuse(request)
+        failure = refuse(request, self._vocab_size, self.max_positions)
         if failure:
-            self._refused.append(_failed(request, failure))
+            self._refused.append(failed(request, failure))
         else:
             insort(self._waiting, request, key=lambda waiting: -num_positions(waiting))
 
@@ -74,7 +74,7 @@ class PlainEngine:
             if len(batch) == 1:
                 del self._waiting[0]
                 message = f"no memory for {num_positions(batch[0])} tokens, with no other row in the batch"
-                return [*completions, _failed(batch[0], Failure("out_of_memory", message))]
+                return [*completions, failed(batch[0], Failure("out_of_memory", message))]
         return completions
 
     def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
@@ -92,7 +92,8 @@ class PlainEngine:
         num_rows = max(1, min(MAX_ROWS, self._budget.max_tokens // width))
         while True:
             try:
-                return score_continuations(self._model, prompt_ids, continuations, num_rows, self._heartbeat)
+                with allocator_errors():
+                    return score_continuations(self._model, prompt_ids, continuations, num_rows, self._heartbeat)
             except OUT_OF_MEMORY:
                 if num_rows == 1:
                     raise
@@ -102,7 +103,8 @@ class PlainEngine:
     def _try_batch(self, requests: Sequence[Request]) -> list[Row] | None:
         """Run a batch; None when it ran out of memory."""
         try:
-            return self._run_batch(requests)
+            with allocator_errors():
+                return self._run_batch(requests)
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the batch's tensors alive.
@@ -117,9 +119,9 @@ class PlainEngine:
         while batch.rows:
             self._heartbeat()
             logits = self._forward(batch)
-            token_ids = self._choose(logits, batch)
-            self._take(token_ids, logits.isfinite().all(dim=-1), batch)
-            batch.append(token_ids)
+            token_ids, sound = next_tokens(logits, batch.rows)
+            self._take(token_ids, sound, batch)
+            batch.append(torch.tensor(token_ids, device=self._device))
             batch.drop_ended()
         return rows
 
@@ -142,14 +144,8 @@ class PlainEngine:
     def _count_positions(self, mask: Tensor) -> Tensor:
         return count_positions(mask)
 
-    def _choose(self, logits: Tensor, batch: Batch) -> Tensor:
-        params = [row.request.params for row in batch.rows]
-        seeds = [row.request.seed for row in batch.rows]
-        # A row whose logits are broken is ended in `_take`; zeros let it through the sampler meanwhile.
-        return choose_tokens(logits.nan_to_num(), params, seeds, [batch.num_steps] * len(batch.rows))
-
-    def _take(self, token_ids: Tensor, sound: Tensor, batch: Batch) -> None:
-        for row, token_id, is_sound in zip(batch.rows, token_ids.tolist(), sound.tolist(), strict=True):
+    def _take(self, token_ids: Sequence[int], sound: Sequence[bool], batch: Batch) -> None:
+        for row, token_id, is_sound in zip(batch.rows, token_ids, sound, strict=True):
             if not row.is_open:
                 continue
             if is_sound:
@@ -157,20 +153,9 @@ class PlainEngine:
             else:
                 row.failure = Failure("model_error", f"NaN or infinite logits at answer token {batch.num_steps + 1}")
 
-    def _refuse(self, request: Request) -> Failure | None:
-        """Why a request cannot go into a batch, where it would take its neighbours down."""
-        params = request.params
-        if not request.prompt_ids:
-            return Failure("model_error", "the prompt holds no tokens")
-        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_ids):
-            return Failure("model_error", f"the prompt holds ids outside of 0 to {self._vocab_size - 1}")
-        if params.max_new_tokens < 1 or params.temperature <= 0 or params.top_k < 0 or not 0 < params.top_p <= 1:
-            return Failure("model_error", f"generation parameters out of range: {params}")
-        return too_long(request, self.max_positions)
-
     def _complete(self, row: Row) -> Completion:
         if row.failure:
-            return _failed(row.request, row.failure)
+            return failed(row.request, row.failure)
         text = self.encoder.decode(row.token_ids).strip()
         num_prompt_tokens = len(row.request.prompt_ids)
         return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
@@ -178,7 +163,3 @@ class PlainEngine:
     def _free_memory(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _failed(request: Request, failure: Failure) -> Completion:
-    return Completion(request.key, "", (), None, len(request.prompt_ids), failure)

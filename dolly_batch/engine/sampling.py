@@ -8,7 +8,7 @@ is distributed exactly as top-p's kept tokens are. Of equal logits the higher id
 unstable sort). All sums are in float64, so that the rounding of a batch hardly ever decides a choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,13 @@ def choose_tokens(
             torch.tensor([positions[row] for row in rows], device=logits.device),
         )
     return tokens
+
+
+def penalize_repetition(logits: Tensor, token_ids: Iterable[int], penalty: float) -> None:
+    """Make tokens of the text so far less likely, in place, as Hugging Face's processor does. [vocabulary] logits."""
+    seen = torch.tensor(sorted(set(token_ids)), device=logits.device)
+    scores = logits[seen]
+    logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
 def uniform(seeds: Tensor, positions: Tensor, attempt: int) -> Tensor:
