@@ -128,7 +128,8 @@ class FastEngine:
                 rows.append(chunk.row)
                 last.append(len(ids) - 1)
         num_logits = len(last)
-        _pad(ids), _pad(positions), _pad(last)
+        for numbers in (ids, positions, last):
+            _pad(numbers)
         output = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),

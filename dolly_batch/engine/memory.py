@@ -1,14 +1,11 @@
-"""Memory: how much there is, how much of it rows may take, and what running out of it looks like."""
+"""What running out of memory looks like, and what is learnt from it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @contextmanager
@@ -23,24 +20,6 @@ def allocator_errors() -> Iterator[None]:
     else:
         return
     raise MemoryError(message)  # out of the except block, where the traceback would keep the step's tensors alive
-
-
-def available_bytes() -> int:
-    """Memory that this process may still take without swapping, its container's limit considered."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 4 * 2**30
-    try:
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        available = 1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
-        if limit != "max":
-            available = min(available, int(limit) - int(used))
-    except (OSError, ValueError):
-        pass
-    return max(0, available)
 
 
 class RowLimit:

@@ -106,7 +106,7 @@ class PoolAttention:
     """The attention of one step over all pools."""
 
     def __init__(self, stays: SequenceOf[Stay], visits: SequenceOf[Visit]) -> None:
-        self._parts = [*stays, *visits]
+        self._parts: tuple[Stay | Visit, ...] = (*stays, *visits)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""

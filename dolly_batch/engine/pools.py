@@ -29,9 +29,8 @@ def capacity_for(num_tokens: int) -> int:
 class Pool:
     """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size]."""
 
-    def __init__(self, shape: CacheShape, capacity: int) -> None:
+    def __init__(self, shape: CacheShape, capacity: int, num_slots: int) -> None:
         self.capacity = capacity
-        num_slots = max(1, min(_MAX_SLOTS, _POOL_TOKENS // capacity))
         # Zeros: what lies behind a row's end is read with weight 0, and must not be a NaN.
         self.tensor = torch.zeros(
             (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size), dtype=shape.dtype
@@ -67,6 +66,7 @@ class Pools:
         self.peak_bytes = 0
         self.num_moves = 0
         self._reserved_bytes = 0
+        self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
         self._classes: dict[int, list[Pool]] = {}
 
     def has_room(self, row: Sequence) -> bool:
@@ -129,7 +129,7 @@ class Pools:
         if pools:
             pool = min(pools, key=lambda pool: pool.num_free)
         else:
-            pool = Pool(self.shape, capacity)
+            pool = Pool(self.shape, capacity, max(1, min(_MAX_SLOTS, self._pool_tokens // capacity)))
             self._classes.setdefault(capacity, []).append(pool)
             self.num_bytes += pool.num_bytes
             self.peak_bytes = max(self.peak_bytes, self.num_bytes)

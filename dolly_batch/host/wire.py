@@ -19,7 +19,7 @@ from typing import Any
 from dolly_batch.errors import EngineError
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 1 << 28
 _RECEIVE_BYTES = 1 << 18
 _LENGTH = struct.Struct(">I")
@@ -100,7 +100,7 @@ def spec_from_json(message: dict[str, Any]) -> EngineSpec:
 def row_to_json(number: int, row: PromptRow) -> list[Any]:
     """A row under the client's own number, without its key."""
     p = row.params
-    params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k]
+    params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k, p.repetition_penalty]
     return [number, row.instruction, row.context, params, row.seed]
 
 
