@@ -38,7 +38,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
     import torch
 
     torch.set_num_threads(spec.num_threads or 1)
-    return fast_engine(spec, load_quantized(spec), heartbeat)
+    return fast_engine(spec, load_packed(spec), heartbeat)
 
 
 def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
@@ -54,15 +54,18 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     return False
 
 
-def load_quantized(spec: EngineSpec) -> "LoadedModel":
-    """Load the model onto the CPU, its weights in int8 if the spec says so."""
+def load_packed(spec: EngineSpec) -> "LoadedModel":
+    """Load the model onto the CPU, its weights packed, in int8 if the spec says so."""
     from dolly_batch.engine.model import load_model
+    from dolly_batch.engine.packed import pack
     from dolly_batch.engine.quantize import quantize
 
     loaded = load_model(spec.model_folder, dtype=spec.dtype, device="cpu", expected_sha256=spec.model_sha256)
     if spec.quantization == "int8":
         quantize(loaded.model)
-    elif spec.quantization != "none":
+    elif spec.quantization == "none":
+        pack(loaded.model)
+    else:
         raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
     return loaded
 

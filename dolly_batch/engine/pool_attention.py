@@ -25,8 +25,7 @@ class Stay:
     slots: Tensor  # [rows]
     positions: Tensor  # [rows]
     token_of_slot: Tensor | None  # [slots in use]; None where slots and rows are the same in number and order
-    num_keys: int
-    bias: Tensor  # [slots in use, 1, keys]: 0 for the row's own keys, -inf for the others
+    bias: Tensor  # [slots in use, 1, capacity]: 0 for the row's own keys, -inf for the others
 
     @classmethod
     def of(cls, layers: SequenceOf[Tensor], rows: SequenceOf[tuple[int, Sequence]], start: int) -> "Stay":
@@ -35,15 +34,13 @@ class Stay:
         lengths, token_of_slot = [1] * num_slots, [start] * num_slots
         for index, (slot, row) in enumerate(rows):
             lengths[slot], token_of_slot[slot] = row.num_cached + 1, start + index
-        num_keys = -(-max(lengths) // _KEYS_STEP) * _KEYS_STEP
         return cls(
             layers,
             slice(start, start + len(rows)),
             torch.tensor([slot for slot, _ in rows]),
             torch.tensor([row.num_cached for _, row in rows]),
             None if num_slots == len(rows) else torch.tensor(token_of_slot),
-            num_keys,
-            _bias(torch.tensor(lengths)[:, None, None], num_keys, layers[0].dtype),
+            _bias(torch.tensor(lengths)[:, None, None], layers[0].shape[3], layers[0].dtype),
         )
 
     def attend(self, layer: int, query: Tensor, key_value: Tensor, output: Tensor) -> None:
@@ -53,10 +50,11 @@ class Stay:
         _, _, num_heads, capacity, head_size = pool.shape
         by_slot = query[self.tokens] if self.token_of_slot is None else query[self.token_of_slot]
         num_slots = len(by_slot)
-        keys, values = pool[:, :num_slots].view(2, num_slots * num_heads, capacity, head_size)[:, :, : self.num_keys]
+        # To the end of their capacity: keys cut shorter would be copied by the product.
+        keys, values = pool[:, :num_slots].view(2, num_slots * num_heads, capacity, head_size)
         weights = torch.bmm(by_slot.reshape(-1, 1, head_size), keys.transpose(1, 2))
         weights = weights.view(num_slots, num_heads, -1).add_(self.bias).softmax(dim=-1)
-        attended = torch.bmm(weights.view(-1, 1, self.num_keys), values).view(num_slots, num_heads, head_size)
+        attended = torch.bmm(weights.view(-1, 1, capacity), values).view(num_slots, num_heads, head_size)
         output[self.tokens] = attended if self.token_of_slot is None else attended[self.slots]
 
 

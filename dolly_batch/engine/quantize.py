@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from dolly_batch.errors import ConfigError
 
 _ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
+_SMALLEST = 1e-30
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8. Input and output are in the model's dtype, [..., features]."""
+    """A linear layer in int8: [..., features] to [..., features], into float32 where `dtype` says so."""
 
-    def __init__(self, linear: nn.Linear, packed: bool) -> None:
+    def __init__(self, linear: nn.Linear, packed: bool, dtype: torch.dtype) -> None:
         super().__init__()
+        self._dtype = dtype
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         self.out_features, self.in_features = weight.shape
@@ -31,12 +33,14 @@ class Int8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""
         rows = inputs.reshape(-1, self.in_features).float()
-        scales = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30) / 127
+        # Several times faster than a norm, or than the maximum of absolute values in bfloat16.
+        largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
+        scales = largest.clamp_(min=_SMALLEST) / 127
         quantized = (rows / scales).round_().add_(_ZERO_POINT).to(torch.uint8)
         outputs = self._product(quantized).mul_(scales)
         if self.bias is not None:
             outputs += self.bias
-        return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+        return outputs.to(self._dtype).view(*inputs.shape[:-1], self.out_features)
 
 
 def quantize(model: nn.Module) -> None:
@@ -50,7 +54,9 @@ def quantize(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child, packed))
+                # Logits stay as exact as they come.
+                dtype = torch.float32 if name == "lm_head" else child.weight.dtype
+                setattr(module, name, Int8Linear(child, packed, dtype))
 
 
 def _packed_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:

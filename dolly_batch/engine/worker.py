@@ -124,9 +124,9 @@ def main() -> None:
 
         # Before anything is computed: threads of the first process would not be there in the forked ones.
         torch.set_num_threads(1)
-        from dolly_batch.engine.load import load_quantized
+        from dolly_batch.engine.load import load_packed
 
-        loaded = load_quantized(spec)
+        loaded = load_packed(spec)
     except BaseException as error:  # The last place where it can be told.
         end_by(error, channels[0])
     for channel in channels:
