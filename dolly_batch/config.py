@@ -22,7 +22,7 @@ class ModelConfig(Section):
     path: str = Field(min_length=1)
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    quantization: Literal["none"] = "none"
+    quantization: Literal["none", "int8"] = "none"
     gpus: Literal[1] = 1
     stage_dir: str | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
@@ -123,14 +123,20 @@ class GenerationConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=0.92, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1, tokens of the prompt and of the answer so far become less likely; also without sampling."""
     seed: int = Field(default=42, ge=0, lt=2**63)
 
     @property
     def params(self) -> GenerationParams:
         """The engine's view of it. Greedy decoding ignores the sampling settings, so they are set to their defaults."""
         if not self.do_sample:
-            return GenerationParams(max_new_tokens=self.max_new_tokens, do_sample=False)
-        return GenerationParams(self.max_new_tokens, True, self.temperature, self.top_p, self.top_k)
+            return GenerationParams(
+                max_new_tokens=self.max_new_tokens, do_sample=False, repetition_penalty=self.repetition_penalty
+            )
+        return GenerationParams(
+            self.max_new_tokens, True, self.temperature, self.top_p, self.top_k, self.repetition_penalty
+        )
 
 
 class LimitsConfig(Section):
@@ -146,11 +152,23 @@ class LimitsConfig(Section):
 
 
 class EngineConfig(Section):
-    """The engine process of each executor. `echo` answers with the instruction itself: a dry run without a model."""
+    """The engine of each executor. `auto` is the fast one where it runs, which is GPT-NeoX on a CPU, else `plain`.
 
-    kind: Literal["plain", "echo"] = "plain"
+    `echo` answers with the instruction itself: a dry run without a model.
+    """
+
+    kind: Literal["auto", "fast", "plain", "echo"] = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
+    """Threads of one engine process; by default one for the fast engine, torch's own number for the plain one."""
+    processes: int | None = Field(default=None, ge=1)
+    """Engine processes of an executor without a GPU; by default one for each core, as far as memory goes."""
+    memory_fraction: float = Field(default=0.5, gt=0, le=1)
+    """Share of the memory free after loading that keys and values may take."""
+    kv_bytes: int | None = Field(default=None, ge=1)
+    """The same in bytes, for all processes of an executor together."""
+    prefix_sharing: bool = True
+    """Compute what prompts have in common at their start once. Off only for measuring."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
     load_timeout_s: float = Field(default=1800.0, gt=0)

@@ -10,8 +10,8 @@ FinishReason = Literal["stop", "length"]
 class GenerationParams:
     """How to decode. The defaults are those of Dolly's reference pipeline.
 
-    `top_k` 0 and `top_p` 1.0 switch those filters off. With `do_sample` false decoding is greedy and the other
-    three are ignored.
+    `top_k` 0, `top_p` 1.0 and `repetition_penalty` 1.0 switch those off. With `do_sample` false decoding is greedy, and
+    temperature, top-p and top-k are ignored.
     """
 
     max_new_tokens: int = 256
@@ -19,6 +19,7 @@ class GenerationParams:
     temperature: float = 1.0
     top_p: float = 0.92
     top_k: int = 0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,13 @@ class EngineSpec:
     `model_folder` is a folder of safetensors, a tokenizer and a config; `model_sha256` the identity the plan was
     made with, or None to accept what is there. `dtype` is `auto`, `float32`, `bfloat16`, `float16` or `float64`.
     `prompt_format` "none" loads base models without Dolly's markers, for scoring plain prompts.
-    `max_batch_tokens` bounds rows x (prompt + new tokens) of one batch; None lets the engine choose by device.
+    `kind` auto is fast where that runs, else plain. `max_batch_tokens` bounds rows x (prompt + new tokens) of what runs
+    at once; None lets the engine choose by device. Of the fast engine alone: `processes` share a host's rows, None for
+    one per core where memory allows; `kv_bytes` bounds the keys and values of all of them, None for
+    `memory_fraction` of the memory that is free.
     """
 
-    kind: Literal["plain", "echo"]
+    kind: Literal["auto", "fast", "plain", "echo"]
     model_folder: str
     model_sha256: str | None = None
     dtype: str = "auto"
@@ -150,3 +154,7 @@ class EngineSpec:
     load_timeout_s: float = 1800.0
     echo_delay_s: float = 0.0
     prompt_format: Literal["dolly", "none"] = "dolly"
+    processes: int | None = None
+    memory_fraction: float = 0.5
+    kv_bytes: int | None = None
+    prefix_sharing: bool = True

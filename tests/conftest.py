@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before torch is imported anywhere: on a busy machine two threads of one product wait for each other many times longer
+# than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 PROJECT = Path(__file__).parent.parent

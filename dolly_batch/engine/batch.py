@@ -16,7 +16,7 @@ from dolly_batch.engine.grammar import Constraint
 from dolly_batch.records import Failure, FinishReason, Request
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request and what has been generated for it."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.requests import num_positions
 from dolly_batch.records import Request
 
 MAX_ROWS = 256  # more rows hardly raise the throughput, and each needs its logits over the whole vocabulary
@@ -12,11 +13,6 @@ MAX_ROWS = 256  # more rows hardly raise the throughput, and each needs its logi
 _CPU_TOKENS = 4_096
 _CPU_CACHE_BYTES = 4 * 2**30
 _CUDA_SHARE = 0.8
-
-
-def num_positions(request: Request) -> int:
-    """Tokens that a request may come to hold: prompt and answer."""
-    return len(request.prompt_ids) + request.params.max_new_tokens
 
 
 def default_batch_tokens(loaded: LoadedModel) -> int:

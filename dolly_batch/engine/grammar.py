@@ -12,7 +12,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from typing import Any
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dolly_batch.errors import EngineError
-from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Failure
+from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.records import Failure, Request
 
 # At most what a double and a decimal hold, and no exponents: tables are read by people too.
 _NUMBER = r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?"
@@ -32,45 +32,73 @@ _CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])'
 
 
 class Grammars:
-    """Grammars compiled for one model's tokens, each once."""
+    """Grammars compiled for one model's tokens, each once, when the first request asks for it.
 
-    def __init__(self, encoder: PromptEncoder, vocab_size: int) -> None:
-        """`vocab_size` is the width of the logits. Raises EngineError where llguidance is not installed."""
-        try:
-            import llguidance
-        except ImportError as error:
-            raise EngineError(
-                "extraction needs the package llguidance where the model runs: pip install llguidance"
-            ) from error
-        self._matcher: Any = llguidance.LLMatcher
-        self._tokenizer = llguidance.LLTokenizer(str(encoder.path), n_vocab=vocab_size, eos_token=encoder.end_id)
+    `vocab_size` is the width of the logits.
+    """
+
+    def __init__(self, encoder: TextEncoder, vocab_size: int) -> None:
+        self._encoder = encoder
         self._vocab_size = vocab_size
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
-    def constraint(self, schema: str) -> "Constraint | Failure":
-        """The constraint of one answer from its beginning; a Failure for a schema that cannot be compiled."""
-        matcher = self._compiled(schema)
-        if isinstance(matcher, Failure):
-            return matcher
-        return Constraint(matcher.deep_copy(), self._vocab_size)
+    def refuse(self, request: Request) -> Failure | None:
+        """Why a request's schema cannot be followed; None when it can, or when there is none.
+
+        Raises EngineError where llguidance is not installed.
+        """
+        compiled = None if request.grammar is None else self._compiled(request.grammar)
+        return compiled if isinstance(compiled, Failure) else None
+
+    def constraint(self, request: Request) -> "Constraint | None":
+        """The constraint of one answer from its beginning, None for a request that may answer anything.
+
+        The request must have passed `refuse`.
+        """
+        if request.grammar is None:
+            return None
+        return Constraint(self._compiled(request.grammar), self._vocab_size)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        encoder = self._encoder
+        if not isinstance(encoder, PromptEncoder):
+            raise EngineError("a grammar needs a model with Dolly's end marker")
+        return _llguidance().LLTokenizer(str(encoder.path), n_vocab=self._vocab_size, eos_token=encoder.end_id)
 
     def _compile(self, schema: str) -> Any:
         try:
             grammar = to_lark(json.loads(schema))
         except (ValueError, KeyError, TypeError) as error:
             return Failure("model_error", f"not a schema that can be followed: {type(error).__name__}")
-        matcher = self._matcher(self._tokenizer, self._matcher.grammar_from_lark(grammar), log_level=0)
+        kind: Any = _llguidance().LLMatcher
+        matcher = kind(self._tokenizer, kind.grammar_from_lark(grammar), log_level=0)
         if matcher.is_error():
             return Failure("model_error", f"the schema cannot be compiled: {matcher.get_error()[:300]}")
         return matcher
 
 
-class Constraint:
-    """What one answer may still become."""
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise EngineError(
+            "extraction needs the package llguidance where the model runs: pip install llguidance"
+        ) from error
+    return llguidance
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
-        self._matcher = matcher
+
+class Constraint:
+    """What one answer may still become. `compiled` is the grammar's matcher at its beginning, which stays as it is."""
+
+    def __init__(self, compiled: Any, vocab_size: int) -> None:
+        self._compiled = compiled
         self._bits = torch.zeros((vocab_size + 31) // 32, dtype=torch.int32)
+        self.restart()
+
+    def restart(self) -> None:
+        """Go back to the answer's beginning."""
+        self._matcher = self._compiled.deep_copy()
         self._forced: deque[int] = deque()
 
     def mask(self, logits: Tensor) -> None:

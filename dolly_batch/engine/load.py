@@ -2,30 +2,107 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dolly_batch.engine.echo import EchoEngine
 from dolly_batch.engine.folder import read_config
+from dolly_batch.engine.machine import available_bytes, may_have_gpu, num_processes
+from dolly_batch.engine.processes import EnginePool
 from dolly_batch.engine.stream import Engine, no_heartbeat
 from dolly_batch.errors import ConfigError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec
+
+if TYPE_CHECKING:
+    from dolly_batch.engine.model import LoadedModel
 
 
 def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable[[], None] = no_heartbeat) -> Engine:
     """Load the model that `spec` names and return its engine, ready for requests.
 
     `device` is a torch device such as `cuda:0` or `cpu`; None takes the first GPU, else the CPU. `heartbeat` is called
-    at least once per generated token. An echo engine reads config.json and tokenizer.json and no weights.
+    at least once per generated token. An echo engine reads config.json and tokenizer.json and no weights; the fast one
+    loads them in processes of its own where it has more than one.
     Raises ModelError when the folder cannot be run or is not the planned model, ConfigError for a setting that cannot
     work on this device.
     """
+    config = read_config(Path(spec.model_folder))
     if spec.kind == "echo":
-        config = read_config(Path(spec.model_folder))
         encoder = PromptEncoder.from_folder(spec.model_folder)
         return EchoEngine(encoder, spec.echo_delay_s, config.max_positions, heartbeat)
+    if not runs_fast(spec, config.architecture, on_cpu=_is_cpu(device)):
+        return _load_plain(spec, device, heartbeat)
+    if (count := num_processes(spec, config)) > 1:
+        return EnginePool(spec, count, heartbeat)
+    # Imported here, so that echo engines, planning and whoever only leads other processes need no torch.
+    import torch
+
+    torch.set_num_threads(spec.num_threads or 1)
+    return fast_engine(spec, load_packed(spec), heartbeat)
+
+
+def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
+    """Whether the fast engine runs this. Raises ConfigError when it was asked for by name, or int8 was, and can't."""
+    fits = architecture == "gpt_neox" and on_cpu
+    if fits and spec.kind != "plain":
+        return True
+    why = "a GPT-J model" if architecture != "gpt_neox" else "a GPU" if not on_cpu else "engine.kind plain"
+    if spec.kind == "fast":
+        raise ConfigError(f"engine.kind is 'fast', which does not run {why} yet; use auto or plain")
     if spec.quantization != "none":
-        raise ConfigError(f"model.quantization is {spec.quantization!r}; the plain engine runs only 'none'")
-    # Imported here, so that echo engines and planning need no torch.
+        raise ConfigError(f"model.quantization is {spec.quantization!r}, which {why} cannot have; use none")
+    return False
+
+
+def load_packed(spec: EngineSpec) -> "LoadedModel":
+    """Load the model onto the CPU, its weights packed, in int8 if the spec says so."""
+    from dolly_batch.engine.model import load_model
+    from dolly_batch.engine.packed import pack
+    from dolly_batch.engine.quantize import quantize
+
+    loaded = load_model(
+        spec.model_folder,
+        dtype=spec.dtype,
+        device="cpu",
+        expected_sha256=spec.model_sha256,
+        prompt_format=spec.prompt_format,
+    )
+    if spec.quantization == "int8":
+        quantize(loaded.model)
+    elif spec.quantization == "none":
+        pack(loaded.model)
+    else:
+        raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
+    return loaded
+
+
+def fast_engine(
+    spec: EngineSpec, loaded: "LoadedModel", heartbeat: Callable[[], None] = no_heartbeat, num_sharing: int = 1
+) -> Engine:
+    """The fast engine over a loaded model, one of `num_sharing` that share the memory."""
+    from dolly_batch.engine.cache import CacheShape
+    from dolly_batch.engine.fast import FastEngine
+    from dolly_batch.engine.pools import Pools
+
+    shape = CacheShape.of(loaded)
+    num_bytes = spec.kv_bytes or int(available_bytes() * spec.memory_fraction)
+    num_bytes //= num_sharing
+    if spec.max_batch_tokens is not None:
+        num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
+    return FastEngine(loaded, Pools(shape, num_bytes), prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)
+
+
+def _is_cpu(device: str | None) -> bool:
+    if device is not None:
+        return device.partition(":")[0] == "cpu"
+    if not may_have_gpu():
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], None]) -> Engine:
     import torch
 
     from dolly_batch.engine.model import load_model

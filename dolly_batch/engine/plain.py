@@ -6,19 +6,19 @@ token budget, prefills them as one padded batch and decodes until every row has 
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
-from dolly_batch.engine.budget import TokenBudget, default_batch_tokens, num_positions
+from dolly_batch.engine.budget import TokenBudget, default_batch_tokens
+from dolly_batch.engine.choose import next_tokens
 from dolly_batch.engine.grammar import Grammars
+from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.sampling import choose_tokens
-from dolly_batch.engine.score import OUT_OF_MEMORY, Scorer, refuse
-from dolly_batch.engine.stream import no_heartbeat, too_long
-from dolly_batch.errors import EngineError
+from dolly_batch.engine.requests import failed, num_positions, refuse
+from dolly_batch.engine.score import Scorer, score_now
+from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
@@ -45,6 +45,7 @@ class PlainEngine:
         self._stop_id = loaded.encoder.end_id if isinstance(loaded.encoder, PromptEncoder) else None
         max_tokens = default_batch_tokens(loaded) if max_batch_tokens is None else max_batch_tokens
         self._budget = TokenBudget(max_tokens)
+        self._grammars = Grammars(loaded.encoder, loaded.folder.vocab_size)
         self._scorer = Scorer(loaded.model, self.max_positions, max_tokens, heartbeat)
         self._heartbeat = heartbeat
         self._waiting: list[Request] = []  # longest first
@@ -60,9 +61,9 @@ class PlainEngine:
         if isinstance(request, ScoreRequest):
             self._scorer.submit(request)
             return
-        failure = self._refuse(request)
+        failure = refuse(request, self._vocab_size, self.max_positions) or self._grammars.refuse(request)
         if failure:
-            self._refused.append(_failed(request, failure))
+            self._refused.append(failed(request, failure))
         else:
             insort(self._waiting, request, key=lambda waiting: -num_positions(waiting))
 
@@ -86,7 +87,7 @@ class PlainEngine:
             if len(batch) == 1:
                 del self._waiting[0]
                 message = f"no memory for {num_positions(batch[0])} tokens, with no other row in the batch"
-                return [*completions, _failed(batch[0], Failure("out_of_memory", message))]
+                return [*completions, failed(batch[0], Failure("out_of_memory", message))]
         return completions
 
     def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
@@ -96,21 +97,14 @@ class PlainEngine:
         Raises ValueError for an empty prompt, more tokens than the model has positions, or broken logits, and torch's
         OutOfMemoryError when not even one row fits.
         """
-        asked = ScoreRequest("", tuple(prompt_ids), tuple(tuple(continuation) for continuation in continuations))
-        if failure := refuse(asked, self.max_positions, self._vocab_size):
-            raise ValueError(failure.message)
         scorer = Scorer(self._model, self.max_positions, self._budget.max_tokens, self._heartbeat)
-        scorer.submit(asked)
-        scores = scorer.step()[0]
-        if scores.failure:
-            kind = torch.OutOfMemoryError if scores.failure.status == "out_of_memory" else ValueError
-            raise kind(scores.failure.message)
-        return list(scores.log_probs)
+        return score_now(scorer, prompt_ids, continuations)
 
     def _try_batch(self, requests: Sequence[Request]) -> list[Row] | None:
         """Run a batch; None when it ran out of memory."""
         try:
-            return self._run_batch(requests)
+            with allocator_errors():
+                return self._run_batch(requests)
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the batch's tensors alive.
@@ -119,32 +113,17 @@ class PlainEngine:
 
     @torch.inference_mode()
     def _run_batch(self, requests: Sequence[Request]) -> list[Row]:
-        rows = [self._begin(request) for request in requests]
+        rows = [Row(request, constraint=self._grammars.constraint(request)) for request in requests]
         ids, mask = self._pad([request.prompt_ids for request in requests])
         batch = Batch(list(rows), ids, mask, self._count_positions(mask))
         while batch.rows:
             self._heartbeat()
             logits = self._forward(batch)
-            token_ids = self._choose(logits, batch)
-            self._take(token_ids, logits.isfinite().all(dim=-1), batch)
-            batch.append(token_ids)
+            token_ids, sound = next_tokens(logits, batch.rows)
+            self._take(token_ids, sound, batch)
+            batch.append(torch.tensor(token_ids, device=self._device))
             batch.drop_ended()
         return rows
-
-    def _begin(self, request: Request) -> Row:
-        """A row with the constraint of its grammar, if it has one."""
-        if request.grammar is None:
-            return Row(request)
-        constraint = self._grammars.constraint(request.grammar)
-        if isinstance(constraint, Failure):
-            return Row(request, failure=constraint)
-        return Row(request, constraint=constraint)
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        if not isinstance(self.encoder, PromptEncoder):
-            raise EngineError("a grammar needs a model with Dolly's end marker")
-        return Grammars(self.encoder, self._model.config.vocab_size)
 
     def _forward(self, batch: Batch) -> Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]."""
@@ -165,18 +144,8 @@ class PlainEngine:
     def _count_positions(self, mask: Tensor) -> Tensor:
         return count_positions(mask)
 
-    def _choose(self, logits: Tensor, batch: Batch) -> Tensor:
-        params = [row.request.params for row in batch.rows]
-        seeds = [row.request.seed for row in batch.rows]
-        # A row whose logits are broken is ended in `_take`; zeros let it through the sampler meanwhile.
-        logits = logits.nan_to_num()
-        for row, row_logits in zip(batch.rows, logits, strict=True):
-            if row.constraint is not None and row.is_open:
-                row.constraint.mask(row_logits)
-        return choose_tokens(logits, params, seeds, [batch.num_steps] * len(batch.rows))
-
-    def _take(self, token_ids: Tensor, sound: Tensor, batch: Batch) -> None:
-        for row, token_id, is_sound in zip(batch.rows, token_ids.tolist(), sound.tolist(), strict=True):
+    def _take(self, token_ids: Sequence[int], sound: Sequence[bool], batch: Batch) -> None:
+        for row, token_id, is_sound in zip(batch.rows, token_ids, sound, strict=True):
             if not row.is_open:
                 continue
             if is_sound:
@@ -184,20 +153,9 @@ class PlainEngine:
             else:
                 row.failure = Failure("model_error", f"NaN or infinite logits at answer token {batch.num_steps + 1}")
 
-    def _refuse(self, request: Request) -> Failure | None:
-        """Why a request cannot go into a batch, where it would take its neighbours down."""
-        params = request.params
-        if not request.prompt_ids:
-            return Failure("model_error", "the prompt holds no tokens")
-        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_ids):
-            return Failure("model_error", f"the prompt holds ids outside of 0 to {self._vocab_size - 1}")
-        if params.max_new_tokens < 1 or params.temperature <= 0 or params.top_k < 0 or not 0 < params.top_p <= 1:
-            return Failure("model_error", f"generation parameters out of range: {params}")
-        return too_long(request, self.max_positions)
-
     def _complete(self, row: Row) -> Completion:
         if row.failure:
-            return _failed(row.request, row.failure)
+            return failed(row.request, row.failure)
         text = self.encoder.decode(row.token_ids).strip()
         num_prompt_tokens = len(row.request.prompt_ids)
         return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
@@ -205,7 +163,3 @@ class PlainEngine:
     def _free_memory(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _failed(request: Request, failure: Failure) -> Completion:
-    return Completion(request.key, "", (), None, len(request.prompt_ids), failure)

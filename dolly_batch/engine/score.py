@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.engine.trie import Trie, build_trie, split
 from dolly_batch.records import Failure, ScoreRequest, Scores
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 MAX_NODES = 1024  # of one row; larger tries are run in parts
 MAX_ROWS = 256
 MIN_PREFIX = 16  # shorter ones are run again with each row
@@ -102,7 +102,8 @@ class Scorer:
     def _try_batch(self, batch: Sequence[ScoreRequest]) -> list[Scores] | None:
         """Score a batch; None when it ran out of memory."""
         try:
-            return self._score(batch)
+            with allocator_errors():
+                return self._score(batch)
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the batch's tensors alive.
@@ -231,6 +232,20 @@ class Scorer:
                 log_probs[index] = value
             done = end
         return log_probs
+
+
+def score_now(scorer: Scorer, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+    """Return the log-probability of each continuation's tokens after the prompt, in order.
+
+    Raises ValueError for an empty prompt, more tokens than the model has positions, or broken logits, and torch's
+    OutOfMemoryError when not even one row fits.
+    """
+    scorer.submit(ScoreRequest("", tuple(prompt_ids), tuple(tuple(continuation) for continuation in continuations)))
+    scores = scorer.step()[0]
+    if scores.failure:
+        kind = torch.OutOfMemoryError if scores.failure.status == "out_of_memory" else ValueError
+        raise kind(scores.failure.message)
+    return list(scores.log_probs)
 
 
 def refuse(request: ScoreRequest, max_positions: int, vocab_size: int) -> Failure | None:

@@ -100,7 +100,7 @@ class RowWriter:
         """A row under the client's own number, without its key."""
         if isinstance(row, PromptRow):
             p = row.params
-            params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k]
+            params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k, p.repetition_penalty]
             own = [row.instruction, row.context, row.seed]
             return [number, "generate", own, self._new("generate", [params, row.format, row.grammar])]
         common = [row.continuations, row.with_end, row.format]

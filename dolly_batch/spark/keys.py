@@ -37,6 +37,8 @@ def request_header(job: JobConfig, model_identity: str) -> str:
             "top_k": job.generation.top_k,
             "seed": job.generation.seed,
         }
+    if job.generation.repetition_penalty != 1.0:  # said only when it is there, so that older keys stay
+        params["repetition_penalty"] = job.generation.repetition_penalty
     header = {
         "version": 1,
         "task": job.task.kind,

@@ -1,0 +1,45 @@
+"""bfloat16 weights in oneDNN's own layout: the same sums, without rearranging the weights for every product."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PACKED_FOR_ROWS = 64
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with packed weights, [..., features] to [..., features]."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._weight = _mkldnn()._reorder_linear_weight(linear.weight.detach(), _PACKED_FOR_ROWS)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply and add the bias."""
+        outputs: Tensor = _mkldnn()._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+        return outputs
+
+
+def pack(model: nn.Module) -> None:
+    """Pack every bfloat16 linear layer of a model, in place, where this torch and CPU can and give the same bits."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16 and _is_same():
+                setattr(module, name, PackedLinear(child))
+
+
+def _is_same() -> bool:
+    numbers = torch.Generator().manual_seed(0)
+    linear = nn.Linear(256, 96, dtype=torch.bfloat16)
+    inputs = torch.randn(24, 256, generator=numbers).bfloat16()
+    try:
+        packed = PackedLinear(linear)
+        return all(torch.equal(packed(inputs[:count]), linear(inputs[:count])) for count in (8, 24))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _mkldnn() -> Any:
+    return torch.ops.mkldnn

@@ -1,0 +1,168 @@
+"""The CPU's cache: contiguous pools by length class, so that attention is two matrix products and a softmax a pool.
+
+A pool holds a few rows of the same length class, each with room for `capacity` tokens. A row starts in the class of its
+prompt and moves, once a class, when it outgrows it; so rows of like length lie together and little is read in vain.
+Pools come as they are needed and go when their rows fit into the others of their class.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from dolly_batch.engine.cache import CacheShape, StepAttention
+from dolly_batch.engine.pool_attention import PoolAttention, Stay, Visit
+from dolly_batch.engine.sequence import Sequence, Step
+
+_POOL_TOKENS = 2_048
+_MAX_SLOTS = 16
+_CLASS_STEP = 64
+
+
+def capacity_for(num_tokens: int) -> int:
+    """The smallest length class that holds so many tokens: steps of 64 to 512, of 128 to 1,024, of 256 beyond."""
+    step = _CLASS_STEP if num_tokens <= 512 else 128 if num_tokens <= 1024 else 256
+    return max(1, -(-num_tokens // step)) * step
+
+
+class Pool:
+    """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size]."""
+
+    def __init__(self, shape: CacheShape, capacity: int, num_slots: int) -> None:
+        self.capacity = capacity
+        # Zeros: what lies behind a row's end is read with weight 0, and must not be a NaN.
+        self.tensor = torch.zeros(
+            (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size), dtype=shape.dtype
+        )
+        self.layers: tuple[Tensor, ...] = self.tensor.unbind(0)
+        self.rows: list[Sequence | None] = [None] * num_slots
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes."""
+        return self.tensor.nbytes
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a row."""
+        return self.rows.count(None)
+
+    def seated(self) -> Iterator[tuple[int, Sequence]]:
+        """Its rows with their slots."""
+        return ((slot, row) for slot, row in enumerate(self.rows) if row is not None)
+
+
+class Pools:
+    """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
+
+    The slots of a pool that no row fills come on top: at most `_POOL_TOKENS` tokens a class in use.
+    """
+
+    def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
+        self.shape = shape
+        self.budget_bytes = budget_bytes
+        self.num_bytes = 0
+        self.peak_bytes = 0
+        self.num_moves = 0
+        self._reserved_bytes = 0
+        self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
+        self._classes: dict[int, list[Pool]] = {}
+
+    def has_room(self, row: Sequence) -> bool:
+        """Whether the row can be taken in, to its full length; a row larger than the budget is, when it is alone."""
+        return not self._reserved_bytes or self._reserved_bytes + self._bytes_for(row) <= self.budget_bytes
+
+    def place(self, row: Sequence, num_tokens: int) -> None:
+        """Make room for the row's first `num_tokens` tokens, moving it to a larger class if need be."""
+        here: tuple[Pool, int] | None = row.place
+        if here is not None and num_tokens <= here[0].capacity:
+            return
+        pool, slot = self._free_slot(capacity_for(num_tokens))
+        if here is not None:
+            self._move(here, (pool, slot), row.num_cached)
+            self._vacate(*here)
+        else:
+            self._reserved_bytes += self._bytes_for(row)
+        row.place = (pool, slot)
+        pool.rows[slot] = row
+
+    def copy_prefix(self, donor: Sequence, row: Sequence, num_tokens: int) -> None:
+        """Copy the donor's first tokens to a row that is placed."""
+        _copy(donor.place, row.place, num_tokens)
+
+    def release(self, row: Sequence, spoilt: bool = False) -> None:
+        """Forget the row; what may hold a NaN is wiped out."""
+        if row.place is None:
+            return
+        pool, slot = row.place
+        if spoilt:
+            pool.tensor[:, :, slot] = 0
+        row.place = None
+        self._reserved_bytes -= self._bytes_for(row)
+        self._vacate(pool, slot)
+
+    def plan(self, step: Step) -> tuple[list[Sequence], StepAttention]:
+        """Return the decoding rows pool by pool, and the step's attention."""
+        decoding = set(step.decoding)
+        ordered: list[Sequence] = []
+        stays = []
+        for pool in chain.from_iterable(self._classes.values()):
+            rows = [(slot, row) for slot, row in pool.seated() if row in decoding]
+            if rows:
+                stays.append(Stay.of(pool.layers, rows, len(ordered)))
+                ordered += [row for _, row in rows]
+        visits = []
+        start = len(ordered)
+        for chunk in step.chunks:
+            pool, slot = chunk.row.place
+            visits.append(Visit.of(pool.layers, slot, chunk, start))
+            start += chunk.stop - chunk.start
+        return ordered, PoolAttention(stays, visits)
+
+    def _bytes_for(self, row: Sequence) -> int:
+        return capacity_for(row.max_tokens) * self.shape.token_bytes
+
+    def _free_slot(self, capacity: int) -> tuple[Pool, int]:
+        """A slot of the fullest pool that has one, or of a new pool."""
+        pools = [pool for pool in self._classes.get(capacity, ()) if pool.num_free]
+        if pools:
+            pool = min(pools, key=lambda pool: pool.num_free)
+        else:
+            pool = Pool(self.shape, capacity, max(1, min(_MAX_SLOTS, self._pool_tokens // capacity)))
+            self._classes.setdefault(capacity, []).append(pool)
+            self.num_bytes += pool.num_bytes
+            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+        return pool, pool.rows.index(None)
+
+    def _move(self, origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:
+        _copy(origin, target, num_tokens)
+        self.num_moves += 1
+
+    def _vacate(self, pool: Pool, slot: int) -> None:
+        """Free a slot; pools that their class can do without go.
+
+        One pool's worth of slots is left free, so that a row more and a row less don't make and drop a pool in turn.
+        """
+        pool.rows[slot] = None
+        pools = self._classes[pool.capacity]
+        num_slots, num_free = len(pool.rows), sum(pool.num_free for pool in pools)
+        if num_free >= 2 * num_slots or num_free == len(pools) * num_slots:
+            self._drop(pools, max(pools, key=lambda pool: pool.num_free))
+
+    def _drop(self, pools: list[Pool], pool: Pool) -> None:
+        """Move the rows of a pool into others of its class and let it go."""
+        pools.remove(pool)
+        for slot, row in pool.seated():
+            place = self._free_slot(pool.capacity)
+            self._move((pool, slot), place, row.num_cached)
+            row.place = place
+            place[0].rows[place[1]] = row
+        self.num_bytes -= pool.num_bytes
+        if not pools:
+            self._classes.pop(pool.capacity)
+
+
+def _copy(origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:
+    source = origin[0].tensor[:, :, origin[1], :, :num_tokens]
+    target[0].tensor[:, :, target[1], :, :num_tokens] = source

@@ -1,0 +1,156 @@
+"""Which rows run in the next step: longest first, refilled as slots fall free, admitted as memory allows."""
+
+from bisect import insort
+from dataclasses import asdict, dataclass
+
+from dolly_batch.engine.cache import Cache
+from dolly_batch.engine.memory import RowLimit
+from dolly_batch.engine.prefixes import MIN_SHARED, Prefixes, num_common
+from dolly_batch.engine.requests import num_positions
+from dolly_batch.engine.sequence import Chunk, Sequence, Step
+
+MAX_ROWS = 64
+# Chunks end at multiples of this in the row's own positions, so that where a row is cut depends on no other row.
+CHUNK_TOKENS = 256
+STEP_TOKENS = 512  # of prompts; beyond some hundred, more at once is no faster
+_HEADROOM = 16  # tokens that a row may grow before its first move
+_WORTH_WAITING = 16
+
+
+@dataclass
+class Usage:
+    """What a schedule has done. Slot steps are counted while rows wait: the final drain can't be full."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_shared_tokens: int = 0
+    num_answer_tokens: int = 0
+    slot_steps: int = 0
+    slot_steps_used: int = 0
+    num_out_of_memory: int = 0
+
+    def summary(self) -> dict[str, float]:
+        """The counts by name, and `occupancy`, the share of slots in use."""
+        return {**asdict(self), "occupancy": self.slot_steps_used / max(1, self.slot_steps)}
+
+
+class Schedule:
+    """Rows that wait and rows that run. `next_step` may run out of memory, as the step itself may: see `give_way`."""
+
+    def __init__(self, cache: Cache, max_rows: int = MAX_ROWS, prefix_sharing: bool = True) -> None:
+        self.waiting: list[Sequence] = []  # longest first
+        self.running: list[Sequence] = []
+        self.usage = Usage()
+        self._cache = cache
+        self._limit = RowLimit(max_rows)
+        self._prefixes = Prefixes() if prefix_sharing else None
+        self._donor: Sequence | None = None  # ended, and kept as long as no running row can give its prefix
+
+    def add(self, row: Sequence) -> None:
+        """Let a row wait for its turn."""
+        insort(self.waiting, row, key=lambda waiting: -num_positions(waiting.request))
+
+    def next_step(self) -> Step:
+        """Lay out the next step, empty only when there is nothing to do."""
+        step = Step()
+        num_left = STEP_TOKENS
+        for row in self.running:
+            self._cache.place(row, row.num_tokens)
+            if row.is_decoding:
+                step.decoding.append(row)
+            else:
+                num_left -= _add_chunks(step, row, num_left)
+        memory_left = True
+        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_rows:
+            row = self.waiting[0]
+            memory_left = self._has_room(row)
+            if not memory_left or self._should_wait(row, step):
+                break
+            self._admit(row)
+            num_left -= _add_chunks(step, row, num_left)
+        if self.waiting:
+            self.usage.slot_steps += self._limit.max_rows if memory_left else len(self.running)
+            self.usage.slot_steps_used += len(step.decoding) + len({id(chunk.row) for chunk in step.chunks})
+        return step
+
+    def advance(self, step: Step) -> None:
+        """The step's tokens have been computed."""
+        self.usage.num_steps += 1
+        for row in step.decoding:
+            row.num_cached += 1
+        for chunk in step.chunks:
+            chunk.row.num_cached = chunk.stop
+            self.usage.num_prompt_tokens += chunk.stop - chunk.start
+            if self._prefixes is not None and chunk.is_last and not chunk.row.token_ids:
+                self._prefixes.add(chunk.row)
+                self._drop_donor()
+
+    def end(self, row: Sequence) -> None:
+        """A row has ended: its place is free for the next step."""
+        self.running.remove(row)
+        self.usage.num_answer_tokens += len(row.token_ids)
+        if self._prefixes is not None:
+            if len(self._prefixes) == 1 and row.failure is None:
+                self._donor = row
+                return
+            self._prefixes.remove(row)
+        self._cache.release(row, spoilt=row.failure is not None)
+
+    def give_way(self) -> Sequence | None:
+        """Memory ran out: half of the rows go back to wait. Returns the row if it was alone: it can't be run."""
+        self.usage.num_out_of_memory += 1
+        if self._donor is not None:
+            self._drop_donor()
+        num_rows = len(self.running)
+        self._limit.fail(num_rows)
+        if num_rows == 1:
+            return self.running[0]
+        for row in self.running[self._limit.max_rows :]:
+            if self._prefixes is not None:
+                self._prefixes.remove(row)
+            # What was being written when memory ran out is not known, so nothing is left of it.
+            self._cache.release(row)
+            row.restart()
+            self.add(row)
+        del self.running[self._limit.max_rows :]
+        return None
+
+    def _has_room(self, row: Sequence) -> bool:
+        if not self._cache.has_room(row) and not self.running:
+            self._drop_donor()
+        return self._cache.has_room(row)
+
+    def _should_wait(self, row: Sequence, step: Step) -> bool:
+        """Whether a row that is being computed in this step will have much of this one's prompt that none has yet."""
+        if self._prefixes is None:
+            return False
+        in_work = max((num_common(chunk.row, row) for chunk in step.chunks), default=0)
+        return in_work >= _WORTH_WAITING + self._prefixes.longest(row)[1]
+
+    def _admit(self, row: Sequence) -> None:
+        self._cache.place(row, min(row.max_tokens, row.num_tokens + _HEADROOM))
+        del self.waiting[0]
+        self.running.append(row)
+        if self._prefixes is None:
+            return
+        donor, num_shared = self._prefixes.longest(row)
+        if donor is not None and num_shared >= MIN_SHARED:
+            self._cache.copy_prefix(donor, row, num_shared)
+            row.num_cached = num_shared
+            self.usage.num_shared_tokens += num_shared
+
+    def _drop_donor(self) -> None:
+        if self._donor is not None and self._prefixes is not None:
+            self._prefixes.remove(self._donor)
+            self._cache.release(self._donor)
+            self._donor = None
+
+
+def _add_chunks(step: Step, row: Sequence, max_tokens: int) -> int:
+    """Add the row's next chunks to the step, the last one as long as it is; return the number of their tokens."""
+    start = begin = row.num_cached
+    while start < row.num_tokens and start - begin < max_tokens:
+        stop = min(row.num_tokens, (start // CHUNK_TOKENS + 1) * CHUNK_TOKENS)
+        step.chunks.append(Chunk(row, start, stop))
+        start = stop
+    return start - begin

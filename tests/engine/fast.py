@@ -1,0 +1,24 @@
+"""Fast engines for tests, and answers by key."""
+
+from collections.abc import Sequence
+
+from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.fast import FastEngine
+from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.pools import Pools
+from dolly_batch.engine.stream import Engine, generate
+from dolly_batch.records import Completion, Request
+
+ROOMY = 2**30
+
+
+def fast_engine(
+    loaded: LoadedModel, kind: type[FastEngine] = FastEngine, *, kv_bytes: int = ROOMY, **settings: int
+) -> FastEngine:
+    return kind(loaded, Pools(CacheShape.of(loaded), kv_bytes), **settings)  # type: ignore[arg-type]
+
+
+def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, Completion]:
+    completions = list(generate(engine, requests))
+    assert len(completions) == len(requests)
+    return {completion.key: completion for completion in completions}
