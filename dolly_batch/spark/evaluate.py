@@ -71,7 +71,9 @@ def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
             model,
         )
         if model is not None:
-            check_gpus(spark, config, model.folder)
+            for quantization in config.quantizations:  # one may fit the GPU where another does not
+                scored_as = config.model_copy(update={"model": config.quantized(quantization)})
+                check_gpus(spark, scored_as, model.folder)
         rows: list[BenchmarkRow] = []
         if model is not None:
             scoring = Scoring(spark, files, _scores_folder(work, config), model.max_positions, lock.check)
