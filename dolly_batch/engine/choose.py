@@ -19,6 +19,7 @@ def next_tokens(logits: Tensor, rows: Sequence[Row]) -> tuple[list[int], list[bo
         sound = logits.isfinite().all(dim=-1).tolist()  # a sum may overflow where no logit does
         logits = logits.nan_to_num()
     params = [row.request.params for row in rows]
+    logits = logits.float()  # as `generate` does, whatever the model's dtype
     for index, row in enumerate(rows):
         if row.request.params.repetition_penalty != 1.0:
             seen = {*row.request.prompt_ids, *row.token_ids}

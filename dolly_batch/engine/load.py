@@ -1,5 +1,6 @@
 """From an `EngineSpec` to an engine: the one door for the engine host. Imports torch only where a model is loaded."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from dolly_batch.records import EngineSpec
 
 if TYPE_CHECKING:
     from dolly_batch.engine.model import LoadedModel
+
+log = logging.getLogger("dolly_batch.engine")
 
 
 def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable[[], None] = no_heartbeat) -> Engine:
@@ -55,9 +58,10 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
 
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
-    """Load the model onto the CPU, its weights packed, in int8 if the spec says so."""
+    """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
     from dolly_batch.engine.model import load_model
     from dolly_batch.engine.packed import pack
+    from dolly_batch.engine.probe import is_batch_invariant
     from dolly_batch.engine.quantize import quantize
 
     loaded = load_model(
@@ -73,6 +77,8 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
         pack(loaded.model)
     else:
         raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
+    if not is_batch_invariant(loaded):
+        log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
     return loaded
 
 

@@ -146,8 +146,11 @@ class Pools:
         """
         pool.rows[slot] = None
         pools = self._classes[pool.capacity]
-        num_slots, num_free = len(pool.rows), sum(pool.num_free for pool in pools)
-        if num_free >= 2 * num_slots or num_free == len(pools) * num_slots:
+        num_slots = len(pool.rows)
+        while pools:
+            num_free = sum(pool.num_free for pool in pools)
+            if num_free < min(2, len(pools)) * num_slots:
+                break
             self._drop(pools, max(pools, key=lambda pool: pool.num_free))
 
     def _drop(self, pools: list[Pool], pool: Pool) -> None:

@@ -64,8 +64,12 @@ class EnginePool:
         self._ended: list[Completion | Scores] = []
         self._equals = EqualRequests()
         self._processes, self._life, self._leader = _launch(spec, count)
-        for process in self._processes:
-            self._receive(process, timeout_s=None)
+        try:
+            for process in self._processes:
+                self._receive(process, timeout_s=None)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def num_unfinished(self) -> int:

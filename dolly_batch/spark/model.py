@@ -9,6 +9,7 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config import EngineConfig, ModelConfig
 from dolly_batch.engine.folder import ModelFolder, inspect_folder
+from dolly_batch.engine.load import runs_fast
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
@@ -75,13 +76,17 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     """Find the model, staging it under `model.stage_dir` (default `work_dir/models`) where it is not a staged folder.
 
     Raises ModelError for a model that cannot be had or run, ConfigError when the staging folder is not a path that
-    executors can open.
+    executors can open, or when the engine that the job names cannot run this model as it asks.
     """
     stage_dir = _plain_path(spark, job.model.stage_dir or f"{work}/models")
     staged = stage_under(job.model.path, stage_dir, job.model.revision, log=log)
     if staged.warning:
         log(staged.warning)
-    return _facts(spark, inspect_folder(staged.folder), staged.revision, staged.identity)
+    folder = inspect_folder(staged.folder)
+    facts = _facts(spark, folder, staged.revision, staged.identity)
+    if job.engine.kind != "echo":
+        runs_fast(facts.engine_spec(job), folder.architecture, on_cpu=not facts.on_gpu)
+    return facts
 
 
 def planned_model(spark: SparkSession, plan: Plan) -> ModelFacts:

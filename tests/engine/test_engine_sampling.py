@@ -2,18 +2,26 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from dolly_batch.engine.model import load_model
 from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.sampling import choose_tokens, uniform
+from dolly_batch.engine.sampling import choose_tokens, penalize_repetition, uniform
 from dolly_batch.engine.stream import generate
 from dolly_batch.records import GenerationParams
+from tests.engine.fast import fast_engine
 from tests.engine.questions import dolly, mixed_requests
 
 NUM_DRAWS = 8_000
@@ -153,3 +161,36 @@ def test_another_seed_gives_another_answer(neox_folder: Path) -> None:
         seeded = type(request)(str(seed), request.prompt_ids, GenerationParams(16), seed)
         texts |= {completion.text for completion in generate(PlainEngine(loaded), [seeded])}
     assert len(texts) == 20
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
+def test_the_repetition_penalty_is_that_of_hugging_face(penalty: float) -> None:
+    logits = logits_with_ties()
+    ids = torch.tensor([[3, 3, 7, 20, 59, 0]])
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[None].clone())[0]
+    penalize_repetition(logits, ids[0].tolist(), penalty)
+    assert torch.equal(logits, expected)
+
+
+def test_penalized_answers_are_those_of_generate(neox_folder: Path) -> None:
+    loaded = load_model(neox_folder, dtype="float64", device="cpu")
+    requests = mixed_requests(dolly(loaded), 12, do_sample=False)
+    penalized = [replace(row, params=replace(row.params, repetition_penalty=1.3)) for row in requests]
+    changed = 0
+    for engine in (PlainEngine(loaded), fast_engine(loaded)):
+        found = {c.key: c.token_ids for c in generate(engine, penalized)}
+        changed += sum(c.token_ids != found[c.key] for c in generate(engine, requests))
+        for row in penalized:
+            config = GenerationConfig(
+                max_new_tokens=row.params.max_new_tokens,
+                do_sample=False,
+                repetition_penalty=1.3,
+                eos_token_id=dolly(loaded).end_id,
+                pad_token_id=0,
+            )
+            prompt = torch.tensor([row.prompt_ids])
+            output = loaded.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+            assert found[row.key] == tuple(
+                token_id for token_id in output[0, prompt.shape[1] :].tolist() if token_id != dolly(loaded).end_id
+            )
+    assert changed > 0

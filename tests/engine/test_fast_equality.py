@@ -25,14 +25,6 @@ from tests.random_models import write_random_model
 WAYS = [{}, {"max_rows": 5}, {"prefix_sharing": False}, {"kv_bytes": 200_000}, {"max_rows": 1, "prefix_sharing": False}]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def double(neox_folder: Path) -> LoadedModel:
     return load_model(neox_folder, dtype="float64", device="cpu")

@@ -3,6 +3,7 @@
 from collections import Counter
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
 from dolly_batch.spark.columns import Chosen
-from dolly_batch.spark.keys import request_key, row_key
-from tests.spark.desk import Desk, questions
+from dolly_batch.spark.keys import request_header, request_key, row_key
+from tests.spark.desk import Desk, echo_document, load_job_text, questions
 
 
 def row_keys(spark: SparkSession, kind: T.DataType, values: list[Any]) -> list[str | None]:
@@ -117,3 +118,18 @@ def test_ids_keep_their_text(desk: Desk) -> None:
     desk.run(input={"path": str(desk.folder / "input.csv"), "format": "csv", "context": None})
     rows = {row["id"]: row["response"] for row in desk.rows()}
     assert rows == {"007": 'say "hi",\nplease', "08": "x"}
+
+
+def test_the_header_names_what_changes_answers_and_nothing_else(tmp_path: Path) -> None:
+    def header(**sections: dict[str, Any]) -> str:
+        document = {**echo_document(tmp_path), "engine": {"kind": "plain"}, **sections}
+        return request_header(load_job_text(tmp_path, document), "model")
+
+    usual = header()
+    assert "penalty" not in usual  # as it was before there was one
+    for kind in ("auto", "fast"):
+        assert header(engine={"kind": kind, "processes": 2, "kv_bytes": 9, "prefix_sharing": False}) == usual
+    for do_sample in (False, True):
+        penalized = {"do_sample": do_sample, "repetition_penalty": 1.2}
+        assert header(generation={"do_sample": do_sample}) != header(generation=penalized)
+    assert header(model={"path": "tiny", "quantization": "int8"}) != usual

@@ -33,6 +33,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
     "injected table": ({"input": {"path": None, "format": None, "table": "x; DROP TABLE y"}}, InputError, "x; DROP"),
     "partition column": ({"output": {"partition_by": ["when"]}}, OutputError, "output.partition_by.*`when`"),
     "no such model": ({"model": {"path": "./no/such/model"}}, ModelError, "no/such/model"),
+    "int8 on the plain engine": (
+        {"model": {"quantization": "int8"}, "engine": {"kind": "plain"}},
+        ConfigError,
+        "model.quantization is 'int8'.*plain",
+    ),
     "remote work_dir": ({"work_dir": "/proc/nowhere"}, ConfigError, "work_dir"),
     "too many rows": ({"limits": {"max_rows": 3}}, Refused, "8 rows.*limits.max_rows = 3"),
 }

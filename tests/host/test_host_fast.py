@@ -1,0 +1,52 @@
+"""The fast engine behind the host: its processes answer for the host, and go with it."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dolly_batch.engine.load import load_engine
+from dolly_batch.engine.stream import generate
+from dolly_batch.errors import EngineError
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import EngineSpec, GenerationParams, Request
+
+SAMPLED = GenerationParams(max_new_tokens=12, repetition_penalty=1.1)
+ROWS = [PromptRow(f"row {row}", f"Name the city, {row}.", "Ada lives in Paris.", SAMPLED, row) for row in range(50)]
+
+
+def below(pid: int) -> list[int]:
+    """The processes under this one."""
+    listing = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    found = [int(line) for line in listing.stdout.split()]
+    return [*found, *(deeper for child in found for deeper in below(child))]
+
+
+def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
+    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+) -> None:
+    pytest.importorskip("torch")
+    spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27)
+    on_cpu = replace(place, device="cpu")
+    engine = load_engine(replace(spec, processes=1), "cpu")
+    assert isinstance(engine.encoder, PromptEncoder)
+    requests = [Request(r.key, tuple(engine.encoder.encode(r.instruction, r.context)), SAMPLED, r.seed) for r in ROWS]
+    with EngineClient.connect(spec, on_cpu) as client, EngineClient.connect(spec, on_cpu) as other:
+        answers = {completion.key: completion for completion in client.generate(iter(ROWS))}
+        assert answers == {completion.key: completion for completion in generate(engine, requests)}
+        assert client.load_number == other.load_number == 1
+        processes = below(client.host_pid)
+        assert len(processes) == 3  # the one that loaded, and the two it forked
+        more = (replace(row, key=f"{row.key} {copy}", seed=copy) for row in ROWS for copy in range(1_000))
+        unanswered = client.generate(more)
+        next(unanswered)
+        os.kill(processes[-1], signal.SIGKILL)
+        with pytest.raises(EngineError, match="ended by itself"):
+            list(unanswered)
+    assert all(ends(pid) for pid in [*processes, client.host_pid])
