@@ -14,7 +14,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
 from dolly_batch.spark.columns import Chosen
-from dolly_batch.spark.keys import request_key, row_key
+from dolly_batch.spark.keys import request_header, request_key, row_key
 from tests.spark.desk import Desk, questions
 
 
@@ -117,3 +117,27 @@ def test_ids_keep_their_text(desk: Desk) -> None:
     desk.run(input={"path": str(desk.folder / "input.csv"), "format": "csv", "context": None})
     rows = {row["id"]: row["response"] for row in desk.rows()}
     assert rows == {"007": 'say "hi",\nplease', "08": "x"}
+
+
+def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_is_not_twice(desk: Desk) -> None:
+    desk.document["input"] = {"path": "in", "format": "parquet"}
+    labels = {"kind": "classify", "labels": ["a", "b"]}
+    tasks: list[dict[str, Any]] = [
+        labels,
+        {**labels, "labels": ["b", "a"]},
+        {**labels, "none_below": 0.5},
+        {**labels, "normalization": "per_token"},
+        {**labels, "calibration": "contextual"},
+        {**labels, "with_end": False},
+        {"kind": "extract", "schema": "a INT"},
+        {"kind": "extract", "schema": "a BIGINT"},
+        {"kind": "extract", "schema": "a INT", "max_chars": 7},
+        {"kind": "summarize"},
+        {"kind": "generate"},
+    ]
+    headers = [request_header(desk.job(task=task), "model") for task in tasks]
+    assert len(set(headers)) == len(tasks)
+    assert request_header(desk.job(task={"kind": "summarize", "max_words": 9}), "model") == headers[-2]
+    assert request_header(desk.job(task={"template": "{a}"}), "model") == headers[-1]
+    # Labels are scored: how text would be generated is no part of the question.
+    assert request_header(desk.job(task=labels, generation={"max_new_tokens": 7}), "model") == headers[0]
