@@ -8,6 +8,7 @@ from dolly_batch.errors import ConfigError, InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.spark.desk import Desk
+from tests.spark.staging_desk import staged
 
 LABELS = ["positive", "negative"]
 ASK = "Is this review positive or negative?"
@@ -166,6 +167,17 @@ def test_another_task_or_schema_into_a_table_is_refused_with_the_difference(desk
         refused = desk.refused(task=task)
         assert isinstance(refused, OutputError)
         assert line in str(refused)
+
+
+def test_an_open_plan_is_not_gone_on_with_by_another_task(desk: Desk) -> None:
+    desk.put([{"id": "a", "instruction": "x"}])
+    desk.document["input"] = {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id"}
+    staged(desk, task={"template": "Say {instruction}"})
+    for sections in ({"task": {"template": "Sing {instruction}"}}, {"limits": {"long_prompt": "truncate_left"}}):
+        refused = desk.refused(**{"task": {"template": "Say {instruction}"}, **sections})
+        assert "open plan" in str(refused)
+    assert desk.run(task={"template": "Say {instruction}"}).outcome == "complete"
+    assert desk.rows()[0]["response"] == "Say x"
 
 
 @pytest.mark.parametrize(
