@@ -1,6 +1,6 @@
 """What holding answers to a schema costs: the share of the decode time that goes into masks, and how the answers end.
 
-    python benchmarks/extract.py SHARED_DATA [--model tiny|random-70m|FOLDER] [--rows N]
+    PYTHONPATH=. python benchmarks/extract.py SHARED_DATA [--model tiny|random-70m|FOLDER] [--rows N]
 
 Prompts are decoded with a schema; the time inside of the constraints (masks, and following the chosen tokens)
 is taken apart. CPU time of the process, one thread.

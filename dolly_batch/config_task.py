@@ -80,7 +80,7 @@ class ExtractTask(Section):
     """Extract fields as a struct. `schema` is Spark DDL (`name STRING, age INT`) or a JSON Schema of an object.
 
     `max_chars` and `max_items` bound strings and arrays that the schema does not bound itself; by default they are
-    chosen so that the longest answer fits `generation.max_new_tokens` in ordinary text.
+    chosen so that the longest answer fits `generation.max_new_tokens` at two characters a token.
     """
 
     kind: Literal["extract"]

@@ -140,7 +140,7 @@ def _udf(caller: calls.Caller, name: str, ask: Callable[..., calls.Question], tr
 
     def give_struct(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         for answers in run(batches):
-            yield pd.DataFrame([_columns(answer, with_confidence) for answer in answers])
+            yield pd.DataFrame([calls.result_columns(answer, with_confidence) for answer in answers])
 
     made: Any
     if tries:
@@ -149,15 +149,3 @@ def _udf(caller: calls.Caller, name: str, ask: Callable[..., calls.Question], tr
         made = pandas_udf(give_text, "string")  # type: ignore[call-overload]
     # So that Spark does not evaluate it a second time where it merges projections.
     return made.asNondeterministic()
-
-
-def _columns(answer: Any, with_confidence: bool) -> dict[str, Any]:
-    """A row of a try_ function: `error` is null exactly for rows that are ok."""
-    if answer is None:
-        columns: dict[str, Any] = {"response": None, "error": "null_instruction: the text is null"}
-    else:
-        error = None if answer.status == "ok" else ": ".join(filter(None, (answer.status, answer.error)))
-        columns = {"response": answer.response, "error": error}
-    if with_confidence:
-        columns["confidence"] = answer.extras[0] if answer is not None and answer.extras else None
-    return columns

@@ -45,6 +45,21 @@ BAD = {
     "not a mapping": ("- a\n- b\n", "must hold a mapping"),
     "bad name": (GOOD.replace("name: job", "name: ../../etc"), "name: "),
     "bad top_p": (GOOD + "generation: {top_p: 1.5}\n", "generation.top_p"),
+    "no such task": (GOOD + "task: {kind: clasify}\n", r"task\.kind: no such task `clasify`; did you mean `classify`"),
+    "key of a task": (
+        GOOD + "task: {kind: classify, labels: [a, b], none_belo: 1}\n",
+        "task.none_belo: .*`none_below`",
+    ),
+    "one label": (GOOD + "task: {kind: classify, labels: [a]}\n", "task.labels: 1 labels; give 2 to 500"),
+    "label twice": (GOOD + "task: {kind: classify, labels: [a, b, a]}\n", "label `a` is given twice"),
+    "template of no column": (GOOD + "task: {template: 'x {{a}}'}\n", "task.template: names no column"),
+    "template with a format": (GOOD + "task: {template: '{a:>3}'}\n", "task.template: `{a}` must hold"),
+    "lone brace": (GOOD + "task: {template: '{a} {'}\n", "task.template: .*write {{ and }} for braces"),
+    "example": (GOOD + "task: {examples: [{instruction: a, respons: b}]}\n", r"task.examples.0.respons: .*`response`"),
+    "unread column": (
+        GOOD.replace("id: id}", "id: id, context: c}") + "task: {kind: summarize}\n",
+        "input.context is not read: this task .summarize. reads input.text",
+    ),
     "quantization": (GOOD.replace("{path: tiny}", "{path: tiny, quantization: int3}"), "model.quantization"),
 }
 

@@ -144,6 +144,18 @@ def _fault(status: str, message: str) -> Answer:
     return Answer(None, status, message, None, None)
 
 
+def result_columns(answer: Answer | None, with_confidence: bool) -> dict[str, Any]:
+    """A row of a `try_` function: `error` is null exactly for rows that are ok."""
+    if answer is None:
+        columns: dict[str, Any] = {"response": None, "error": "null_instruction: the text is null"}
+    else:
+        error = None if answer.status == "ok" else ": ".join(filter(None, (answer.status, answer.error)))
+        columns = {"response": answer.response, "error": error}
+    if with_confidence:
+        columns["confidence"] = answer.extras[0] if answer is not None and answer.extras else None
+    return columns
+
+
 def ask_generate(caller: Caller, instruction: str, context: Any = None) -> Question:
     """dolly_generate(instruction[, context])."""
     text = context if isinstance(context, str) and context else None

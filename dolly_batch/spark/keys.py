@@ -58,6 +58,12 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     return json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 
+def asked_settings(job: JobConfig) -> str:
+    """What stands in the job file of how rows become questions, as text: an open plan is gone on with for the same."""
+    settings = {"task": job.task.model_dump(by_alias=True), "long_prompt": job.limits.long_prompt}
+    return json.dumps(settings)
+
+
 def request_key(header: str, instruction: Column, context: Column) -> Column:
     """128 bits, as hex, over a length-prefixed encoding of all that is asked. An empty context is no context."""
     context = F.when(F.length(context) > 0, context)

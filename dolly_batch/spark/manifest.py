@@ -65,6 +65,8 @@ class Plan:
     slots: int
     retries: bool
     """Whether rows that the output holds are answered again (`--retry`)."""
+    asked: str = ""
+    """The settings of the task, as `keys.asked_settings` writes them."""
     input_version: int | None = None
     token_histogram: dict[str, int] = field(default_factory=dict)
 

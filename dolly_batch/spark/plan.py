@@ -22,7 +22,7 @@ from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path
 from dolly_batch.spark.estimate import Rate, slot_rate
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.keys import content_row_key, request_header, request_key, row_key
+from dolly_batch.spark.keys import asked_settings, content_row_key, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.parts import SCHEMA, read_part, write_part
@@ -209,6 +209,7 @@ class _Planner:
             estimated_s=work_s / slots,
             slots=slots,
             retries=bool(self.request.retry),
+            asked=asked_settings(job),
             input_version=self.source.version,
             token_histogram=facts.histogram,
         )

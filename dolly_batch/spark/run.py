@@ -17,7 +17,7 @@ from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.keys import request_header
+from dolly_batch.spark.keys import asked_settings, request_header
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.manifest import (
     ABANDONED,
@@ -153,6 +153,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     target = target_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
     same = (
         plan.header == request_header(job, plan.model_identity)
+        and plan.asked == asked_settings(job)
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dolly_batch.errors import ConfigError
 
-CHARS_PER_TOKEN = 3  # of ordinary text; a bound that leaves some room
+CHARS_PER_TOKEN = 2  # ordinary text has three or four, names fewer
 DEFAULT_CHARS = 200
 DEFAULT_ITEMS = 10
 MIN_CHARS, MIN_ITEMS = 8, 2

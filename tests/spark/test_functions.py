@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import types as T
 
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
+from dolly_batch.spark.struct import json_schema
+from dolly_batch.tasks.ddl import parse_ddl
 from tests.conftest import PROJECT
 from tests.spark.desk import Desk
+from tests.tasks.test_schema import DDL
 
 ENGINE = {"kind": "plain", "num_threads": 1}
 LABELS = ["positive", "negative"]
@@ -68,10 +72,6 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     assert {key: row["classify"] for key, row in found.items()} == {k: row["response"] for k, row in labels.items()}
     assert [labels[key]["response"] for key in ("1", "2", "null")] == ["positive", "negative", None]
     assert found["1"]["tried"]["confidence"] == pytest.approx(labels["1"]["confidence"], abs=1e-5)
-    found_by_job = run_job(job_desk, "people", task={"kind": "extract", "schema": "name STRING, age INT"})
-    structs = {key: row["response"] for key, row in found_by_job.items()}
-    extracted = {key: None if row["extract"] is None else json.loads(row["extract"]) for key, row in found.items()}
-    assert extracted == structs
     asked = {"path": str(job_desk.folder / "input.jsonl"), "format": "json", "id": "id"}
     texts = run_job(job_desk, "texts", input={**asked, "instruction": "ask", "context": "text"})
     assert [found[key]["generate"] for key in ("1", "2", "3")] == [texts[key]["response"] for key in ("1", "2", "3")]
@@ -85,7 +85,7 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     three = spark.table("texts").filter("id = '3'")
     person = three.select(functions.extract("text", "name STRING, age INT").alias("person"))
     assert person.schema["person"].dataType.simpleString() == "struct<name:string,age:int>"
-    assert person.first().person.asDict() == structs["3"]  # type: ignore[union-attr]
+    assert person.first().person.asDict() == json.loads(found["3"]["extract"])  # type: ignore[union-attr]
     long = spark.table("texts").filter("id IN ('long', 'null')")
     summaries = long.selectExpr("id", "try_dolly_summarize(text, 9) AS summary").collect()
     assert {row.id: row.summary.response is not None for row in summaries} == {"long": True, "null": False}
@@ -121,6 +121,11 @@ def test_over_spark_connect_they_give_the_same(job_desk: Desk, tmp_path: Path) -
         key: {**row, "tried": {**row["tried"], "confidence": pytest.approx(row["tried"]["confidence"], abs=1e-5)}}
         for key, row in expected.items()
     }
+
+
+def test_schemas_are_read_as_the_job_reads_them(spark: SparkSession) -> None:
+    for ddl in DDL:
+        assert parse_ddl(ddl) == json_schema(T._parse_datatype_string(ddl), "task.schema")
 
 
 def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:

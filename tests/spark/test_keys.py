@@ -133,3 +133,27 @@ def test_the_header_names_what_changes_answers_and_nothing_else(tmp_path: Path) 
         penalized = {"do_sample": do_sample, "repetition_penalty": 1.2}
         assert header(generation={"do_sample": do_sample}) != header(generation=penalized)
     assert header(model={"path": "tiny", "quantization": "int8"}) != usual
+
+
+def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_is_not_twice(desk: Desk) -> None:
+    desk.document["input"] = {"path": "in", "format": "parquet"}
+    labels = {"kind": "classify", "labels": ["a", "b"]}
+    tasks: list[dict[str, Any]] = [
+        labels,
+        {**labels, "labels": ["b", "a"]},
+        {**labels, "none_below": 0.5},
+        {**labels, "normalization": "per_token"},
+        {**labels, "calibration": "contextual"},
+        {**labels, "with_end": False},
+        {"kind": "extract", "schema": "a INT"},
+        {"kind": "extract", "schema": "a BIGINT"},
+        {"kind": "extract", "schema": "a INT", "max_chars": 7},
+        {"kind": "summarize"},
+        {"kind": "generate"},
+    ]
+    headers = [request_header(desk.job(task=task), "model") for task in tasks]
+    assert len(set(headers)) == len(tasks)
+    assert request_header(desk.job(task={"kind": "summarize", "max_words": 9}), "model") == headers[-2]
+    assert request_header(desk.job(task={"template": "{a}"}), "model") == headers[-1]
+    # Labels are scored: how text would be generated is no part of the question.
+    assert request_header(desk.job(task=labels, generation={"max_new_tokens": 7}), "model") == headers[0]

@@ -8,6 +8,7 @@ from dolly_batch.errors import ConfigError, InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.spark.desk import Desk
+from tests.spark.staging_desk import staged
 
 LABELS = ["positive", "negative"]
 ASK = "Is this review positive or negative?"
@@ -54,12 +55,9 @@ def test_classify_gives_one_of_the_labels_with_its_confidence(tiny_desk: Desk) -
         assert (row["confidence"], row["margin"]) == pytest.approx((first, first - second))
         assert row["label_scores"][row["response"]] == row["confidence"]
         assert (row["num_completion_tokens"], row["finish_reason"], row["error"]) == (0, None, None)
-    again = tiny_desk.run(task={**task, "none_below": 1.0}, output={"keep": ["gold"]}, limits={"max_error_share": 1.0})
-    assert again.num_answered_by_model == len(told)  # other settings are other questions
-    assert {(row["response"], row["status"]) for row in tiny_desk.rows() if row["gold"]} == {(None, "ok")}
 
 
-def test_extract_gives_a_struct_and_takes_up_what_was_cut_off(tiny_desk: Desk) -> None:
+def test_extract_gives_a_struct(tiny_desk: Desk) -> None:
     rows = [
         {"id": str(n), "text": f"Ada Berg, aged {n + 30}, is often here. Ada Berg lives in Paris."} for n in range(6)
     ]
@@ -73,15 +71,6 @@ def test_extract_gives_a_struct_and_takes_up_what_was_cut_off(tiny_desk: Desk) -
     found = {row["id"]: row["response"] for row in tiny_desk.rows()}
     assert found["null"] is None
     assert [found[str(n)]["age"] for n in range(6)] == [n + 30 for n in range(6)]
-    # An answer that does not fit is no object, whole or not.
-    report = tiny_desk.run(
-        task={**task, "max_chars": 60},
-        generation={"max_new_tokens": 20},
-        output={"path": str(tiny_desk.folder / "cut")},
-    )
-    assert report.by_status["truncated"] >= 1
-    cut = tiny_desk.spark.read.parquet(str(tiny_desk.folder / "cut")).filter("status = 'truncated'").collect()
-    assert all(row["response"] is None and "not complete" in row["error"] for row in cut)
 
 
 def test_an_answer_that_is_no_object_is_invalid_output(desk: Desk) -> None:
@@ -121,20 +110,20 @@ def test_a_template_takes_any_columns_and_braces_in_data_are_data(desk: Desk) ->
     desk.put(ROWS)
     desk.document["input"] = {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id"}
     task = {"template": "Translate to {language} ({n}, {{as is}}): {text}"}
-    desk.run(task=task)
-    found = {row["id"]: (row["response"], row["status"]) for row in desk.rows()}
-    assert found["1"] == ("Translate to French (3, {as is}): braces {language} {{x}}", "ok")
-    assert found["2"] == (None, "null_instruction")
-    assert found["3"] == ("Translate to {text} (4, {as is}): a\\b %s", "ok")
     example = {"instruction": "Translate to Dutch: yes", "response": "ja"}
     desk.run(task={**task, "examples": [example]})
-    first = {row["id"]: row["response"] for row in desk.rows()}["3"]
-    assert first.endswith("Instruction: Translate to {text} (4, {as is}): a\\b %s")
-    assert "Translate to Dutch: yes\nResponse: ja\n" in first
+    found = {row["id"]: (row["response"], row["status"]) for row in desk.rows()}
+    shown = "Instruction: Translate to Dutch: yes\nResponse: ja\n\nInstruction: "
+    assert found["1"] == (shown + "Translate to French (3, {as is}): braces {language} {{x}}", "ok")
+    assert found["2"] == (None, "null_instruction")
+    assert found["3"] == (shown + "Translate to {text} (4, {as is}): a\\b %s", "ok")
     assert "did you mean `language`" in str(desk.refused(task={"template": "{langage}"}))
 
 
-@pytest.mark.parametrize("side", ["truncate_left", "truncate_right", "truncate_middle"])
+OTHERS = [pytest.param(side, marks=pytest.mark.chaos) for side in ("truncate_right", "truncate_middle")]
+
+
+@pytest.mark.parametrize("side", ["truncate_left", *OTHERS])
 def test_long_prompts_are_cut_and_the_tokens_told(desk: Desk, side: str) -> None:
     words = " ".join(f"w{n}" for n in range(3000))
     rows = [
@@ -178,6 +167,17 @@ def test_another_task_or_schema_into_a_table_is_refused_with_the_difference(desk
         refused = desk.refused(task=task)
         assert isinstance(refused, OutputError)
         assert line in str(refused)
+
+
+def test_an_open_plan_is_not_gone_on_with_by_another_task(desk: Desk) -> None:
+    desk.put([{"id": "a", "instruction": "x"}])
+    desk.document["input"] = {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id"}
+    staged(desk, task={"template": "Say {instruction}"})
+    for sections in ({"task": {"template": "Sing {instruction}"}}, {"limits": {"long_prompt": "truncate_left"}}):
+        refused = desk.refused(**{"task": {"template": "Say {instruction}"}, **sections})
+        assert "open plan" in str(refused)
+    assert desk.run(task={"template": "Say {instruction}"}).outcome == "complete"
+    assert desk.rows()[0]["response"] == "Say x"
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from dolly_batch.errors import ConfigError
+from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
 from dolly_batch.tasks.ddl import parse_ddl
-from dolly_batch.tasks.extract import parse_object
+from dolly_batch.tasks.extract import Extract, parse_object
 from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tasks.work import Subject
 
 
 def objects(**properties: Any) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def test_bounds_shrink_until_the_longest_answer_fits() -> None:
         bounded = bound_schema(schema, tokens)["properties"]
         chars, items = bounded["name"]["maxLength"], bounded["tags"]["maxItems"]
         longest = {"name": "x" * chars, "tags": ["x" * chars] * items, "kind": "a"}
-        assert len(json.dumps(longest)) <= 3 * tokens
+        assert len(json.dumps(longest)) <= 2 * tokens
         sizes.append((items, chars))
     assert sizes == sorted(sizes)
     assert sizes[-1] == (10, 200)
@@ -86,3 +88,24 @@ def test_an_answer_is_an_object_or_nothing() -> None:
     assert parse_object(' {"a":1} ') == '{"a": 1}'
     assert parse_object('{"a": "\\ud800"}') == '{"a": "???"}'.replace("???", "\ufffd" * 3)
     assert [parse_object(text) for text in ("[1]", '{"a"', "", "null")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("completion", "response", "status"),
+    [
+        (Completion("0", '{"a": 1}', (1, 2), "stop", 9), '{"a": 1}', "ok"),
+        (Completion("0", '{"a": 1}', (1, 2), "length", 9), None, "truncated"),
+        (Completion("0", '{"a": ', (1, 2), "length", 9), None, "truncated"),
+        (Completion("0", "no object", (1, 2), "stop", 9), None, "invalid_output"),
+        (Completion("0", "", (), None, 9, Failure("model_error", "broken")), None, "model_error"),
+    ],
+)
+def test_what_is_not_complete_or_not_an_object_is_no_response(
+    completion: Completion, response: str | None, status: str
+) -> None:
+    work = Extract(GenerationParams(), "{}").begin(Subject("Extract.", "text", 3))
+    (asked,) = work.start()
+    assert isinstance(asked, PromptRow)
+    assert (asked.grammar, asked.seed, asked.context) == ("{}", 3, "text")
+    answer = work.take(completion)
+    assert (answer.response, answer.status) == (response, status)
