@@ -14,7 +14,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
-from dolly_batch.spark.resources import task_device
+from dolly_batch.spark.device import task_device
 from dolly_batch.tasks import classify, extract, summarize
 from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tasks.generate import Generate

@@ -16,8 +16,8 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
 from dolly_batch.records import Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
+from dolly_batch.spark.device import task_device
 from dolly_batch.spark.fields import TASK_FIELDS
-from dolly_batch.spark.resources import task_device
 from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.

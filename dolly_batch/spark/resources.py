@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from dolly_batch.spark.session import is_connect, is_local, num_slots
@@ -32,13 +31,6 @@ def gpu_profile(spark: SparkSession) -> Any:
 
     requests = TaskResourceRequests().cpus(_task_cpus(spark)).resource("gpu", 1.0 / TASKS_PER_GPU)
     return ResourceProfileBuilder().require(requests).build
-
-
-def task_device() -> str | None:
-    """In a task: the GPU that Spark gave it, or None for the engine's own choice."""
-    context = TaskContext.get()
-    resources = context.resources() if context is not None else {}
-    return f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
 
 
 def generation_slots(spark: SparkSession) -> int:

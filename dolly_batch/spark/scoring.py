@@ -23,9 +23,10 @@ from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import ScoreRow
 from dolly_batch.records import EngineSpec
 from dolly_batch.report import ProgressLine
+from dolly_batch.spark.device import task_device
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.partition import ROWS_PER_BATCH, Progress
-from dolly_batch.spark.resources import generation_slots, gpu_profile, task_device
+from dolly_batch.spark.resources import generation_slots, gpu_profile
 from dolly_batch.tasks.evaluate.question import Question
 
 SHARDS_PER_SLOT = 4

@@ -37,7 +37,7 @@ def test_tiny_chooses_as_float32_does(dtype: str) -> None:
         pytest.skip(f"the small model is not at {TINY}")
     exact, short = pair(TINY, dtype)
     assert isinstance(exact.encoder, PromptEncoder)
-    lines = next((PACKAGE / "samples").glob("*.jsonl")).read_text().splitlines()
+    lines = (PACKAGE / "samples" / "instructions.jsonl").read_text().splitlines()
     samples = [sample for sample in map(json.loads, lines) if (sample["instruction"] or "").strip()]
     prompts = [tuple(exact.encoder.encode(sample["instruction"], sample.get("context"))) for sample in samples]
     params = GenerationParams(max_new_tokens=60, do_sample=False)
