@@ -13,7 +13,7 @@ from dolly_batch.engine.grammar import Grammars, to_lark
 from dolly_batch.engine.model import LoadedModel, load_model
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import generate
-from dolly_batch.records import Completion, Failure, GenerationParams, Request
+from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
 from dolly_batch.tasks.schema import bound_schema, check_schema
 from dolly_batch.tiny import MODEL_FOLDER, texts
