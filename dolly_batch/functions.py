@@ -9,7 +9,9 @@ looking around and for small tables: Spark may plan a query so that a function r
 nothing, and nothing tells what was paid for already. Large tables belong to the job.
 """
 
+import getpass
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from dolly_batch.config import check_job
 from dolly_batch.config_task import ExtractTask
+from dolly_batch.engine.folder import MANIFEST
 from dolly_batch.errors import ConfigError
 from dolly_batch.report import say
 from dolly_batch.spark import calls
@@ -93,11 +96,14 @@ def register(
     """Register the functions in a session, for SQL and for Python.
 
     `generation` and `engine` hold the keys of a job file's sections; decoding is greedy unless `generation` says
-    otherwise, and then a row's seed is made from its text. A model from a hub is staged in `stage_dir`, which the
-    driver and all executors must see. Raises ConfigError and ModelError as a job does.
+    otherwise, and then a row's seed is made from its text. A model that is not a staged folder is staged in
+    `stage_dir`, which the driver and all executors must see (`tiny` by default in the machine's folder for temporary
+    files, which does for one machine). Raises ConfigError and ModelError as a job does.
     """
-    if stage_dir is None and model != "tiny" and not Path(model).is_dir():
-        raise ConfigError(f"model {model!r}: give `stage_dir`, a folder that driver and executors share")
+    if stage_dir is None and model != "tiny" and not Path(model, MANIFEST).is_file():
+        raise ConfigError(
+            f"model {model!r} is not a staged folder: give `stage_dir`, a folder that driver and executors share"
+        )
     document: dict[str, Any] = {
         "name": "functions",
         "model": {"path": model, "revision": revision, "dtype": dtype},
@@ -107,7 +113,8 @@ def register(
         # A function has neither; a job must have both.
         "input": {"table": "none"},
         "output": {"table": "none"},
-        "work_dir": stage_dir or "dolly-batch",
+        # Unused by a staged folder; `tiny` is copied out of the package, which may be a zip.
+        "work_dir": stage_dir or str(Path(tempfile.gettempdir(), f"dolly-batch-{getpass.getuser()}")),
     }
     job = check_job(document, "dolly_batch.functions.register")
     found = resolve_model(spark, job, files_for(spark, job.work_dir)[1], say)
