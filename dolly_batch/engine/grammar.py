@@ -3,32 +3,22 @@
 The masks are llguidance's. It was chosen over xgrammar because it needs nothing (xgrammar brings torch, pydantic and
 triton), reads the model's own tokenizer.json, and says which tokens are forced.
 
-A schema is the small part of JSON Schema that `tasks/schema.py` lets through: objects whose fields all stand there in
-order, each a value or null; arrays; strings; numbers; booleans. It is written as a grammar of our own, not handed over
-as it is, because JSON's numbers may have any number of digits, and white space any length.
+What a schema becomes is told in lark.py.
 """
 
+import importlib
 import json
-import re
 from collections import deque
-from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dolly_batch.engine.lark import to_lark
 from dolly_batch.errors import EngineError
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Failure, Request
-
-# At most what a double and a decimal hold, and no exponents: tables are read by people too.
-_NUMBER = r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?"
-_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
-_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
-# A character, as it is or escaped; no control characters, and no halves of surrogate pairs.
-_CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])'
 
 
 class Grammars:
@@ -43,10 +33,7 @@ class Grammars:
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def refuse(self, request: Request) -> Failure | None:
-        """Why a request's schema cannot be followed; None when it can, or when there is none.
-
-        Raises EngineError where llguidance is not installed.
-        """
+        """Why a request's schema cannot be followed; None when it can, or when there is none."""
         compiled = None if request.grammar is None else self._compiled(request.grammar)
         return compiled if isinstance(compiled, Failure) else None
 
@@ -64,28 +51,22 @@ class Grammars:
         encoder = self._encoder
         if not isinstance(encoder, PromptEncoder):
             raise EngineError("a grammar needs a model with Dolly's end marker")
-        return _llguidance().LLTokenizer(str(encoder.path), n_vocab=self._vocab_size, eos_token=encoder.end_id)
+        llguidance = importlib.import_module("llguidance")
+        return llguidance.LLTokenizer(str(encoder.path), n_vocab=self._vocab_size, eos_token=encoder.end_id)
 
     def _compile(self, schema: str) -> Any:
         try:
             grammar = to_lark(json.loads(schema))
         except (ValueError, KeyError, TypeError) as error:
             return Failure("model_error", f"not a schema that can be followed: {type(error).__name__}")
-        kind: Any = _llguidance().LLMatcher
+        try:
+            kind: Any = importlib.import_module("llguidance").LLMatcher
+        except ImportError:
+            return Failure("model_error", "the package llguidance is missing where the model runs: pip install it")
         matcher = kind(self._tokenizer, kind.grammar_from_lark(grammar), log_level=0)
         if matcher.is_error():
             return Failure("model_error", f"the schema cannot be compiled: {matcher.get_error()[:300]}")
         return matcher
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise EngineError(
-            "extraction needs the package llguidance where the model runs: pip install llguidance"
-        ) from error
-    return llguidance
 
 
 class Constraint:
@@ -127,52 +108,3 @@ class Constraint:
 @lru_cache(maxsize=1)
 def _shifts() -> Tensor:
     return torch.arange(32, dtype=torch.int32)
-
-
-def to_lark(schema: Mapping[str, Any]) -> str:
-    """Write the schema as a grammar in llguidance's dialect of Lark; separators are those of json.dumps."""
-    rules: list[str] = []
-    names = (f"r{number}" for number in count())
-    start = _rule(schema, rules, names)
-    return "\n".join([f"start: {start}", *rules]) + "\n"
-
-
-def _rule(schema: Mapping[str, Any], rules: list[str], names: Iterator[str]) -> str:
-    name = next(names)
-    kind = schema["type"]
-    if kind == "object":
-        parts = []
-        for number, (key, value) in enumerate(schema["properties"].items()):
-            lead = ("{" if number == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
-            parts.append(f'{json.dumps(lead, ensure_ascii=False)} ({_rule(value, rules, names)} | "null")')
-        rules.append(f'{name}: {" ".join(parts)} "}}"')
-    elif kind == "array":
-        item = _rule(schema["items"], rules, names)
-        low, high = schema.get("minItems", 0), schema["maxItems"]
-        some = f'"[" {item} (", " {item}){{{max(0, low - 1)},{high - 1}}} "]"' if high else '"[]"'
-        rules.append(f'{name}: "[]" | {some}' if low == 0 and high else f"{name}: {some}")
-    elif kind == "boolean":
-        rules.append(f'{name}: "true" | "false"')
-    elif "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        literals = [json.dumps(json.dumps(value, ensure_ascii=False), ensure_ascii=False) for value in values]
-        rules.append(f"{name}: {' | '.join(literals)}")
-    elif kind == "integer" or (kind == "number" and {"minimum", "maximum"} & set(schema)):
-        rules.append(f"{name}: %json {json.dumps(dict(schema))}")
-    elif kind == "number":
-        rules.append(f"{name}: {name.upper()}\n{name.upper()}: /{_NUMBER}/")
-    else:
-        rules.append(f"{name}: {name.upper()}\n{name.upper()}: /{_string(schema)}/")
-    return name
-
-
-def _string(schema: Mapping[str, Any]) -> str:
-    if schema.get("format") == "date":
-        body = _DATE
-    elif schema.get("format") == "date-time":
-        body = f"{_DATE}T{_TIME}"
-    elif "pattern" in schema:
-        body = f"({str(schema['pattern']).removeprefix('^').removesuffix('$')})"
-    else:
-        body = f"{_CHARACTER}{{{schema.get('minLength', 0)},{schema['maxLength']}}}"
-    return '"' + re.sub(r"(?<!\\)/", r"\\/", body) + '"'

@@ -20,7 +20,7 @@ from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tasks.generate import Generate
 from dolly_batch.tasks.schema import bound_schema, check_schema
 from dolly_batch.tasks.truncate import make_fit
-from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
+from dolly_batch.tasks.work import Answer, Subject, Task, Work, is_blank, row_seed
 
 MIN_LABELS, MAX_LABELS = 2, 500
 
@@ -112,7 +112,7 @@ def _begin(caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any
         return None
     try:
         question = ask(caller, *arguments)
-        if not text.strip():
+        if is_blank(text):
             return _fault("empty_instruction", "the text is blank")
         encoder = _encoder(caller.spec.model_folder)
         limit = caller.max_positions - question.num_reserved

@@ -64,6 +64,11 @@ def asked_settings(job: JobConfig) -> str:
     return json.dumps(settings)
 
 
+def read_settings(job: JobConfig, limit: int | None) -> str:
+    """What stands in the job file, and on the command line, of which rows are read; for open plans, as above."""
+    return json.dumps({"input": job.input.model_dump(by_alias=True), "limit": limit})
+
+
 def request_key(header: str, instruction: Column, context: Column) -> Column:
     """128 bits, as hex, over a length-prefixed encoding of all that is asked. An empty context is no context."""
     context = F.when(F.length(context) > 0, context)

@@ -67,6 +67,8 @@ class Plan:
     """Whether rows that the output holds are answered again (`--retry`)."""
     asked: str = ""
     """The settings of the task, as `keys.asked_settings` writes them."""
+    reads: str = ""
+    """Which rows were read, as `keys.read_settings` writes it."""
     input_version: int | None = None
     token_histogram: dict[str, int] = field(default_factory=dict)
 

@@ -10,11 +10,13 @@ from pyspark.sql import SparkSession
 from dolly_batch.config import EngineConfig, ModelConfig
 from dolly_batch.engine.folder import ModelFolder, inspect_folder
 from dolly_batch.engine.load import runs_fast
+from dolly_batch.engine.machine import may_have_gpu
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.resources import has_gpus
+from dolly_batch.spark.session import is_local
 from dolly_batch.staging.stage import stage_under
 
 
@@ -83,16 +85,22 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     if staged.warning:
         log(staged.warning)
     folder = inspect_folder(staged.folder)
-    facts = _facts(spark, folder, staged.revision, staged.identity)
+    return _runnable(_facts(spark, folder, staged.revision, staged.identity), folder, job)
+
+
+def _runnable(facts: ModelFacts, folder: ModelFolder, job: UsesModel) -> ModelFacts:
+    """The facts, if the job's engine can run such a model there; raises ConfigError if not."""
     if job.engine.kind != "echo":
-        runs_fast(facts.engine_spec(job), folder.architecture, on_cpu=not facts.on_gpu)
+        for quantization in getattr(job, "quantizations", (job.model.quantization,)):
+            spec = replace(facts.engine_spec(job), quantization=quantization)
+            runs_fast(spec, folder.architecture, on_cpu=not facts.on_gpu)
     return facts
 
 
-def planned_model(spark: SparkSession, plan: Plan) -> ModelFacts:
+def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts:
     """The model that an open plan was made with, whatever the hub says by now.
 
-    Raises ModelError when its folder is gone or holds another model.
+    Raises ModelError when its folder is gone or holds another model, ConfigError when the job's engine cannot run it.
     """
     folder = inspect_folder(plan.model_folder)
     if folder.sha256 != plan.model_identity:
@@ -100,7 +108,7 @@ def planned_model(spark: SparkSession, plan: Plan) -> ModelFacts:
             f"{plan.model_folder}: it is not the model that the open plan {plan.plan_id} was made with; "
             "put that one back, or close the plan with --abandon"
         )
-    return _facts(spark, folder, plan.model_revision, plan.model_identity)
+    return _runnable(_facts(spark, folder, plan.model_revision, plan.model_identity), folder, job)
 
 
 def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, identity: str) -> ModelFacts:
@@ -111,7 +119,7 @@ def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, ident
         identity=identity,
         max_positions=folder.max_positions,
         num_parameters=num_bytes // 2,
-        on_gpu=has_gpus(spark),
+        on_gpu=has_gpus(spark) or (is_local(spark) and may_have_gpu()),
     )
 
 

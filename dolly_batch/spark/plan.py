@@ -17,12 +17,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from dolly_batch.config import JobConfig
-from dolly_batch.errors import InputError, Refused
+from dolly_batch.errors import InputError, OutputError, Refused
 from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path
 from dolly_batch.spark.estimate import Rate, slot_rate
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.keys import asked_settings, content_row_key, request_header, request_key, row_key
+from dolly_batch.spark.keys import asked_settings, content_row_key, read_settings, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.parts import SCHEMA, read_part, write_part
@@ -90,6 +90,7 @@ class _Planner:
             keyed = self._kept(self._keyed(), "keyed")
         if self.source.ids:
             self._check_ids(keyed)
+        self._check_merge()
         rows = self._kept(self._with_held(self._limited(keyed)), "rows")
         facts = read_facts(rows)
         plan = self._draft_plan(facts)
@@ -147,6 +148,20 @@ class _Planner:
             f"input.id ({columns}): {num_rows} rows have a null or repeated id ({bad[2] or 0} null){shown}. "
             "Ids must be unique; set input.on_bad_id: status to pass over such rows with the status duplicate_id"
         )
+
+    def _check_merge(self) -> None:
+        """Refuse to merge into a table that holds a row key more than once: both rows would become the new one."""
+        table = self.target.read() if self.job.output.mode == "merge" else None
+        if table is None:
+            return
+        keys = table.select(self.target.row_key().alias("row_key"))
+        repeated = keys.groupBy("row_key").count().filter(F.col("count") > 1).orderBy("row_key").limit(3).collect()
+        if repeated:
+            shown = ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in repeated)
+            raise OutputError(
+                f"output {self.job.output.name}: mode merge needs one row for each id, and the table holds {shown}; "
+                "go on with mode append, or delete the older rows first"
+            )
 
     def _limited(self, keyed: DataFrame) -> DataFrame:
         if self.source.ids and self.job.input.on_bad_id == "status":
@@ -210,6 +225,7 @@ class _Planner:
             slots=slots,
             retries=bool(self.request.retry),
             asked=asked_settings(job),
+            reads=read_settings(job, self.request.limit),
             input_version=self.source.version,
             token_histogram=facts.histogram,
         )
@@ -246,7 +262,7 @@ class _Planner:
         todo = rows.filter(F.col("state") == TODO).withColumn("shard", shard)
         todo = todo.withColumn("wave", F.floor(F.col("shard") / per_wave).cast("int"))
         ordered = todo.repartition(min(shards, 1000), "shard").sortWithinPartitions(
-            "wave", "shard", F.desc("num_prompt_tokens")
+            "wave", "shard", F.desc("num_prompt_tokens"), "request_key"
         )
         path = f"{self.draft}/snapshot/{TODO}"
         write_part(self.files, ordered.drop("state", "status", "error"), path, partition_by=("wave", "shard"))

@@ -6,7 +6,7 @@ Found out before any work, by trying: they import it, look for the model, and wr
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def check_executors(spark: SparkSession, target: Target, model_folder: str) -> N
     """
     if is_local(spark):
         return
-    check_package(spark, num_slots(spark), with_model=target.job.engine.kind != "echo")
+    check_package(spark, num_slots(spark), target.job.engine.kind != "echo", _also_needed(target))
     _try_on_executors(spark, "", {}, model_folder)
     check_gpus(spark, target.job, model_folder)
 
@@ -46,21 +46,29 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: Target, m
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
     if target.path is not None and isinstance(target.files, LocalFiles):
         shared["output.path"] = str(Path(target.path).parent)
-    check_folders(spark, files, shared, model_folder, with_model=target.job.engine.kind != "echo")
+    with_model = target.job.engine.kind != "echo"
+    check_folders(spark, files, shared, model_folder, with_model=with_model, also=_also_needed(target))
     check_gpus(spark, target.job, model_folder)
 
 
 def check_folders(
-    spark: SparkSession, files: Files, shared: dict[str, str], model_folder: str | None, *, with_model: bool
+    spark: SparkSession,
+    files: Files,
+    shared: dict[str, str],
+    model_folder: str | None,
+    *,
+    with_model: bool,
+    also: Sequence[str] = (),
 ) -> None:
     """Check the package, the model (None: there is none) and the plain folders that executors are to share.
 
-    `shared` names each folder by the key of the job that it belongs to; `with_model` asks for what loads a model.
+    `shared` names each folder by the key of the job that it belongs to; `with_model` asks for what loads a model,
+    `also` for modules beside that.
     Raises as `check_shared` does.
     """
     if is_local(spark):
         return
-    check_package(spark, num_slots(spark), with_model=with_model)
+    check_package(spark, num_slots(spark), with_model, also)
     name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     try:
         written = _try_on_executors(spark, name, shared, model_folder)
@@ -74,6 +82,11 @@ def check_folders(
     finally:
         for folder in shared.values():
             files.delete(f"{folder}/{name}")
+
+
+def _also_needed(target: Target) -> tuple[str, ...]:
+    with_grammar = target.job.task.kind == "extract" and target.job.engine.kind != "echo"
+    return ("llguidance",) if with_grammar else ()
 
 
 def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folder: str) -> None:

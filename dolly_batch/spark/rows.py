@@ -42,7 +42,9 @@ def judge(
     subject = F.col("text" if asking.reads_text else "instruction")
     limit = max_positions - asking.num_reserved
     most = CHARACTERS_AT_MOST if fitted or asking.any_length else max_positions * CHARACTERS_PER_TOKEN_AT_MOST
-    rows = rows.withColumn("fault", _fault(subject, most))
+    # Blank is what the row itself brings; template and examples stand around it in every row.
+    own = F.col("text") if asking.reads_text else F.concat_ws("", "values")
+    rows = rows.withColumn("fault", _fault(subject, own, most))
     runs = F.col("fault").isNull()
     # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
     context = F.when(runs, F.col("context"))
@@ -80,10 +82,10 @@ def _cut_text(name: str, was_cut: Column) -> Column:
     return F.when(was_cut, F.col(f"count.{name}")).otherwise(F.col(name)).alias(name)
 
 
-def _fault(subject: Column, max_chars: int) -> Column:
+def _fault(subject: Column, own: Column, max_chars: int) -> Column:
     """The status of a row that cannot run, as far as the JVM can tell; null for one that may.
 
-    `subject` is the row's own text, which must not be null or blank.
+    `subject` is what is asked, which must not be null; `own` the part of it that is the row's, which must not be blank.
     """
     instruction, context, key = F.col("instruction"), F.col("context"), F.col("row_key")
     valid = F.is_valid_utf8(instruction) & F.coalesce(F.is_valid_utf8(context), F.lit(True))
@@ -93,7 +95,7 @@ def _fault(subject: Column, max_chars: int) -> Column:
         F.when(subject.isNull(), "null_instruction")
         .when(~valid, "bad_encoding")
         .when(num_chars > max_chars, "too_long")
-        .when(subject.rlike(BLANK), "empty_instruction")
+        .when(own.rlike(BLANK), "empty_instruction")
     )
 
 

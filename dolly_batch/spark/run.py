@@ -17,7 +17,7 @@ from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.keys import asked_settings, request_header
+from dolly_batch.spark.keys import asked_settings, read_settings, request_header
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.manifest import (
     ABANDONED,
@@ -153,17 +153,18 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     target = target_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
     same = (
         plan.header == request_header(job, plan.model_identity)
-        and plan.asked == asked_settings(job)
+        and plan.asked in ("", asked_settings(job))  # plans of earlier versions do not tell
+        and plan.reads in ("", read_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)
     )
     if not same:
         raise Refused(
-            f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, output or "
-            "--retry): finish it with those, or close it with --abandon and start anew"
+            f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, input, "
+            "output, --limit or --retry): finish it with those, or close it with --abandon and start anew"
         )
-    model = planned_model(spark, plan)
+    model = planned_model(spark, plan, job)
     check_shared(spark, files, work, target, model.folder)
     num_done = len(folder.staged_waves())
     say(f"going on with plan {plan.plan_id}: {num_done} of {len(plan.waves)} waves are finished")

@@ -41,12 +41,12 @@ def archive_of_package() -> Path | None:
     return Path(loader.archive) if isinstance(loader, zipimporter) else None
 
 
-def check_package(spark: SparkSession, num_tasks: int, with_model: bool) -> None:
-    """Check that executors can import this version of the package and what it needs there.
+def check_package(spark: SparkSession, num_tasks: int, with_model: bool, also: Sequence[str] = ()) -> None:
+    """Check that executors can import this version of the package and what it needs there, and the modules `also`.
 
     Raises Refused, naming what is missing where, and what to do about it.
     """
-    modules = (*PLANNING_NEEDS, *(MODEL_NEEDS if with_model else ()))
+    modules = (*PLANNING_NEEDS, *(MODEL_NEEDS if with_model else ()), *also)
     find = F.udf(_finder(dolly_batch.__version__, modules), "string", useArrow=False)
     rows = spark.range(0, num_tasks, 1, num_tasks).select(find().alias("fault")).distinct().collect()
     faults = sorted(row[0] for row in rows if row[0])

@@ -8,6 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import types as T
 
 from dolly_batch.config_task import ExtractTask
+from dolly_batch.engine.lark import fault_of
 from dolly_batch.errors import ConfigError
 from dolly_batch.tasks.schema import INT_RANGE, bound_schema, check_schema
 
@@ -19,8 +20,18 @@ def struct_type(task: ExtractTask) -> T.StructType:
     if isinstance(task.columns, str) and not task.columns.lstrip().startswith("{"):
         parsed = _parse_ddl(task.columns)
         json_schema(parsed, "task.schema")
-        return parsed
+        text: T.StructType = _without_lengths(parsed)
+        return text
     return _struct(check_schema(_document(task.columns)))
+
+
+def _without_lengths(kind: Any) -> Any:
+    """The type with plain strings: `varchar(n)` bounds what is written, and Spark parses no JSON into it."""
+    if isinstance(kind, T.StructType):
+        return T.StructType([T.StructField(field.name, _without_lengths(field.dataType)) for field in kind.fields])
+    if isinstance(kind, T.ArrayType):
+        return T.ArrayType(_without_lengths(kind.elementType))
+    return T.StringType() if isinstance(kind, (T.VarcharType, T.CharType)) else kind
 
 
 def extract_schema(task: ExtractTask, max_new_tokens: int) -> dict[str, Any]:
@@ -29,7 +40,10 @@ def extract_schema(task: ExtractTask, max_new_tokens: int) -> dict[str, Any]:
         schema = json_schema(_parse_ddl(task.columns), "task.schema")
     else:
         schema = check_schema(_document(task.columns))
-    return bound_schema(schema, max_new_tokens, task.max_chars, task.max_items)
+    bounded = bound_schema(schema, max_new_tokens, task.max_chars, task.max_items)
+    if fault := fault_of(bounded):
+        raise ConfigError(f"task.schema: cannot be followed while an answer is written: {fault}")
+    return bounded
 
 
 def _document(schema: str | dict[str, Any]) -> Any:

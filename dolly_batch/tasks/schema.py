@@ -14,6 +14,7 @@ CHARS_PER_TOKEN = 2  # ordinary text has three or four, names fewer
 DEFAULT_CHARS = 200
 DEFAULT_ITEMS = 10
 MIN_CHARS, MIN_ITEMS = 8, 2
+PATTERN_CHARS = 256
 _NUMBER_CHARS = 12
 
 # The keys of each type that mean something here; annotations are let through.
@@ -115,7 +116,9 @@ def _bounded(schema: Mapping[str, Any], chars: int, items: int) -> dict[str, Any
     elif found["type"] == "array":
         found["items"] = _bounded(found["items"], chars, items)
         found.setdefault("maxItems", max(items, found.get("minItems", 0)))
-    elif found["type"] == "string" and not {"enum", "const", "format", "pattern"} & set(found):
+    elif "pattern" in found:  # its own bounds are not known; this one keeps an open end from running on
+        found.setdefault("maxLength", max(PATTERN_CHARS, found.get("minLength", 0)))
+    elif found["type"] == "string" and not {"enum", "const", "format"} & set(found):
         found.setdefault("maxLength", max(chars, found.get("minLength", 0)))
     return found
 
@@ -134,5 +137,5 @@ def _num_chars(schema: Mapping[str, Any], shortest: bool = False) -> int:
     if kind == "string":
         if "enum" in schema:
             return 2 + max(len(str(value)) for value in schema["enum"])
-        return 2 + int(schema.get("maxLength", 30))
+        return 2 + (30 if "pattern" in schema else int(schema.get("maxLength", 30)))
     return _NUMBER_CHARS if kind in ("integer", "number") else 5

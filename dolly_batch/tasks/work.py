@@ -11,8 +11,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from unicodedata import category
 
 from dolly_batch.records import Completion, Row, Scores
+
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ class Task(Protocol):
 
     def prepared(self, answers: Sequence[Completion | Scores]) -> "Task":
         """The task with the answers to `prepare`, in its order. Raises EngineError when one of them failed."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control and format characters, and the blank letters alone."""
+    return all(c.isspace() or c in _BLANK_LETTERS or category(c) in ("Zs", "Zl", "Zp", "Cc", "Cf") for c in text)
 
 
 def row_seed(seed: int, row_key: str) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dolly_batch.engine.grammar import Grammars, to_lark
+from dolly_batch.engine.grammar import Grammars
+from dolly_batch.engine.lark import fault_of, to_lark
 from dolly_batch.engine.model import LoadedModel, load_model
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import generate
@@ -161,3 +162,36 @@ def test_names_of_fields_stand_in_the_grammar_as_json_has_them() -> None:
     grammar = to_lark(schema_of(WIDE, 256))
     assert r'"{\"name\": "' in grammar
     assert r", \"odd \\\"key\\\"/\\\\\": " in grammar
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "fits"),
+    [
+        ({"type": "string", "format": "date"}, "2024-01-31", True),
+        ({"type": "string", "format": "date"}, "2024-02-29", True),
+        ({"type": "string", "format": "date"}, "2023-02-29", False),
+        ({"type": "string", "format": "date"}, "1900-02-29", False),
+        ({"type": "string", "format": "date"}, "2023-04-31", False),
+        ({"type": "string", "pattern": "^[^,]+$"}, "a b", True),
+        ({"type": "string", "pattern": "^[^,]+$"}, 'a"b', False),
+        ({"type": "string", "pattern": r"[0-9]+\$"}, "12$", True),
+        ({"type": "string", "pattern": r"[0-9]+\$"}, "12", False),
+    ],
+)
+def test_only_strings_that_json_and_the_calendar_know_can_be_written(
+    tiny: LoadedModel, schema: dict[str, Any], written: str, fits: bool
+) -> None:
+    encoder = dolly(tiny)
+    grammar = grammar_of(schema_of({"x": schema}, 256))
+    constraint = Grammars(encoder, tiny.folder.vocab_size).constraint(
+        Request("", (5,), GenerationParams(), grammar=grammar)
+    )
+    assert constraint is not None
+    taken = [constraint.take(token) for token in encoder.encode_text('{"x": "' + written + '"}')]
+    assert (taken == [None] * len(taken)) == fits
+
+
+def test_a_schema_that_nothing_can_follow_is_told_while_planning() -> None:
+    assert fault_of(schema_of({"x": {"type": "string"}}, 64)) is None
+    assert fault_of(schema_of({"x": {"type": "string", "pattern": "(?=a)"}}, 64))
+    assert fault_of(schema_of({"x": {"type": "string", "minLength": 300, "maxLength": 10}}, 64))

@@ -6,6 +6,7 @@ import pytest
 
 from dolly_batch.errors import ConfigError, InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
+from dolly_batch.spark.run import Options
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.spark.desk import Desk
 from tests.spark.staging_desk import staged
@@ -63,7 +64,7 @@ def test_extract_gives_a_struct(tiny_desk: Desk) -> None:
     ]
     tiny_desk.put([*rows, {"id": "null", "text": None}])
     text_input(tiny_desk)
-    task = {"kind": "extract", "schema": "name STRING, age INT, city STRING, price DOUBLE"}
+    task = {"kind": "extract", "schema": "name VARCHAR(40), age INT, city STRING, price DOUBLE"}
     report = tiny_desk.run(task=task, generation={"max_new_tokens": 64})
     assert report.by_status == {"ok": 6, "null_instruction": 1}
     table = tiny_desk.spark.read.parquet(str(tiny_desk.out))
@@ -103,6 +104,7 @@ ROWS = [
     {"id": "1", "text": "braces {language} {{x}}", "language": "French", "n": 3},
     {"id": "2", "text": None, "language": "French", "n": 3},
     {"id": "3", "text": "a\\b %s", "language": "{text}", "n": 4},
+    {"id": "4", "text": " \u200b", "language": "", "n": ""},
 ]
 
 
@@ -117,6 +119,7 @@ def test_a_template_takes_any_columns_and_braces_in_data_are_data(desk: Desk) ->
     assert found["1"] == (shown + "Translate to French (3, {as is}): braces {language} {{x}}", "ok")
     assert found["2"] == (None, "null_instruction")
     assert found["3"] == (shown + "Translate to {text} (4, {as is}): a\\b %s", "ok")
+    assert found["4"] == (None, "empty_instruction")
     assert "did you mean `language`" in str(desk.refused(task={"template": "{langage}"}))
 
 
@@ -176,6 +179,9 @@ def test_an_open_plan_is_not_gone_on_with_by_another_task(desk: Desk) -> None:
     for sections in ({"task": {"template": "Sing {instruction}"}}, {"limits": {"long_prompt": "truncate_left"}}):
         refused = desk.refused(**{"task": {"template": "Say {instruction}"}, **sections})
         assert "open plan" in str(refused)
+    asked = {"task": {"template": "Say {instruction}"}}
+    assert "open plan" in str(desk.refused(**asked, input={"where": "id = 'b'"}))
+    assert "open plan" in str(desk.refused(Options(limit=1), **asked))
     assert desk.run(task={"template": "Say {instruction}"}).outcome == "complete"
     assert desk.rows()[0]["response"] == "Say x"
 
