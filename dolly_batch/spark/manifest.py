@@ -4,8 +4,12 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/todo/     the rows to answer: wave=N/shard=M/, one file a shard
                    snapshot/aside/    rows that get a status without the model
                    snapshot/reused/   rows whose answers the output already holds (mode overwrite)
-                   staging/wave=N/    answers of a finished wave
+                   snapshot/*.schema.json   the columns of each
+                   staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
+                   progress/wave=N/   how far its tasks are, for the eye alone
+                   swapping.json      a Parquet output is being replaced: by which folder
                    published.json     the commit is made
+                   report.json        the numbers of the run
                    complete.json      the audit has passed
                    abandoned.json     closed by --abandon
 """

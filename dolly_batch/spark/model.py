@@ -8,6 +8,7 @@ from typing import Protocol
 from pyspark.sql import SparkSession
 
 from dolly_batch.config import EngineConfig, ModelConfig
+from dolly_batch.engine.fit import num_parameters
 from dolly_batch.engine.folder import ModelFolder, inspect_folder
 from dolly_batch.engine.load import runs_fast
 from dolly_batch.engine.machine import may_have_gpu
@@ -112,13 +113,12 @@ def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts
 
 
 def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, identity: str) -> ModelFacts:
-    num_bytes = sum((folder.path / name).stat().st_size for name in folder.weight_files)
     return ModelFacts(
         folder=str(folder.path),
         revision=revision,
         identity=identity,
         max_positions=folder.max_positions,
-        num_parameters=num_bytes // 2,
+        num_parameters=num_parameters(folder.config),
         on_gpu=has_gpus(spark) or (is_local(spark) and may_have_gpu()),
     )
 
