@@ -6,6 +6,8 @@ from pathlib import Path
 # Before torch is imported anywhere: on a busy machine two threads of one product wait for each other many times longer
 # than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Drivers that live for a minute: what the JVM's second compiler and its parallel collector cost is never earned back.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 import pytest
 

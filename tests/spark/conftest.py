@@ -9,7 +9,13 @@ from pyspark.sql import SparkSession
 from dolly_batch.spark.session import open_session
 from tests.spark.desk import Desk, echo_document, load_job_text
 
-SESSION_CONF = {"spark.sql.shuffle.partitions": "4", "spark.databricks.delta.snapshotPartitions": "2"}
+SESSION_CONF = {
+    "spark.sql.shuffle.partitions": "4",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    # Compiling a query of some rows takes longer than interpreting it.
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
 
 
 @pytest.fixture(scope="session")

@@ -52,9 +52,9 @@ def test_merge_replaces_the_row_of_a_changed_question(delta_desk: Desk) -> None:
     assert len(rows) == RustDeltaTable(str(delta_desk.out)).to_pyarrow_table().num_rows == 7
     assert rows["r00000"] == "Changed."
     # In mode append a changed question is a row of its own: such a table has two of one id, and none to replace.
-    delta_desk.put([{"id": "r00000", "instruction": "Once more."}])
+    delta_desk.put([{"id": "r00000", "instruction": "Once more.", "context": None}])
     delta_desk.run(output={"mode": "append"})
-    delta_desk.put([{"id": "r00000", "instruction": "And again."}])
+    delta_desk.put([{"id": "r00000", "instruction": "And again.", "context": None}])
     assert "r00000" in str(delta_desk.refused(output={"mode": "merge"}))
 
 

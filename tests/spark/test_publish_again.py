@@ -18,11 +18,11 @@ from tests.spark.staging_desk import Staged, staged
 
 MANY_WAVES = {"max_shard_rows": 6, "shards_per_slot": 1, "slots": 1}
 OUTPUTS = [
-    ("parquet", "append"),
     ("parquet", "overwrite"),
     ("delta", "append"),
-    ("delta", "overwrite"),
-    ("delta", "merge"),
+    pytest.param("parquet", "append", marks=pytest.mark.chaos),
+    pytest.param("delta", "overwrite", marks=pytest.mark.chaos),
+    pytest.param("delta", "merge", marks=pytest.mark.chaos),
 ]
 
 
@@ -66,6 +66,7 @@ def test_waves_finished_in_reverse_and_a_plan_published_three_times(
     assert ids(desk) == expected(questions(20))
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("mode", ["append", "merge"])
 def test_plans_with_overlapping_keys_are_published_one_after_another(delta_desk: Desk, mode: str) -> None:
     one, two = overlapping(delta_desk, mode)
@@ -148,7 +149,7 @@ def test_a_swap_cut_off_between_its_renames_is_finished_by_the_next_start(desk: 
     assert not [path for path in desk.folder.iterdir() if path.name.startswith(".out")]
 
 
-@pytest.mark.parametrize("mode", ["append", "overwrite"])
+@pytest.mark.parametrize("mode", ["append", pytest.param("overwrite", marks=pytest.mark.chaos)])
 def test_files_of_a_delta_table_whose_first_commit_never_came_are_no_table(delta_desk: Desk, mode: str) -> None:
     """What kill -9 leaves between the first files of a new table and the commit that would have named them."""
     delta_desk.document["output"]["mode"] = mode
