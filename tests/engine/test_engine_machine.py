@@ -1,4 +1,4 @@
-"""What the engine takes of its machine: limits of containers as the kernel writes them, an executor's share of cores."""
+"""What the engine takes of its machine: limits of containers as the kernel writes them, a share of the cores."""
 
 from pathlib import Path
 
