@@ -138,7 +138,8 @@ class EngineSpec:
     `prompt_format` "none" loads base models without Dolly's markers, for scoring plain prompts.
     `kind` auto is fast where that runs, else plain. `max_batch_tokens` bounds rows x (prompt + new tokens) of what runs
     at once; None lets the engine choose by device. Of the fast engine alone: `processes` share a host's rows, None for
-    one per core where memory allows; `kv_bytes` bounds the keys and values of all of them, None for
+    one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
+    cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free.
     """
 
@@ -158,3 +159,4 @@ class EngineSpec:
     memory_fraction: float = 0.5
     kv_bytes: int | None = None
     prefix_sharing: bool = True
+    max_cores: int | None = None

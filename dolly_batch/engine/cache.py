@@ -60,7 +60,10 @@ class Cache(Protocol):
         """Whether the row can be taken in now, to its full length. Always true while no other row is in."""
 
     def place(self, row: Sequence, num_tokens: int) -> None:
-        """Make room for the row's first `num_tokens` tokens, keeping what it holds. May run out of memory."""
+        """Make room for the row's first `num_tokens` tokens, keeping what it holds.
+
+        May run out of memory, and then leaves all as it was.
+        """
 
     def copy_prefix(self, donor: Sequence, row: Sequence, num_tokens: int) -> None:
         """Copy the donor's first tokens to a row that is placed."""

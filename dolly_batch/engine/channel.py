@@ -11,6 +11,7 @@ pool                                     process
                                     <-   {"error": class, "message": text}  then it ends
 """
 
+import contextlib
 import json
 import select
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 from dolly_batch.records import Completion, Failure, GenerationParams, Request, ScoreRequest, Scores
 
 _RECEIVE_BYTES = 1 << 18
+_SEND_BYTES = 1 << 16
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -29,15 +31,35 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = b""
+        self._unsent = bytearray()
         self.is_closed = False
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something that was queued waits for `flush`."""
+        return bool(self._unsent)
 
     def fileno(self) -> int:
         """The socket's descriptor, for `select`."""
         return self._sock.fileno()
 
     def send(self, *messages: dict[str, Any]) -> None:
-        """Send messages. Raises OSError when the other side is gone."""
-        self._sock.sendall("".join(_to_json(message) + "\n" for message in messages).encode("ascii"))
+        """Send messages, however long the other side takes. Raises OSError when it is gone."""
+        self._sock.sendall(_encode(messages))
+
+    def queue(self, *messages: dict[str, Any]) -> None:
+        """Send messages as far as the other side has room; the rest waits for `flush`. Raises as `send`, never blocks.
+
+        Of two sides one at least has to send like this: both blocked in `send`, neither would receive.
+        """
+        self._unsent += _encode(messages)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the other side has room. Raises OSError when it is gone."""
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent[:_SEND_BYTES], socket.MSG_DONTWAIT)]
 
     def receive(self, timeout_s: float | None = None) -> list[dict[str, Any]]:
         """The messages at hand; waits for the first, for `timeout_s` at most. Sets `is_closed` at the end."""
@@ -57,6 +79,10 @@ class Channel:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
+
+
+def _encode(messages: tuple[dict[str, Any], ...]) -> bytes:
+    return "".join(_to_json(message) + "\n" for message in messages).encode("ascii")
 
 
 def request_to_json(request: Request | ScoreRequest) -> list[Any]:

@@ -30,8 +30,8 @@ _SCORED_TOKENS = 4_096
 class FastEngine:
     """Runs requests in continuous batches; see `stream.Engine` for the interface. GPT-NeoX only.
 
-    `heartbeat` is called before every forward. Rows stop at `### End` only; a model without Dolly's markers runs to
-    `max_new_tokens`.
+    `heartbeat` is called before every forward and grammar. Rows stop at `### End` only; a model without Dolly's markers
+    runs to `max_new_tokens`.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class FastEngine:
         if isinstance(request, ScoreRequest):
             self._scorer.submit(request)
             return
+        if request.grammar is not None:
+            self._heartbeat()  # compiling one may take its time, and rows come with many
         failure = refuse(request, self._vocab_size, self.max_positions) or self._grammars.refuse(request)
         if failure:
             self._refused.append(failed(request, failure))

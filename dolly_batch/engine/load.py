@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dolly_batch.engine.echo import EchoEngine
 from dolly_batch.engine.folder import read_config
-from dolly_batch.engine.machine import available_bytes, may_have_gpu, num_processes
+from dolly_batch.engine.machine import available_bytes, fit_to_machine, may_have_gpu, usable_cores
 from dolly_batch.engine.processes import EnginePool
 from dolly_batch.engine.stream import Engine, no_heartbeat
 from dolly_batch.errors import ConfigError
@@ -35,8 +35,9 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
         return EchoEngine(encoder, spec.echo_delay_s, config.max_positions, heartbeat)
     if not runs_fast(spec, config.architecture, on_cpu=_is_cpu(device)):
         return _load_plain(spec, device, heartbeat)
-    if (count := num_processes(spec, config)) > 1:
-        return EnginePool(spec, count, heartbeat)
+    spec = fit_to_machine(spec, config)
+    if spec.processes is not None and spec.processes > 1:
+        return EnginePool(spec, spec.processes, heartbeat)
     # Imported here, so that echo engines, planning and whoever only leads other processes need no torch.
     import torch
 
@@ -116,6 +117,8 @@ def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], No
 
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
+    elif spec.max_cores is not None:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores(spec)))
     loaded = load_model(
         spec.model_folder,
         dtype=spec.dtype,

@@ -27,7 +27,8 @@ class PlainEngine:
     """Runs requests in padded batches; see `stream.Engine` for the interface.
 
     `max_batch_tokens` bounds rows x (longest prompt + new tokens) of a batch; None chooses by device. `heartbeat` is
-    called before every forward. Rows stop at `### End` only; a model without Dolly's markers runs to `max_new_tokens`.
+    called before every forward and grammar. Rows stop at `### End` only; a model without Dolly's markers runs to
+    `max_new_tokens`.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class PlainEngine:
         if isinstance(request, ScoreRequest):
             self._scorer.submit(request)
             return
+        if request.grammar is not None:
+            self._heartbeat()  # compiling one may take its time, and rows come with many
         failure = refuse(request, self._vocab_size, self.max_positions) or self._grammars.refuse(request)
         if failure:
             self._refused.append(failed(request, failure))

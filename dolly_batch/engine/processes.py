@@ -128,10 +128,14 @@ class EnginePool:
             self._send(process, *({"request": request_to_json(request)} for request in requests))
 
     def _look(self, timeout_s: float) -> None:
-        """Take in what the processes say, waiting for the first word."""
+        """Take in what the processes say and send what waits for room, until the first of either can be done."""
         by_channel = {process.channel: process for process in self._processes}
-        for channel in select.select(list(by_channel), [], [], timeout_s)[0]:
+        unsent = [channel for channel in by_channel if channel.has_unsent]
+        readable, writable, _ = select.select(list(by_channel), unsent, [], timeout_s)
+        for channel in readable:
             self._receive(by_channel[channel], timeout_s=0)
+        for channel in writable:
+            self._send(by_channel[channel])
         busy = [process.beat_at for process in self._processes if process.is_busy]
         if min(busy, default=time.monotonic()) > self._passed_on_at:
             self._passed_on_at = time.monotonic()
@@ -160,8 +164,9 @@ class EnginePool:
         return process.answers.popleft()
 
     def _send(self, process: EngineProcess, *messages: dict[str, Any]) -> None:
+        """Never blocks: a process that is sending answers takes no requests until they are received."""
         try:
-            process.channel.send(*messages)
+            process.channel.queue(*messages)
         except OSError as error:
             raise EngineError(f"an engine process ended by itself: {error}") from error
 

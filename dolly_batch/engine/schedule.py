@@ -4,7 +4,7 @@ from bisect import insort
 from dataclasses import asdict, dataclass
 
 from dolly_batch.engine.cache import Cache
-from dolly_batch.engine.memory import RowLimit
+from dolly_batch.engine.memory import OUT_OF_MEMORY, RowLimit, allocator_errors
 from dolly_batch.engine.prefixes import MIN_SHARED, Prefixes, num_common
 from dolly_batch.engine.requests import num_positions
 from dolly_batch.engine.sequence import Chunk, Sequence, Step
@@ -35,7 +35,10 @@ class Usage:
 
 
 class Schedule:
-    """Rows that wait and rows that run. `next_step` may run out of memory, as the step itself may: see `give_way`."""
+    """Rows that wait and rows that run. `next_step` may run out of memory, as the step itself may: see `give_way`.
+
+    A row that waits takes nothing from those that run: where there is no memory to admit it, it waits on.
+    """
 
     def __init__(self, cache: Cache, max_rows: int = MAX_ROWS, prefix_sharing: bool = True) -> None:
         self.waiting: list[Sequence] = []  # longest first
@@ -66,7 +69,9 @@ class Schedule:
             memory_left = self._has_room(row)
             if not memory_left or self._should_wait(row, step):
                 break
-            self._admit(row)
+            memory_left = self._admit(row)
+            if not memory_left:
+                break
             num_left -= _add_chunks(step, row, num_left)
         if self.waiting:
             self.usage.slot_steps += self._limit.max_rows if memory_left else len(self.running)
@@ -97,13 +102,20 @@ class Schedule:
         self._cache.release(row, spoilt=row.failure is not None)
 
     def give_way(self) -> Sequence | None:
-        """Memory ran out: half of the rows go back to wait. Returns the row if it was alone: it can't be run."""
+        """Memory ran out: half of the rows go back to wait. Returns the row if it was alone: it can't be run.
+
+        Where nothing runs, memory ran out for the first row that waits. What a donor takes is given back first.
+        """
         self.usage.num_out_of_memory += 1
-        if self._donor is not None:
-            self._drop_donor()
+        had_donor = self._donor is not None
+        self._drop_donor()
         num_rows = len(self.running)
+        if had_donor and num_rows <= 1:
+            return None
         self._limit.fail(num_rows)
-        if num_rows == 1:
+        if num_rows == 0:
+            self.running.append(self.waiting.pop(0))
+        if num_rows <= 1:
             return self.running[0]
         for row in self.running[self._limit.max_rows :]:
             if self._prefixes is not None:
@@ -127,17 +139,26 @@ class Schedule:
         in_work = max((num_common(chunk.row, row) for chunk in step.chunks), default=0)
         return in_work >= _WORTH_WAITING + self._prefixes.longest(row)[1]
 
-    def _admit(self, row: Sequence) -> None:
-        self._cache.place(row, min(row.max_tokens, row.num_tokens + _HEADROOM))
+    def _admit(self, row: Sequence) -> bool:
+        """Take in the first row that waits. False, and it goes on waiting, when rows run and leave no memory for it."""
+        try:
+            with allocator_errors():
+                self._cache.place(row, min(row.max_tokens, row.num_tokens + _HEADROOM))
+        except OUT_OF_MEMORY:
+            if not self.running:
+                raise
+            self.usage.num_out_of_memory += 1
+            return False
         del self.waiting[0]
         self.running.append(row)
         if self._prefixes is None:
-            return
+            return True
         donor, num_shared = self._prefixes.longest(row)
         if donor is not None and num_shared >= MIN_SHARED:
             self._cache.copy_prefix(donor, row, num_shared)
             row.num_cached = num_shared
             self.usage.num_shared_tokens += num_shared
+        return True
 
     def _drop_donor(self) -> None:
         if self._donor is not None and self._prefixes is not None:

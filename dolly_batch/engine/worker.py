@@ -41,7 +41,7 @@ class Pulse:
         self._beat_at = 0.0
 
     def beat(self) -> None:
-        """One more step begins."""
+        """One more step or request begins."""
         now = time.monotonic()
         if now - self._beat_at >= self._interval_s:
             self._beat_at = now
@@ -68,6 +68,7 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
     while not channel.is_closed:
         for message in channel.receive(0 if engine.num_unfinished else None):
             if "request" in message:
+                pulse.beat()
                 engine.submit(request_from_json(message["request"]))
             elif "score" in message:
                 pulse.beat()

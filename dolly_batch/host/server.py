@@ -66,8 +66,8 @@ class HostServer:
         while True:
             self._take_rows(engine)
             if engine.num_unfinished:
+                # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
                 self._watchdog.watch_steps()
-                self._watchdog.beat()
                 self._route(engine.step())
             if not engine.num_unfinished:
                 self._watchdog.rest()
@@ -102,8 +102,8 @@ class HostServer:
     def _submit(self, engine: "Engine", connection: Connection, rows: list[Row]) -> None:
         if connection.closed:
             return
+        self._watchdog.watch_steps()  # from here on: a grammar is compiled as its request is submitted
         for row, request in zip(rows, self._encoder.encode(rows), strict=True):
-            self._watchdog.beat()
             if isinstance(request, Failure):
                 connection.send([_failed(row, request)])
             else:

@@ -1,5 +1,6 @@
 """The job's model as the Spark side needs it: a folder that executors see, and a few facts of it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.resources import has_gpus
-from dolly_batch.spark.session import is_local
+from dolly_batch.spark.session import is_connect, is_local
 from dolly_batch.staging.stage import stage_under
 
 
@@ -43,6 +44,7 @@ class ModelFacts:
     max_positions: int
     num_parameters: int
     on_gpu: bool
+    max_cores: int | None = None
 
     def engine_spec(self, job: UsesModel) -> EngineSpec:
         """What the engine hosts are to load. They refuse a folder that is no longer the planned one."""
@@ -62,6 +64,7 @@ class ModelFacts:
             idle_timeout_s=job.engine.idle_timeout_s,
             load_timeout_s=job.engine.load_timeout_s,
             echo_delay_s=job.engine.echo_delay_s,
+            max_cores=self.max_cores,
         )
 
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
@@ -120,7 +123,24 @@ def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, ident
         max_positions=folder.max_positions,
         num_parameters=num_parameters(folder.config),
         on_gpu=has_gpus(spark) or (is_local(spark) and may_have_gpu()),
+        max_cores=_executor_cores(spark),
     )
+
+
+def _executor_cores(spark: SparkSession) -> int | None:
+    """Cores of its machine that an executor was given, None where it has them all or nothing says."""
+    if is_connect(spark):
+        return None
+    return cores_of(str(spark.sparkContext.master), spark.conf.get("spark.executor.cores", None))
+
+
+def cores_of(master: str, executor_cores: str | None) -> int | None:
+    """Cores of one executor by Spark's master, `local[2]` or the like, and its `spark.executor.cores`."""
+    local = re.fullmatch(r"local(?:\[([^,\]]+)(?:,[^\]]*)?\])?", master)
+    if local is None:
+        return int(executor_cores) if executor_cores else None
+    threads = (local[1] or "1").strip()
+    return None if threads == "*" else int(threads)
 
 
 def _plain_path(spark: SparkSession, path: str) -> Path:

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from dolly_batch.engine.cache import CacheShape
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.memory import allocator_errors
 from dolly_batch.engine.model import LoadedModel, load_model
 from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.pools import Pools
 from dolly_batch.engine.sequence import Sequence, Step
-from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer, fast_engine
+from dolly_batch.records import Completion, GenerationParams, Request
+from tests.engine.fast import ROOMY, answer, fast_engine
 from tests.engine.questions import dolly, mixed_requests
 from tests.engine.test_engine_faults import PARAMS, equal_length_requests
 
@@ -137,3 +139,52 @@ def test_the_heart_beats_for_every_step(loaded: LoadedModel) -> None:
     engine = FastEngine(loaded, fast_engine(loaded)._cache, heartbeat=lambda: beats.append(1))
     answer(engine, mixed_requests(dolly(loaded), 10))
     assert len(beats) == engine.stats()["num_steps"]
+
+
+class TightPools(Pools):
+    """Has memory for the keys and values of `enough` rows; never for the prompt of the row named `poison`."""
+
+    enough = 64
+    poison = ""
+    num_failures = 0
+
+    def place(self, row: Sequence, num_tokens: int) -> None:
+        num_rows = sum(len(pool.rows) - pool.num_free for pools in self._classes.values() for pool in pools)
+        if row.place is None and (num_rows >= self.enough or row.request.key == self.poison):
+            self.num_failures += 1
+            refuse_memory()
+        super().place(row, num_tokens)
+
+
+@pytest.mark.parametrize("prefix_sharing", [False, True])
+@pytest.mark.parametrize("enough", [1, 2, 5])
+def test_no_memory_to_admit_a_row_takes_nothing_from_those_that_run(
+    loaded: LoadedModel, enough: int, prefix_sharing: bool
+) -> None:
+    requests = mixed_requests(dolly(loaded), 24, max_words=60)
+    expected = answer(fast_engine(loaded), requests)
+    pools = TightPools(CacheShape.of(loaded), ROOMY)
+    pools.enough, pools.poison = enough, requests[7].key
+    engine = FastEngine(loaded, pools, prefix_sharing=prefix_sharing)
+    for request in requests:
+        engine.submit(request)
+    found: dict[str, Completion] = {}
+    for _ in range(20_000):
+        found |= {completion.key: completion for completion in engine.step() if isinstance(completion, Completion)}
+        if not engine.num_unfinished:
+            break
+    failed, wanted = found.pop(pools.poison), expected.pop(pools.poison)
+    assert failed.failure is not None
+    assert (failed.failure.status, failed.num_prompt_tokens) == ("out_of_memory", wanted.num_prompt_tokens)
+    assert found == expected
+    assert pools.num_failures > 2
+    assert engine._schedule._limit.max_rows == 64
+
+
+def test_rows_that_can_never_be_admitted_fail_one_by_one(loaded: LoadedModel) -> None:
+    pools = TightPools(CacheShape.of(loaded), ROOMY)
+    pools.enough = 0
+    found = answer(FastEngine(loaded, pools), equal_length_requests(loaded, 5))
+    assert [completion.failure and completion.failure.status for completion in found.values()] == ["out_of_memory"] * 5
+    assert pools.num_failures == 5
+    assert (pools.num_bytes, pools._reserved_bytes) == (0, 0)

@@ -15,8 +15,9 @@ import pytest
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.processes import EnginePool
 from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.stream import answer as stream_answers
 from dolly_batch.errors import ConfigError, EngineError, ModelError
-from dolly_batch.records import EngineSpec, GenerationParams, Request
+from dolly_batch.records import EngineSpec, GenerationParams, Request, ScoreRequest, Scores
 from tests.engine.fast import answer
 from tests.engine.questions import mixed_requests
 
@@ -79,6 +80,27 @@ def test_two_processes_answer_as_one(pool: EnginePool, spec: EngineSpec) -> None
     assert len(pids) == 2
     pool.close()
     assert within(10, lambda: not any(map(is_running, [*pids, pool._leader.pid])))
+
+
+def test_large_requests_and_large_answers_do_not_wait_for_each_other(pool: EnginePool) -> None:
+    """Both sides' sockets fill up: 80 requests of 5 kB wait for a process that has 45 answers of 16 kB to send."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the pool and a process wait for each other")
+
+    continuations = ((300,),) * 800
+    requests = [
+        ScoreRequest(str(row), (*range(5, 93), 5 + row % 300, 5 + row // 300), continuations) for row in range(600)
+    ]
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        found = list(stream_answers(pool, requests))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert {answer.key for answer in found} == {request.key for request in requests}
+    assert {len(answer.log_probs) for answer in found if isinstance(answer, Scores)} == {800}
 
 
 def test_a_process_that_dies_ends_the_engine(pool: EnginePool) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -49,4 +50,22 @@ def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
         os.kill(processes[-1], signal.SIGKILL)
         with pytest.raises(EngineError, match="ended by itself"):
             list(unanswered)
+    assert all(ends(pid) for pid in [*processes, client.host_pid])
+
+
+def test_a_frozen_process_ends_the_host_though_the_other_goes_on_and_rows_keep_coming(
+    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+) -> None:
+    pytest.importorskip("torch")
+    spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27, step_timeout_s=3.0)
+    with EngineClient.connect(spec, replace(place, device="cpu")) as client:
+        processes = below(client.host_pid)
+        rows = (replace(row, key=f"{row.key} {copy}", seed=copy) for row in ROWS for copy in range(100_000))
+        answers = client.generate(rows)
+        next(answers)
+        os.kill(processes[-1], signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(EngineError, match=r"Timeout \(0:00:03"):
+            list(answers)
+        assert 2.0 <= time.monotonic() - began < 3.0 + 20
     assert all(ends(pid) for pid in [*processes, client.host_pid])
