@@ -14,6 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
+STAND_IN = (
+    "note: `tiny` is a stand-in that knows the questions of the sample table and little else; "
+    "name a real model: --set model.path=databricks/dolly-v2-3b"
+)
 STATUSES = ("ok", "truncated", "empty_response", "null_instruction", "empty_instruction", *ERROR_STATUSES)
 
 
@@ -153,6 +157,8 @@ def print_summary(report: Report) -> None:
         )
     if report.output:
         console.print(Text(f"output: {report.output}"))
+    if report.model == "tiny":
+        console.print(Text(STAND_IN))
 
 
 def print_plan(report: Report) -> None:
