@@ -20,7 +20,7 @@ from dolly_batch.config import JobConfig
 from dolly_batch.errors import InputError, OutputError, Refused
 from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path
-from dolly_batch.spark.estimate import Rate, slot_rate
+from dolly_batch.spark.estimate import slot_rate
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.keys import asked_settings, content_row_key, read_settings, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
@@ -100,7 +100,7 @@ class _Planner:
             raise Refused(
                 f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {self.job.limits.max_rows}"
             )
-        waves = self._lay_out(rows, facts)
+        waves = self._lay_out(rows, facts, plan.slots)
         return self._settle(plan, waves)
 
     def _kept(self, rows: DataFrame, name: str) -> DataFrame:
@@ -188,19 +188,20 @@ class _Planner:
             (F.coalesce(F.col("held_attempt"), F.lit(0)) + F.lit(1)).alias("attempt"),
         )
 
-    def _rate(self) -> Rate:
-        return slot_rate(
+    def _work_s(self, facts: Facts) -> float:
+        """Seconds that one slot would take for all rows to answer."""
+        rate = slot_rate(
             self.model.num_parameters,
             self.model.on_gpu,
             self.job.engine.kind == "echo",
             self.asking.num_new_tokens,
             self.job.plan.tokens_per_s,
         )
+        return facts.num(TODO) * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
 
     def _draft_plan(self, facts: Facts) -> Plan:
-        job, rate = self.job, self._rate()
+        job = self.job
         slots = job.plan.slots or generation_slots(self.spark)
-        work_s = facts.num(TODO) * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
         destination = self.target.destination()
         return Plan(
             plan_id=_plan_id(job.name, destination, facts),
@@ -221,7 +222,7 @@ class _Planner:
             aside={status: count for (state, status), count in facts.counts.items() if state == ASIDE and status},
             waves=(),
             num_prompt_tokens=facts.num_prompt_tokens,
-            estimated_s=work_s / slots,
+            estimated_s=self._work_s(facts) / slots,
             slots=slots,
             retries=bool(self.request.retry),
             asked=asked_settings(job),
@@ -249,13 +250,11 @@ class _Planner:
         kept = [F.col(quoted_path(name)).alias(f"keep_{i}") for i, name in enumerate(self.target.kept_names)]
         return self._as_published(table.select(*keys, *kept))
 
-    def _lay_out(self, rows: DataFrame, facts: Facts) -> list[Wave]:
+    def _lay_out(self, rows: DataFrame, facts: Facts, slots: int) -> list[Wave]:
         """Write the snapshot: the rows to answer as one file a shard, the longest prompts first in each."""
-        rate, job = self._rate(), self.job
-        num_todo = facts.num(TODO)
-        work_s = num_todo * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s
-        shards = max(math.ceil(work_s / (60 * job.plan.shard_minutes)), math.ceil(num_todo / job.plan.max_shard_rows))
-        slots = job.plan.slots or generation_slots(self.spark)
+        job, num_todo = self.job, facts.num(TODO)
+        by_time = math.ceil(self._work_s(facts) / (60 * job.plan.shard_minutes))
+        shards = max(by_time, math.ceil(num_todo / job.plan.max_shard_rows))
         shards = max(shards, min(slots, math.ceil(num_todo / SMALL_SHARD_ROWS)), 1)
         per_wave = job.plan.shards_per_slot * slots
         shard = F.pmod(F.xxhash64("row_key", "request_key"), F.lit(shards)).cast("int")
