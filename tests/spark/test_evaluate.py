@@ -236,18 +236,9 @@ def test_the_command_prints_tables_and_ends_in_json(
     assert (failed["outcome"], failed["exit_code"]) == ("InputError", 4)
 
 
-def test_a_quantization_that_no_engine_runs_is_refused_by_name(tmp_path: Path) -> None:
-    from typing import get_args
-
-    from dolly_batch.config import ModelConfig
-
+def test_a_model_is_taken_in_each_of_the_quantizations(tmp_path: Path) -> None:
     path = write(tmp_path, tmp_path, tasks={"piqa": str(SAMPLES / "piqa.jsonl")})
-    if "int8" in get_args(ModelConfig.model_fields["quantization"].annotation):
-        assert load_evaluation(path, ["quantizations=[none, int8]"]).quantized("int8").quantization == "int8"
-    else:
-        assert main(["evaluate", str(path), "--quantization", "none,int8"]) == 4
-        with pytest.raises(ConfigError, match="`quantizations: int8`: the engine of this version does not run it"):
-            load_evaluation(path, ["quantizations=[none, int8]"])
+    assert load_evaluation(path, ["quantizations=[none, int8]"]).quantized("int8").quantization == "int8"
 
 
 def test_the_file_in_conf_is_valid_and_covers_all_seven() -> None:
