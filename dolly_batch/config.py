@@ -148,7 +148,7 @@ class LimitsConfig(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Refuse a plan with more rows left to answer than this."""
     max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Stop (exit 5, resumable) when engines have been busy for this long, checked after each wave."""
+    """Stop (exit 5, resumable) when engines, one a GPU, have been busy for this long; checked after each wave."""
 
 
 class EngineConfig(Section):

@@ -34,10 +34,12 @@ STAGED_FIELDS = (
     T.StructField("num_prompt_tokens", T.IntegerType()),
     T.StructField("num_completion_tokens", T.IntegerType()),
 )
+# When the task began and ended, in seconds of its machine's monotonic clock, stand on its last row.
 ORIGIN_FIELDS = (
     T.StructField("engine_id", T.StringType()),
     T.StructField("engine_load", T.IntegerType()),
-    T.StructField("busy_s", T.DoubleType()),
+    T.StructField("began_s", T.DoubleType()),
+    T.StructField("ended_s", T.DoubleType()),
 )
 # Counts of rows without an answer are null, which pandas' own integers cannot be.
 _PANDAS_TYPES = {"int": "Int32"}
@@ -73,7 +75,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     first = next(rows, None)
     if first is None:  # Spark calls for empty partitions too; they need no model
         return
-    started = time.monotonic()
+    began_s = time.monotonic()
     schema = staged_schema(task.kind)
     with RetryingClient(task.spec, HostPlace.of_this_executor(task_device())) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
@@ -81,13 +83,12 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         staged: list[tuple[object, ...]] = []
         for answer in client.answer(desk.take):
             for row, num_tokens in desk.answered(answer):
-                staged.append((*row, client.engine_id, client.load_number, None))
+                staged.append((*row, client.engine_id, client.load_number, None, None))
                 progress.add(num_tokens)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], schema)
                 del staged[:-1]
-        # The time this task took stands on its last row; the budget of GPU hours adds these up.
-        staged[-1] = (*staged[-1][:-1], time.monotonic() - started)
+        staged[-1] = (*staged[-1][:-2], began_s, time.monotonic())
         yield _frame(staged, schema)
         progress.finish()
 
