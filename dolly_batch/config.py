@@ -272,6 +272,17 @@ def delta_jars() -> str | None:
     return os.environ.get("DELTA_JARS") or None
 
 
+_SPARK_FOLDERS = {"SPARK_CONF_DIR": "", "SPARK_HOME": "conf"}
+
+
+def has_own_logging(java_options: str) -> bool:
+    """Whether the user configures Spark's log: in these options of its JVM, in the environment, or in its folders."""
+    options = [java_options, *(os.environ.get(name, "") for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"))]
+    places = [Path(os.environ[name], below) for name, below in _SPARK_FOLDERS.items() if os.environ.get(name)]
+    files = [file for place in places for file in place.glob("log4j2.*") if file.suffix != ".template"]
+    return bool(files) or any("log4j" in option for option in options)
+
+
 def launched_by() -> Literal["databricks", "spark-submit", "this"]:
     """Who starts Spark: the Databricks runtime, spark-submit, or this process itself."""
     if os.environ.get("DATABRICKS_RUNTIME_VERSION"):
