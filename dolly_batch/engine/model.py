@@ -53,7 +53,7 @@ def load_model(
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
     instructions for it, else float32. `prompt_format` "none" loads base models without Dolly's markers, for scoring.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
-    ConfigError for a dtype that the device does not have.
+    ConfigError for a dtype that the device does not have, or a GPU that is not there.
     """
     checked = inspect_folder(folder)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
@@ -66,10 +66,15 @@ def load_model(
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch dtype for a name or `auto`. Raises ConfigError when the device cannot run it."""
+    """Return the torch dtype for a name or `auto`. Raises ConfigError when the device lacks it, or is not there."""
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}, expected auto or one of {', '.join(_DTYPES)}")
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"this process was given a GPU, and torch {torch.__version__} cannot use one here: install a torch "
+                "with CUDA, mend the driver, or ask for no GPUs"
+            )
         capability = torch.cuda.get_device_capability(device)
         if dtype == "bfloat16" and capability < (8, 0):
             raise ConfigError(

@@ -4,17 +4,21 @@
     hello    protocol, spec        ->
                                    <-   welcome   engine_id, load_number, host_pid, window   (once the model is loaded)
     [number, kind, row, common]    ->
+    ["turn", name, rows]           ->                                                        (rows as above)
                                    <-   [number, kind, answer ...]                           (as they end, in any order)
 
-`number` is the client's own count of its rows; their keys stay with the client. `common` is what rows usually share
-(the labels, the parameters, the grammar): it is sent when it differs from the last row of the same kind, else null.
+The rows of a turn have the engine to themselves. `number` is the client's own count of its rows; their keys stay with
+the client. `common` is what rows usually share (the labels, the parameters, the grammar): it is sent when it differs
+from the last row of the same kind, else null.
 JSON is written in ASCII, so every string that Python can hold passes, lone surrogates and NUL too.
 """
 
 import json
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from dolly_batch.errors import EngineError
@@ -23,7 +27,7 @@ from dolly_batch.records import PromptRow as PromptRow
 from dolly_batch.records import Row as Row
 from dolly_batch.records import ScoreRow as ScoreRow
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 1 << 28
 _RECEIVE_BYTES = 1 << 18
 _LENGTH = struct.Struct(">I")
@@ -133,6 +137,27 @@ class RowReader:
             texts, with_end, prompt_format = common
             self._last[kind] = (tuple(texts), with_end, prompt_format)
         return ScoreRow(key, *own, *self._last[kind])
+
+
+def turn_to_json(name: str, rows: list[list[Any]]) -> list[Any]:
+    """Rows, as messages, that are to have the engine to themselves."""
+    return ["turn", name, rows]
+
+
+def in_turns(messages: Iterable[list[Any]]) -> Iterator[tuple[str | None, list[list[Any]]]]:
+    """The rows of messages, still as messages, with the name of their turn; None for rows that need none."""
+    for is_turn, found in groupby(messages, key=lambda message: message[0] == "turn"):
+        if is_turn:
+            yield from ((name, rows) for _, name, rows in found)
+        else:
+            yield None, list(found)
+
+
+def failed(row: Row, failure: Failure) -> Completion | Scores:
+    """The answer to a row that got none."""
+    if isinstance(row, PromptRow):
+        return Completion(row.key, "", (), None, 0, failure)
+    return Scores(row.key, (), failure)
 
 
 def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
+from dolly_batch.host.retry import RetryingClient
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
 from dolly_batch.spark.device import task_device
@@ -54,7 +54,7 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
     `ask(caller, *arguments)` makes a row's question, and raises ConfigError for arguments that make none.
     """
     with ExitStack() as stack:
-        client: EngineClient | None = None
+        client: RetryingClient | None = None
         for batch in batches:
             columns = batch if isinstance(batch, tuple) else (batch,)
             answers: dict[int, Answer] = {}
@@ -67,13 +67,13 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
                     works[number] = begun
             if works and client is None:  # a batch without a question needs no model
                 place = HostPlace.of_this_executor(task_device())
-                client = stack.enter_context(EngineClient.connect(caller.spec, place))
+                client = stack.enter_context(RetryingClient(caller.spec, place))
             if client is not None:
                 answers |= answer_all(client, works)
             yield [answers.get(number) for number in range(len(columns[0]))]
 
 
-def answer_all(client: EngineClient, works: dict[int, Work]) -> dict[int, Answer]:
+def answer_all(client: RetryingClient, works: dict[int, Work]) -> dict[int, Answer]:
     """Work on some rows to their end, whatever the order in which they end."""
     waiting = iter(works.items())
     ready: list[Row] = []

@@ -12,8 +12,8 @@ import pandas as pd
 from pyspark import TaskContext
 from pyspark.sql import types as T
 
-from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
+from dolly_batch.host.retry import RetryingClient
 from dolly_batch.records import Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.device import task_device
@@ -34,10 +34,12 @@ STAGED_FIELDS = (
     T.StructField("num_prompt_tokens", T.IntegerType()),
     T.StructField("num_completion_tokens", T.IntegerType()),
 )
+# When the task began and ended, in seconds of its machine's monotonic clock, stand on its last row.
 ORIGIN_FIELDS = (
     T.StructField("engine_id", T.StringType()),
     T.StructField("engine_load", T.IntegerType()),
-    T.StructField("busy_s", T.DoubleType()),
+    T.StructField("began_s", T.DoubleType()),
+    T.StructField("ended_s", T.DoubleType()),
 )
 # Counts of rows without an answer are null, which pandas' own integers cannot be.
 _PANDAS_TYPES = {"int": "Int32"}
@@ -66,33 +68,32 @@ class ShardTask:
 def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Answer the rows of one shard: as many rows out as in, in the order in which they end.
 
-    Raises the engine host's errors, so that Spark runs the task again.
+    Rows of a host that ends are asked again. Raises EngineError when that does not help, so that Spark runs the task
+    again.
     """
     rows = _rows(batches)
     first = next(rows, None)
     if first is None:  # Spark calls for empty partitions too; they need no model
         return
-    started = time.monotonic()
+    began_s = time.monotonic()
     schema = staged_schema(task.kind)
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
+    with RetryingClient(task.spec, HostPlace.of_this_executor(task_device())) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
-        origin = (client.engine_id, client.load_number)
         for answer in client.answer(desk.take):
             for row, num_tokens in desk.answered(answer):
-                staged.append((*row, *origin, None))
+                staged.append((*row, client.engine_id, client.load_number, None, None))
                 progress.add(num_tokens)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], schema)
                 del staged[:-1]
-        # The time this task took stands on its last row; the budget of GPU hours adds these up.
-        staged[-1] = (*staged[-1][:-1], time.monotonic() - started)
+        staged[-1] = (*staged[-1][:-2], began_s, time.monotonic())
         yield _frame(staged, schema)
         progress.finish()
 
 
-def ask_first(client: EngineClient, task: Task) -> Task:
+def ask_first(client: RetryingClient, task: Task) -> Task:
     """The task with the answers to what it asks once, before any row. Raises EngineError when it cannot go on."""
     questions = list(task.prepare())
     if not questions:
