@@ -44,6 +44,7 @@ class Sequence(Row):
     def restart(self) -> None:
         """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
         self.token_ids.clear()
+        self.num_begun = 0
         if self.constraint is not None:
             self.constraint.restart()
         self.num_cached = 0

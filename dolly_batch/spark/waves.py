@@ -28,6 +28,10 @@ TODO_SCHEMA = T.StructType(
         T.StructField("instruction", T.StringType()),
         T.StructField("context", T.StringType()),
         T.StructField("num_prompt_tokens", T.IntegerType()),
+        # Of rows that go on with a begun answer; the snapshots of other plans do not have them.
+        T.StructField("begun_text", T.StringType()),
+        T.StructField("begun_tokens", T.IntegerType()),
+        T.StructField("max_new_tokens", T.IntegerType()),
     ]
 )
 
