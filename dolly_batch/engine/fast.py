@@ -172,8 +172,10 @@ class FastEngine:
         if row.failure:
             return failed(row.request, row.failure)
         text = self.encoder.decode(row.token_ids).strip()
-        num_prompt_tokens = len(row.request.prompt_ids)
-        return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
+        ids, num_prompt_tokens = tuple(row.token_ids), len(row.request.prompt_ids)
+        return Completion(
+            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_begun_tokens=row.num_begun
+        )
 
     def _free_memory(self) -> None:
         if self._device.type == "cuda":

@@ -123,8 +123,7 @@ class PlainEngine:
             self._heartbeat()
             logits = self._forward(batch)
             token_ids, sound = next_tokens(logits, batch.rows)
-            self._take(token_ids, sound, batch)
-            batch.append(torch.tensor(token_ids, device=self._device))
+            batch.append(self._take(token_ids, sound, batch.rows))
             batch.drop_ended()
         return rows
 
@@ -147,21 +146,26 @@ class PlainEngine:
     def _count_positions(self, mask: Tensor) -> Tensor:
         return count_positions(mask)
 
-    def _take(self, token_ids: Sequence[int], sound: Sequence[bool], batch: Batch) -> None:
-        for row, token_id, is_sound in zip(batch.rows, token_ids, sound, strict=True):
-            if not row.is_open:
-                continue
-            if is_sound:
+    def _take(self, token_ids: Sequence[int], sound: Sequence[bool], rows: Sequence[Row]) -> list[Sequence[int]]:
+        """Give the open rows their tokens; return what each row is to be fed, an ended one anything."""
+        fed: list[Sequence[int]] = []
+        for row, token_id, is_sound in zip(rows, token_ids, sound, strict=True):
+            num_before = len(row.token_ids)
+            if row.is_open and is_sound:
                 row.take(token_id, self._stop_id)
-            else:
-                row.failure = Failure("model_error", f"NaN or infinite logits at answer token {batch.num_steps + 1}")
+            elif row.is_open:
+                row.failure = Failure("model_error", f"NaN or infinite logits at answer token {num_before + 1}")
+            fed.append(row.token_ids[num_before:] or [token_id])
+        return fed
 
     def _complete(self, row: Row) -> Completion:
         if row.failure:
             return failed(row.request, row.failure)
         text = self.encoder.decode(row.token_ids).strip()
-        num_prompt_tokens = len(row.request.prompt_ids)
-        return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
+        ids, num_prompt_tokens = tuple(row.token_ids), len(row.request.prompt_ids)
+        return Completion(
+            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_begun_tokens=row.num_begun
+        )
 
     def _free_memory(self) -> None:
         if self._device.type == "cuda":

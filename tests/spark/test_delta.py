@@ -12,8 +12,14 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable as RustDeltaTable
 
+from dolly_batch.engine.model import load_model
+from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.stream import generate
 from dolly_batch.errors import InputError
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.spark.run import Options
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.spark.desk import Desk, questions
 
 
@@ -74,20 +80,54 @@ def test_overwrite_leaves_exactly_the_inputs_rows(delta_desk: Desk) -> None:
     assert delta_desk.run(output={"mode": "overwrite"}).outcome == "nothing_to_do"
 
 
-def test_retry_answers_only_the_named_rows_again_and_the_daily_run_finds_nothing(delta_desk: Desk) -> None:
-    """Rows cut off by max_new_tokens keep their question; the echo engine cuts them off again, on attempt 2."""
-    short = {"max_new_tokens": 6}
-    delta_desk.put(
-        [{"id": "cut", "instruction": "one two three four five six seven"}, {"id": "fits", "instruction": "Hi"}]
-    )
-    read = {"context": None}
-    first = delta_desk.run(generation=short, input=read)
-    assert first.by_status == {"ok": 1, "truncated": 1}
-    report = delta_desk.run(Options(retry=("truncated",)), generation=short, input=read)
-    assert (report.num_answered_by_model, report.by_status) == (1, {"truncated": 1})
-    rows = {row["id"]: row["attempt"] for row in read_by_rust(delta_desk.out)}
-    assert rows == {"cut": 2, "fits": 1}
-    assert delta_desk.run(generation=short, input=read).outcome == "nothing_to_do"
+LONG = [
+    "Write a short story about Igor in Salzburg.",
+    "Write two lines about the sea.",
+    "What is the capital of Portugal?",
+    "Give me three ideas for a birthday gift.",  # cut off at 8 tokens, it ends in white space
+]
+
+
+def answers_in_one_go(instructions: list[str], max_new_tokens: int) -> dict[str, Completion]:
+    loaded = load_model(MODEL_FOLDER, dtype="float32", device="cpu")
+    encoder, params = PromptEncoder.from_folder(MODEL_FOLDER), GenerationParams(max_new_tokens, do_sample=False)
+    requests = [Request(text, tuple(encoder.encode(text, None)), params) for text in instructions]
+    return {completion.key: completion for completion in generate(PlainEngine(loaded), requests)}
+
+
+def test_retry_goes_on_with_truncated_rows_alone_and_the_daily_run_finds_nothing(delta_desk: Desk) -> None:
+    """The stored tokens are taken over, the keys stay, and in the end each answer is the one given in one go."""
+    delta_desk.document["engine"] = {"kind": "fast", "processes": 1}
+    delta_desk.document["model"]["dtype"] = "float32"
+    short = "What is a young swan called?"
+    delta_desk.put([{"id": text, "instruction": text} for text in [*LONG, short]])
+    retry, asked = Options(retry=("truncated",)), {"input": {"context": None}}
+
+    def stored() -> dict[str, dict[str, Any]]:
+        rows = read_by_rust(delta_desk.out)
+        assert len(rows) == len({row["id"] for row in rows})
+        return {row["id"]: row for row in rows}
+
+    eight = {"generation": {"max_new_tokens": 8, "do_sample": False}, **asked}
+    assert delta_desk.run(**eight).by_status == {"ok": 1, "truncated": len(LONG)}
+    first = stored()
+    again = delta_desk.run(retry, **eight)  # by as many tokens again
+    assert (again.num_answered_by_model, again.num_continued_rows, again.num_restarted_rows) == (4, 3, 1)
+    assert again.num_begun_tokens == 3 * 8
+    expected = answers_in_one_go(LONG, 16)
+    assert {text: stored()[text]["response"] for text in LONG} == {text: expected[text].text for text in LONG}
+    last = delta_desk.run(retry, generation={"max_new_tokens": 64, "do_sample": False}, **asked)
+    found, expected = stored(), answers_in_one_go(LONG, 64)
+    for text in LONG:
+        row, answer = found[text], expected[text]
+        told = (row["response"], row["num_completion_tokens"], row["status"], row["attempt"])
+        assert told == (answer.text, answer.num_completion_tokens, "ok", 3)
+        assert row["request_key"] == first[text]["request_key"]
+    assert last.by_status == {"ok": len(LONG)}
+    assert last.num_begun_tokens == 16 * last.num_continued_rows
+    assert last.num_continued_rows + last.num_restarted_rows == len(LONG)
+    assert found[short] == first[short]
+    assert delta_desk.run(**eight).outcome == "nothing_to_do"
 
 
 def test_partitioned_tables(delta_desk: Desk) -> None:
