@@ -164,8 +164,8 @@ def print_summary(report: Report) -> None:
     if report.num_continued_rows or report.num_restarted_rows:
         console.print(
             Text(
-                f"{report.num_continued_rows:,} truncated answers were gone on with, {report.num_begun_tokens:,} tokens "
-                f"of them taken over; {report.num_restarted_rows:,} were begun anew"
+                f"{report.num_continued_rows:,} truncated answers were gone on with, {report.num_begun_tokens:,} of "
+                f"their tokens taken over; {report.num_restarted_rows:,} were begun anew"
             )
         )
     if report.output:
