@@ -155,6 +155,7 @@ class EngineSpec:
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free.
+    `gpus` share one model, each with some of its layers.
     """
 
     kind: Literal["auto", "fast", "plain", "echo"]
@@ -174,3 +175,4 @@ class EngineSpec:
     kv_bytes: int | None = None
     prefix_sharing: bool = True
     max_cores: int | None = None
+    gpus: int = 1

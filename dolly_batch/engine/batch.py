@@ -85,7 +85,7 @@ class Batch:
         if 2 * len(kept) > len(self.rows):
             return
         self.rows = [self.rows[row] for row in kept]
-        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        index = torch.tensor(kept, dtype=torch.long)  # on the CPU: the layers may lie on several devices
         self.input_ids, self.mask, self.positions = self.input_ids[index], self.mask[index], self.positions[index]
         self.cache.batch_select_indices(index)
 

@@ -76,7 +76,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         return
     started = time.monotonic()
     schema = staged_schema(task.kind)
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []

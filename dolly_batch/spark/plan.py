@@ -187,7 +187,7 @@ class _Planner:
 
     def _draft_plan(self, facts: Facts) -> Plan:
         job = self.job
-        slots = job.plan.slots or generation_slots(self.spark)
+        slots = job.plan.slots or generation_slots(self.spark, job.model.gpus)
         destination = self.target.destination()
         return Plan(
             plan_id=_plan_id(job.name, destination, facts),

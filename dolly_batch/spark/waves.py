@@ -107,7 +107,7 @@ class Generation:
             shares=self._asking.shares,
             progress=self.model.progress_folder(self.folder, wave.number),
         )
-        profile = gpu_profile(self.spark)
+        profile = gpu_profile(self.spark, self.job.model.gpus)
         answered = todo.mapInPandas(partial(answer_shard, task), staged_schema(task.kind), profile=profile)
         answered.write.mode("overwrite").parquet(own)
         self.check()
