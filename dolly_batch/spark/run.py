@@ -196,8 +196,8 @@ def _describe(opened: Opened, report: Report) -> None:
     _fill(report, plan, opened.target)
     report.num_resumed_waves = len(opened.folder.staged_waves())
     say(
-        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer in {report.num_shards} shards and "
-        f"{len(plan.waves)} waves, {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
+        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer (shards: {report.num_shards}, "
+        f"waves: {len(plan.waves)}), {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
     )
 
 
