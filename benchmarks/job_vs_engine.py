@@ -6,7 +6,9 @@ The job: `run_job` in local[2] into a Parquet table, its host loaded before by a
 those of its report: answer tokens by the seconds of its generate stage, which begins with the first wave's Spark job
 and ends when the last wave's folder is in place. The engine alone: the engine that the job's hosts load, with the same
 processes, given all the rows' token ids at once; the clock runs from the first `submit` to the last answer. Both are
-greedy, and their answers are compared. They take turns, job first; a ratio is of two neighbours.
+greedy, and their answers are compared. They take turns, job first; a ratio is of two neighbours. On a machine that is
+busy with other work too the CPU seconds tell more: of the engine's processes in the job and alone, and of what stands
+around them (host, Python workers, and the JVM over the whole run, planning and publishing included). Linux only.
 
 The model has pythia-70m's shape and random weights, the rows are the first of databricks-dolly-15k that are short
 enough, with GPT-NeoX's tokenizer, from $DOLLY_BATCH_SHARED/data (default ../shared/data). Where that is not there,
@@ -118,13 +120,17 @@ def measure(
     alone(engine, requests[:WARM_ROWS])
     found = []
     for pair in range(arguments.pairs):
-        report = Report(f"pair-{pair}")
+        report, before = Report(f"pair-{pair}"), cpu_seconds()
         began = time.monotonic()
         run_job(job(folder, model, "rows", f"pair-{pair}", new_tokens), Options(), report)
         wall_s = time.monotonic() - began
+        between = cpu_seconds()
         engine_s, texts = alone(engine, requests)
+        after = cpu_seconds()
         check(folder / f"out-pair-{pair}", texts)
         num_tokens = report.num_completion_tokens
+        cpu = {f"cpu_{name}_s": round(between[name] - before[name], 2) for name in before if name != "pool"}
+        cpu["cpu_alone_s"] = round(after["pool"] - between["pool"], 2)
         found.append(
             {
                 "tokens": num_tokens,
@@ -135,6 +141,7 @@ def measure(
                 "engine_tokens_per_s": num_tokens / engine_s,
                 "ratio": engine_s / report.seconds["generate"],
                 "shards": report.num_shards,
+                **cpu,
             }
         )
         print(json.dumps(found[-1]), flush=True)
@@ -152,6 +159,47 @@ def alone(engine: Engine, requests: list[Request]) -> tuple[float, dict[str, str
             assert isinstance(answer, Completion)
             texts[answer.key] = answer.text
     return time.monotonic() - began, texts
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far of this process's descendants: the engine's own pool, and what runs the job."""
+    processes = {pid: fields for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if (fields := stat(pid))}
+    children: dict[int, list[int]] = {}
+    for pid, fields in processes.items():
+        children.setdefault(int(fields[1]), []).append(pid)
+
+    def below(pid: int) -> list[int]:
+        return [found for child in children.get(pid, []) for found in (child, *below(child))]
+
+    def spent(pids: list[int]) -> float:
+        ticks = sum(int(number) for pid in pids for number in processes[pid][11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    own = below(os.getpid())
+    pool = [pid for pid in own if "dolly_batch.engine.worker" in command(pid)]
+    jvms = [pid for pid in own if "java" in command(pid).split("\0")[0]]
+    workers = [pid for jvm in jvms for pid in below(jvm)]
+    # A host is no descendant: it is found by the folder that its owner's pid names.
+    hosts = [pid for pid in processes for jvm in jvms if "host.server" in command(pid) and f"/{jvm}-" in command(pid)]
+    engine = [pid for host in hosts for pid in below(host)]
+    found = {"engine": engine, "host": hosts, "workers": workers, "jvm": jvms, "pool": pool}
+    return {name: spent(pids) for name, pids in found.items()}
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of a process's stat behind its name, state first; none when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def command(pid: int) -> str:
+    """A process's command line, its words ended by NUL."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def check(output: Path, texts: dict[str, str]) -> None:
@@ -172,6 +220,11 @@ def show(found: list[dict[str, float]], num_rows: int, arguments: argparse.Names
             f"| {row['tokens']:,} | {row['job_generate_s']:.1f} | {row['job_wall_s']:.1f} | {row['engine_s']:.1f} "
             f"| {row['job_tokens_per_s']:,.0f} | {row['engine_tokens_per_s']:,.0f} | {row['ratio']:.3f} |"
         )
+    print("\n| CPU s: engine in the job | alone | host | Python workers | JVM, whole run |")
+    print("|---|---|---|---|---|")
+    for row in found:
+        names = ("engine", "alone", "host", "workers", "jvm")
+        print("| " + " | ".join(f"{row[f'cpu_{name}_s']:.1f}" for name in names) + " |")
     ratio = statistics.median(row["ratio"] for row in found)
     print(f"median ratio {ratio:.3f} (aimed at: {GATE} and more)")
     print(json.dumps({"rows": num_rows, "ratio": ratio, "pairs": found}))
