@@ -23,7 +23,8 @@ class ModelConfig(Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     quantization: Literal["none", "int8"] = "none"
-    gpus: Literal[1] = 1
+    gpus: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
     stage_dir: str | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
 

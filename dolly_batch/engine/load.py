@@ -47,10 +47,13 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
 
 def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     """Whether the fast engine runs this. Raises ConfigError when it was asked for by name, or int8 was, and can't."""
-    fits = architecture == "gpt_neox" and on_cpu
+    if spec.gpus > 1 and on_cpu and spec.kind != "echo":
+        raise ConfigError(f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1")
+    fits = architecture == "gpt_neox" and on_cpu and spec.gpus == 1
     if fits and spec.kind != "plain":
         return True
     why = "a GPT-J model" if architecture != "gpt_neox" else "a GPU" if not on_cpu else "engine.kind plain"
+    why = "a model over several GPUs" if spec.gpus > 1 else why
     if spec.kind == "fast":
         raise ConfigError(f"engine.kind is 'fast', which does not run {why} yet; use auto or plain")
     if spec.quantization != "none":
@@ -125,5 +128,6 @@ def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], No
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        num_gpus=spec.gpus,
     )
     return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)

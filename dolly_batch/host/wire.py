@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any
 
 from dolly_batch.errors import EngineError
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Failure, GenerationParams, Scores
 from dolly_batch.records import PromptRow as PromptRow
 from dolly_batch.records import Row as Row
 from dolly_batch.records import ScoreRow as ScoreRow
@@ -105,7 +105,8 @@ class RowWriter:
         if isinstance(row, PromptRow):
             p = row.params
             params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k, p.repetition_penalty]
-            own = [row.instruction, row.context, row.seed]
+            begun = None if row.begun is None else [row.begun.text, row.begun.num_tokens]
+            own = [row.instruction, row.context, row.seed, begun]
             return [number, "generate", own, self._new("generate", [params, row.format, row.grammar])]
         common = [row.continuations, row.with_end, row.format]
         return [number, "score", [row.instruction, row.context], self._new("score", common)]
@@ -130,9 +131,10 @@ class RowReader:
             if common is not None:
                 params, prompt_format, grammar = common
                 self._last[kind] = (GenerationParams(*params), prompt_format, grammar)
-            instruction, context, seed = own
+            instruction, context, seed, begun = own
+            begun = None if begun is None else BegunAnswer(*begun)
             params, prompt_format, grammar = self._last[kind]
-            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar)
+            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar, begun)
         if common is not None:
             texts, with_end, prompt_format = common
             self._last[kind] = (tuple(texts), with_end, prompt_format)
@@ -166,7 +168,10 @@ def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:
     failure = None if a.failure is None else [a.failure.status, a.failure.message]
     if isinstance(a, Scores):
         return [number, "scores", a.log_probs, a.num_prompt_tokens, failure]
-    return [number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens, failure]
+    return [
+        *(number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens),
+        *(a.num_begun_tokens, failure),
+    ]
 
 
 def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
@@ -176,5 +181,5 @@ def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
     if kind == "scores":
         log_probs, num_prompt_tokens = rest
         return Scores(key, tuple(log_probs), failure, num_prompt_tokens)
-    text, token_ids, finish_reason, num_prompt_tokens = rest
-    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure)
+    text, token_ids, finish_reason, num_prompt_tokens, num_begun_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_begun_tokens)

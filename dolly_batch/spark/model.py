@@ -65,6 +65,7 @@ class ModelFacts:
             load_timeout_s=job.engine.load_timeout_s,
             echo_delay_s=job.engine.echo_delay_s,
             max_cores=self.max_cores,
+            gpus=1 if job.engine.kind == "echo" else job.model.gpus,
         )
 
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:

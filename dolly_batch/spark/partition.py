@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pyspark import TaskContext
@@ -14,7 +15,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.host.place import HostPlace
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.device import task_device
 from dolly_batch.spark.fields import TASK_FIELDS
@@ -33,6 +34,7 @@ STAGED_FIELDS = (
     T.StructField("finish_reason", T.StringType()),
     T.StructField("num_prompt_tokens", T.IntegerType()),
     T.StructField("num_completion_tokens", T.IntegerType()),
+    T.StructField("num_begun_tokens", T.IntegerType()),
 )
 # When the task began and ended, in seconds of its machine's monotonic clock, stand on its last row.
 ORIGIN_FIELDS = (
@@ -77,7 +79,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         return
     began_s = time.monotonic()
     schema = staged_schema(task.kind)
-    with RetryingClient(task.spec, HostPlace.of_this_executor(task_device())) as client:
+    with RetryingClient(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
@@ -112,6 +114,14 @@ class Row:
     instruction: str
     context: str | None
     num_prompt_tokens: int
+    begun: BegunAnswer | None = None
+    max_new_tokens: int | None = None
+    """Of this row, where it is not the job's."""
+
+    def asks_the_same(self, other: "Row") -> bool:
+        """Whether both have the same answer, where equal questions have."""
+        mine = (self.request_key, self.begun, self.max_new_tokens)
+        return mine == (other.request_key, other.begun, other.max_new_tokens)
 
 
 class Desk:
@@ -138,11 +148,12 @@ class Desk:
 
     def _begin(self, row: Row) -> None:
         leader = self._leader
-        if self._task.shares and leader and leader.request_key == row.request_key and leader.row_key in self._open:
+        if self._task.shares and leader and leader.asks_the_same(row) and leader.row_key in self._open:
             self._open[leader.row_key][1].append(row)
             return
         self._leader = row
-        work = self._prepared.begin(Subject(row.instruction, row.context, row_seed(self._task.seed, row.row_key)))
+        seed = row_seed(self._task.seed, row.row_key)
+        work = self._prepared.begin(Subject(row.instruction, row.context, seed, row.begun, row.max_new_tokens))
         self._open[row.row_key] = (work, [row])
         self._ask(row.row_key, work.start())
 
@@ -175,6 +186,7 @@ def _staged(row: Row, answer: Answer) -> tuple[object, ...]:
         answer.finish_reason,
         num_prompt_tokens,
         answer.num_completion_tokens,
+        answer.num_begun_tokens,
         *answer.extras,
     )
 
@@ -214,8 +226,16 @@ class Progress:
 
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:
     for batch in batches:
-        for row_key, request_key, instruction, context, tokens in batch.itertuples(index=False, name=None):
-            yield Row(row_key, request_key, instruction, None if pd.isna(context) else context, int(tokens))
+        for row_key, request_key, instruction, context, tokens, *rest in batch.itertuples(index=False, name=None):
+            begun, limit = _begun(*rest)
+            context = None if pd.isna(context) else context
+            yield Row(row_key, request_key, instruction, context, int(tokens), begun, limit)
+
+
+def _begun(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[BegunAnswer | None, int | None]:
+    if pd.isna(num_tokens):
+        return None, None
+    return BegunAnswer(text, int(num_tokens)), int(max_new_tokens)
 
 
 def _chained(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
