@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Numbers of the output layer held at once.
+# Numbers of the output layer held at once, and, on a CPU, columns of a product: a power of two, for others are slower.
 _MAX_LOGITS = {"cpu": 2**24, "cuda": 2**26}
-_MAX_PIECE = {"cpu": 2**20, "cuda": 2**26}
-_MIN_COLUMNS = 1024  # of a product; narrower ones are slower
+_COLUMNS = 1024
 
 
 def log_probs(head: Any, vocab_size: int, hidden: Tensor, edges: Sequence[tuple[int, int]]) -> list[float]:
@@ -27,7 +26,7 @@ def log_probs(head: Any, vocab_size: int, hidden: Tensor, edges: Sequence[tuple[
         return []
     nodes, tokens = torch.tensor(edges, device=hidden.device).unbind(1)
     found = torch.empty(len(edges), dtype=_wide(hidden.dtype), device=hidden.device)
-    rows = max(1, _limit(_MAX_LOGITS, hidden) // vocab_size)
+    rows = max(1, _MAX_LOGITS.get(hidden.device.type, _MAX_LOGITS["cpu"]) // _num_held(head, vocab_size, hidden))
     for start in range(0, len(hidden), rows):
         own = ((nodes >= start) & (nodes < start + rows)).nonzero()[:, 0]
         if len(own):
@@ -37,7 +36,7 @@ def log_probs(head: Any, vocab_size: int, hidden: Tensor, edges: Sequence[tuple[
 
 
 def _of_rows(head: Any, vocab_size: int, hidden: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:
-    """The same for so few nodes that a product with the whole output layer may be held."""
+    """The same for as many nodes as may go at once."""
     picked = torch.empty(len(tokens), dtype=_wide(hidden.dtype), device=hidden.device)
     totals = []
     for start, logits in _pieces(head, vocab_size, hidden):
@@ -51,8 +50,8 @@ def _of_rows(head: Any, vocab_size: int, hidden: Tensor, nodes: Tensor, tokens: 
 
 def _pieces(head: Any, vocab_size: int, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield (first token, logits [nodes, tokens]) of each piece of the vocabulary; the logits are the caller's own."""
-    width = max(_MIN_COLUMNS, _limit(_MAX_PIECE, hidden) // len(hidden))
-    whole = None if type(head) is nn.Linear else head(hidden)  # packed or quantized weights come whole
+    width = vocab_size if hidden.device.type == "cuda" else _COLUMNS
+    whole = None if type(head) is nn.Linear else head(hidden)
     for start in range(0, vocab_size, width):
         part = slice(start, start + width)
         if whole is None:
@@ -63,9 +62,10 @@ def _pieces(head: Any, vocab_size: int, hidden: Tensor) -> Iterator[tuple[int, T
         yield start, logits.to(_wide(logits.dtype))
 
 
+def _num_held(head: Any, vocab_size: int, hidden: Tensor) -> int:
+    """Logits of a node held at once: a piece of them on a CPU, all where they are packed or quantized."""
+    return vocab_size if hidden.device.type == "cuda" or type(head) is not nn.Linear else _COLUMNS
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _limit(limits: dict[str, int], hidden: Tensor) -> int:
-    return limits.get(hidden.device.type, limits["cpu"])
