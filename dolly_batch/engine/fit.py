@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dolly_batch.engine.config import ModelConfig
 
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
+INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _RUNTIME_BYTES = 1 << 30  # CUDA's own context and kernels, and the activations of one row
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
@@ -43,6 +44,25 @@ def num_parameters(config: ModelConfig) -> int:
     return config.num_layers * layer + 2 * config.vocab_size * hidden
 
 
+def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) -> int:
+    """Bytes of a model's weights. In int8 the embedding stays in floating point, and each output has a scale."""
+    num = num_parameters(config)
+    if quantization != "int8":
+        return num * item_bytes
+    embedding = config.vocab_size * config.hidden_size
+    num_scales = 9 * config.num_layers * config.hidden_size + config.vocab_size
+    return num - embedding + embedding * item_bytes + 4 * num_scales
+
+
+def lacks_int8(name: str, capability: tuple[int, int]) -> str:
+    """What is said of a GPU that has no integer products."""
+    have, needed = (".".join(map(str, version)) for version in (capability, INT8_FROM))
+    return (
+        f"model.quantization int8 cannot run on {name} (compute capability {have}; int8 needs {needed}); "
+        "set model.quantization: none and model.dtype: float16"
+    )
+
+
 def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
     """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
 
@@ -55,14 +75,23 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
                 f"model.dtype bfloat16 cannot run on {gpu.name} (compute capability {version}; bfloat16 needs "
                 f"{'.'.join(map(str, BFLOAT16_FROM))}); set model.dtype: float16"
             )
+        if quantization == "int8" and gpu.capability < INT8_FROM:
+            return lacks_int8(gpu.name, gpu.capability)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
-    weight_bytes = num_parameters(config) * (1 if quantization == "int8" else item_bytes)
+    weight_bytes = num_weight_bytes(config, item_bytes, quantization)
     cache_bytes = 2 * config.num_layers * config.hidden_size * config.max_positions * item_bytes
     needed, there = weight_bytes + cache_bytes + _RUNTIME_BYTES * len(gpus), sum(gpu.memory_bytes for gpu in gpus)
     if needed <= there:
         return None
     gib = 1 << 30
-    remedies = [*(["model.dtype: auto"] if item_bytes > 2 else []), "a GPU with more memory", "a smaller model"]
+    short_fits = quantization == "none" and config.architecture == "gpt_neox" and len(gpus) == 1
+    short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
+    remedies = [
+        *(["model.dtype: auto"] if item_bytes > 2 else []),
+        *(["model.quantization: int8"] if short_fits else []),
+        "a GPU with more memory",
+        "a smaller model",
+    ]
     return (
         f"the model in {dtype if quantization == 'none' else quantization} needs {needed / gib:.1f} GiB "
         f"({weight_bytes / gib:.1f} of weights), and {' + '.join(gpu.name for gpu in gpus)} has {there / gib:.1f} GiB; "
