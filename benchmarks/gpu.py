@@ -18,6 +18,7 @@ proportion to its floor. What is worth most is done first, and printed when it i
 import argparse
 import gc
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, 
 
 import torch
 
-from benchmarks import gpu_checks, gpu_padded, gpu_products, gpu_rates
+from benchmarks import gpu_checks, gpu_padded, gpu_products, gpu_profile, gpu_rates
 from benchmarks.gpu_work import SHAPES, Shape, Work, make_engine, random_model
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.quantize import quantize
@@ -62,6 +63,7 @@ class Run:
 def main() -> int:
     """Check, or time the models one after the other."""
     given = _arguments()
+    logging.basicConfig(level=logging.WARNING)  # why an engine falls back on something slower
     device = torch.device(given.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -129,13 +131,16 @@ def _time_engine(
     device, int8 = loaded.device, kind == "int8"
     rates = gpu_rates.measure(shape, device, loaded.dtype, int8=int8)
     say(f"{name} {kind}: copy {rates.copy_bytes_s / 1e12:.2f} TB/s, products {rates.flops_s / 1e12:.0f} T/s")
-    kv_bytes = _free_bytes(device) * given.memory_fraction
-    engine = make_engine(loaded, memory_fraction=given.memory_fraction, kv_bytes=None if _is_cuda(device) else 2**28)
+    free_bytes = _free_bytes(device)
+    settings = {} if given.memory_fraction is None else {"memory_fraction": given.memory_fraction}
+    engine = make_engine(loaded, kv_bytes=None if _is_cuda(device) else free_bytes, **settings)
+    # Where an engine does not say what it has for keys and values, it is taken to have nine tenths.
+    kv_bytes = getattr(engine, "stats", dict)().get("kv_bytes", 0.9 * free_bytes)
     _warm_up(engine, work, shape, given)
     say(f"{name} {kind}: {type(engine).__name__} is warm, at {time.monotonic() - _STARTED:.0f} s")
     if _is_cuda(device):
         torch.cuda.reset_peak_memory_stats(device)
-    run = drive(engine, requests, ends)
+    run = drive(engine, requests, device, ends)
     done = work if not run.is_cut else _finished(run, work)
     item_bytes = loaded.dtype.itemsize
     least = gpu_rates.floor(shape, done, rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
@@ -158,7 +163,8 @@ def _time_engine(
     if run.num_failed:
         say(f"{name} {kind}: {run.num_failed} rows FAILED")
     if given.profile:
-        _profile(engine, work, shape, given)
+        rows = work.part(min(given.rows, 1000)).requests(shape.vocab_size, sampled=not given.greedy, seed=2)
+        gpu_profile.print_kernels(engine, rows, device, say)
     return {
         **asdict(run),
         "tokens_per_s": run.tokens_s,
@@ -171,9 +177,8 @@ def _time_engine(
     }
 
 
-def drive(engine: Engine, requests: list[Request], ends: float) -> Run:
+def drive(engine: Engine, requests: list[Request], device: torch.device, ends: float = float("inf")) -> Run:
     """Submit everything and step until all have ended, or the time is over."""
-    device = getattr(engine, "_device", torch.device("cpu"))
     started = told = time.monotonic()
     for request in requests:
         engine.submit(request)
@@ -208,7 +213,7 @@ def _warm_up(engine: Engine, work: Work, shape: Shape, given: argparse.Namespace
     """Some rows with short answers: kernels are built, graphs recorded, the allocator has its blocks."""
     rows = work.part(min(_WARM_ROWS, given.rows))
     short = Work(tuple((prompt, min(answer, 12)) for prompt, answer in rows.lengths))
-    drive(engine, short.requests(shape.vocab_size, sampled=not given.greedy, seed=1), float("inf"))
+    drive(engine, short.requests(shape.vocab_size, sampled=not given.greedy, seed=1), torch.device(given.device))
 
 
 def _time_padded(
@@ -229,33 +234,6 @@ def _time_padded(
     return {"padded": {**asdict(best), "tokens_per_s": best.tokens_s}, "ratio": ours / best.tokens_s}
 
 
-def _profile(engine: Engine, work: Work, shape: Shape, given: argparse.Namespace) -> None:
-    """The kernels that take longest, over some steps in the middle of a full batch."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = torch.cuda.is_available() and given.device != "cpu"
-    rows = work.part(min(given.rows, 1000)).requests(shape.vocab_size, sampled=not given.greedy, seed=2)
-    for request in rows:
-        engine.submit(request)
-    for _ in range(40):
-        engine.step()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    started = time.perf_counter()
-    with profile(activities=activities) as profiled:
-        for _ in range(20):
-            engine.step()
-        if on_gpu:
-            torch.cuda.synchronize()
-    wall_s = time.perf_counter() - started
-    events = profiled.key_averages()
-    busy_s = sum(event.self_device_time_total for event in events) / 1e6
-    say(
-        f"20 steps in {1e3 * wall_s:.0f} ms (slowed by the profiler), the device busy for {1e3 * busy_s:.0f} ms of them"
-    )
-    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    print(events.table(sort_by=order, row_limit=25, max_name_column_width=70), flush=True)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["12b"], choices=sorted(SHAPES))
@@ -263,7 +241,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="of the whole command; models share them")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the free memory, for keys and values")
+    parser.add_argument("--memory-fraction", type=float, help="of the free memory, for keys and values")
     parser.add_argument("--padded-rows", type=int, default=512)
     parser.add_argument("--no-padded", action="store_true", help="without Hugging Face's generate")
     parser.add_argument("--int8", action="store_true", help="the same rows with the model in int8, last")

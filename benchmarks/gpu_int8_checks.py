@@ -116,7 +116,7 @@ def engine_in_int8(device: torch.device) -> str:
 
 def loads_layer_by_layer(device: torch.device) -> str:
     """On its way from the files into int8 a model never takes much more of the device than it does in int8."""
-    shape = Shape(1024, 12, 8, vocab_size=8000) if device.type == "cuda" else Shape(128, 2, 4, vocab_size=1200)
+    shape = Shape(1024, 12, 8, vocab_size=8000) if device.type == "cuda" else Shape(128, 2, 4, vocab_size=1600)
     with tempfile.TemporaryDirectory() as name:
         folder = save(random_model(shape, torch.device("cpu"), torch.bfloat16), Path(name))
         if device.type != "cuda":

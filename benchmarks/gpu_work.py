@@ -142,8 +142,8 @@ def random_model(
 
 
 def make_engine(loaded: LoadedModel, **settings: Any) -> Engine:
-    """The engine that a job would get for this model on this device, through the package's own choice."""
-    spec = EngineSpec("auto", str(loaded.folder.path), processes=1, num_threads=1, **settings)
+    """The engine that a job would get for this model on this device; `settings` are an EngineSpec's."""
+    spec = EngineSpec(**{"kind": "auto", "processes": 1, "num_threads": 1, **settings}, model_folder="random weights")
     if runs_fast(spec, "gpt_neox", on_cpu=loaded.device.type == "cpu"):
         return fast_engine(spec, loaded)
     return PlainEngine(loaded)

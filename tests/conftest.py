@@ -11,8 +11,8 @@ os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSeri
 
 from dolly_batch.engine.machine import may_have_gpu
 
-# Triton reads it when it is first imported: without a GPU its kernels are tried in its interpreter.
 if not may_have_gpu():
+    # Before triton is imported anywhere (transformers does): its kernels are then run by its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest

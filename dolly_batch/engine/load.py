@@ -53,7 +53,7 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     why = "a GPT-J model" if architecture != "gpt_neox" else "a GPU" if not on_cpu else "engine.kind plain"
     if spec.kind == "fast":
         raise ConfigError(f"engine.kind is 'fast', which does not run {why} yet; use auto or plain")
-    if spec.quantization != "none" and (on_cpu or architecture != "gpt_neox"):
+    if spec.quantization != "none":
         raise ConfigError(f"model.quantization is {spec.quantization!r}, which {why} cannot have; use none")
     return False
 
@@ -125,6 +125,5 @@ def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], No
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
-        quantization=spec.quantization,
     )
     return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)
