@@ -11,7 +11,7 @@ READY := .venv/.ready
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo demo-delta test check chaos kills bench format lock clean
+.PHONY: help setup demo demo-delta test check chaos kills bench whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -39,8 +39,11 @@ chaos: $(READY) ## Many real kills, minutes long
 kills: $(READY) ## Random kills for ten minutes and more, every row counted
 	@$(BIN)/python benchmarks/kills.py $(ARGS)
 
-bench: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
-	@$(BIN)/python benchmarks/whole_table.py
+bench: $(READY) ## The engine and its peers on the same work, about an hour; ARGS="--minutes 8 --rows 200" for less
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+
+whole-table: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
+	@$(BIN)/python benchmarks/whole_table.py $(ARGS)
 
 format: $(READY) ## Put the formatting right, and what else ruff can repair
 	@$(BIN)/ruff check --fix .

@@ -2,16 +2,16 @@
 
     python benchmarks/peers.py [--rows 1000] [--minutes 60] [--engines naive ctranslate2 ...]
 
-The work: rows of databricks-dolly-15k (a synthetic table of the same lengths where the data is absent), random weights of
-pythia-160m's shape, greedy, each row stopped at its own response's length, at most 256 tokens. Every engine gets the
+The work: rows of databricks-dolly-15k (a synthetic table of the same lengths where the data is absent), random weights
+of pythia-160m's shape, greedy, each row stopped at its own response's length, at most 256 tokens. Every engine gets the
 prompts' token ids and gives ids back. Loading and converting are left out; the time is from the first request to the
 last answer. Memory is the peak of the PSS of all the engine's processes, for those inside Spark its JVM too.
 
 First each engine's best setting is chosen on fewer rows: 1 process x 2 threads or 2 processes x 1 thread, and what else
-its documentation leaves to be chosen. Then ours and the other run in turn on the same rows, A/B/A/B, with a matrix product
-timed before and after every run on one core and on two; a run beside which that took more than 1.15 times its best is
-thrown away and made again, at most `--tries` times in all. What is too slow for all rows gets a sample with the same
-lengths of prompts and answers; then ours runs both the sample and all rows.
+its documentation leaves to be chosen. Then ours and the other run in turn on the same rows, A/B/A/B, with a matrix
+product timed before and after every run on one core and on two; a run beside which that took more than 1.15 times its
+best is thrown away and made again, at most `--tries` times in all. What is too slow for all rows gets a sample with the
+same lengths of prompts and answers; then ours runs both the sample and all rows.
 
 Prints three tables (engines; growth with rows and prompts; prefix sharing) and, last, one line of JSON.
 """
@@ -45,9 +45,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000)
-    parser.add_argument(
-        "--minutes", type=float, default=_FULL_MINUTES, help="about what it may take on a quiet machine"
-    )
+    parser.add_argument("--minutes", type=float, default=_FULL_MINUTES, help="about, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of runs of ours and another engine")
     parser.add_argument("--tries", type=int, default=3, help="of a run while the machine is busy")
     parser.add_argument("--engines", nargs="+", default=None, help="only these peers (ours always runs)")
@@ -105,8 +103,6 @@ class Contest:
         chosen: list[tuple[Engine, Options, float]] = []
         for engine in entrants:
             try:
-                if engine.without:
-                    raise EngineFailed(engine.without)
                 chosen.append((engine, *choose(self._course, engine)))
             except EngineFailed as error:
                 self.left_out[engine.name] = str(error).splitlines()[0]
@@ -126,9 +122,12 @@ class Contest:
     def print_all(self, heading: str) -> None:
         """The tables and the JSON line."""
         standings = self._standings()
-        noise = {"discarded_runs": self._course.num_discarded, "runs_kept_though_noisy": self._course.num_noisy}
-        print(f"\n{heading}. {noise['discarded_runs']} runs were made again because the machine was busy,")
-        print(f"{noise['runs_kept_though_noisy']} were kept though it was each time.\n")
+        course = self._course
+        noise = {"runs": len(course.kept), "noisy_runs": course.num_noisy, "discarded_runs": course.num_discarded}
+        print(
+            f"\n{heading}. {noise['runs']} runs; {noise['discarded_runs']} more were thrown away because the machine was"
+        )
+        print(f"busy; beside {noise['noisy_runs']} of those kept it was so too, each time they were tried.\n")
         print(tables.engines_table(standings, self.duels, self.left_out))
         if self.growth:
             print(f"\nGrowth of {self.main[0].name}:\n\n{tables.growth_table(self.growth)}")

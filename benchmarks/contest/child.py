@@ -1,4 +1,4 @@
-"""One engine in a process of its own: `python -m benchmarks.contest.child RUNNER`, talking JSON lines on stdin and stdout.
+"""One engine in a process of its own, `python -m benchmarks.contest.child RUNNER`, with JSON lines on stdin and stdout.
 
 It is told a setup, loads, and says `ready`. Then, for every list of rows, it answers them all and says when the
 first request went in and when the last answer came out. Whatever libraries print goes to stderr.

@@ -1,4 +1,4 @@
-"""Choosing each engine's best setting, and pairs of engines in turn on the same rows: A/B/A/B, a probe around every run."""
+"""Choosing each engine's best setting, and pairs of engines in turn: A/B/A/B, with a probe around every run."""
 
 import statistics
 import sys
@@ -18,7 +18,7 @@ class Course:
     """Where engines run: the work, the probe, and how much is spent on each.
 
     `scale` multiplies the rows of a choice; `tries` is how often a run is made when its probes say that the machine was
-    busy. `num_discarded` runs were made again, `num_noisy` were kept as the quietest of all tries.
+    busy. `num_discarded` runs were made again; of those `kept` some may be noisy nevertheless, the quietest of all tries.
     """
 
     work: Work
@@ -28,11 +28,17 @@ class Course:
     scale: float = 1.0
     tries: int = 3
     num_discarded: int = 0
-    num_noisy: int = 0
+    kept: list[Run] = field(default_factory=list)
 
     def start(self, engine: Engine, options: Options) -> Started:
-        """Start an engine; it is loaded when this returns."""
-        return Started(engine, options, self.python, self.folder)
+        """Start an engine; it is loaded and has answered something when this returns."""
+        started = Started(engine, options, self.python, self.folder)
+        try:
+            started.run([Row(f"warm{i}", tuple(range(i + 1, i + 25)), 4) for i in range(4)])
+        except BaseException:
+            started.close()
+            raise
+        return started
 
     def run(self, started: Started, rows: list[Row]) -> Run:
         """Run the rows while the machine is quiet, or as quiet as it gets."""
@@ -43,11 +49,15 @@ class Course:
             run.probes = (before, self.probe.measure())
             runs.append(run)
             if self.noise(run) <= MAX_NOISE:
-                self.num_discarded += len(runs) - 1
-                return run
+                break
         self.num_discarded += len(runs) - 1
-        self.num_noisy += 1
-        return min(runs, key=self.noise)
+        self.kept.append(min(runs, key=self.noise))
+        return self.kept[-1]
+
+    @property
+    def num_noisy(self) -> int:
+        """Runs that were kept although the machine was busy beside them, as it is known now."""
+        return sum(self.noise(run) > MAX_NOISE for run in self.kept)
 
     def noise(self, run: Run) -> float:
         """The worse of the two probes around a run, against the best there has been."""
@@ -79,6 +89,8 @@ class Duel:
 
 def choose(course: Course, engine: Engine) -> tuple[Options, float]:
     """The engine's best setting and its answer tokens a second in the trial; raises EngineFailed if none works."""
+    if engine.without:
+        raise EngineFailed(engine.without)
     rows = course.work.sample(max(4, round(engine.trial_rows * course.scale)))
     best = dict(engine.defaults)
     speeds: dict[str, float] = {}
@@ -106,9 +118,8 @@ def duel(
             result.theirs.append(course.run(their_engine, rows))
             if is_sample and (theirs.is_row_by_row or not result.ours_on_all):
                 result.ours_on_all.append(course.run(our_engine, course.work.rows))
-            say(
-                f"  {theirs.name}: {result.theirs[-1].tokens_per_s:.0f}, ours {result.ours[-1].tokens_per_s:.0f} tokens/s"
-            )
+            speeds = [runs[-1].tokens_per_s for runs in (result.theirs, result.ours)]
+            say(f"  {theirs.name}: {speeds[0]:.0f}, ours {speeds[1]:.0f} tokens/s on {len(rows)} rows")
     return result
 
 

@@ -34,7 +34,6 @@ def peers_python() -> Path:
 
 
 def _has_peers(python: Path) -> bool:
-    return (
-        python.exists()
-        and subprocess.run([str(python), "-c", "import ctranslate2"], capture_output=True).returncode == 0
-    )
+    if not python.exists():
+        return False
+    return subprocess.run([str(python), "-c", "import ctranslate2"], capture_output=True, check=False).returncode == 0

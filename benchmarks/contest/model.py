@@ -38,8 +38,8 @@ _TOKENIZER_CONFIG = {
 def write_model(folder: Path) -> str:
     """Write the model's folder and say what it holds.
 
-    No row may end by itself, in any engine: the output layer's weights of the end markers are zero, so their logits are,
-    and among 50,000 random ones 0 is never the largest.
+    No row may end by itself, in any engine: the output layer's weights of the end markers are zero, so their logits
+    are, and among 50,000 random ones 0 is never the largest.
     """
     folder.mkdir(parents=True)
     if TOKENIZER.is_file():

@@ -2,9 +2,9 @@
 
 Many rows are given at once, sorted by length, so that batches run side by side; the Dolly prefix is its
 `static_prompt`, computed once; prompts are forwarded, not decoded (`include_prompt_in_result=False`). Of a batch's
-prompts it forwards only as many tokens as the shortest has and decodes the rest one by one; so beside its own cutting of
-batches (`spread` None) there is a cutting into calls of prompts that differ by at most `spread` tokens.
-A row is stopped by a callback at its own length; finished rows leave their batch.
+prompts it forwards only as many tokens as the shortest has and decodes the rest one by one; so beside its own cutting
+of batches (`spread` None) there is a cutting into calls of prompts that differ by at most `spread` tokens. A row is
+stopped by a callback at its own length; finished rows leave their batch.
 """
 
 from collections.abc import Callable, Iterator

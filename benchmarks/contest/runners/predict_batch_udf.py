@@ -1,9 +1,10 @@
-"""Spark's `predict_batch_udf`: batches of prompts, padded on the left, generated together to the longest answer of each.
+"""Spark's `predict_batch_udf`: batches of prompts, padded on the left, generated together to the longest answer.
 
 Rows are sorted by the length of their prompts, so that little is padded; a batch is a task, so that the workers end at
 nearly the same time. A row is stopped at its own length (`StoppingCriteria`), but its slot stays until the batch ends.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def load(setup: dict[str, Any]) -> Answer:
         used = sum(row.num_new_tokens for row in ordered)
         # As Spark cuts a list into slices.
         cuts = [i * len(ordered) // num_tasks for i in range(num_tasks + 1)]
-        batches = [ordered[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+        batches = [ordered[start:stop] for start, stop in pairwise(cuts)]
         slots = sum(len(batch) * max(row.num_new_tokens for row in batch) for batch in batches)
         return ask(session, function, ordered, size), {"occupancy": used / slots}
 
