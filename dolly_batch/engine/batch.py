@@ -42,6 +42,13 @@ class Row:
         if len(self.token_ids) == self.request.params.max_new_tokens and self.failure is None:
             self.finish_reason = "length"
 
+    def restart(self) -> None:
+        """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
+        self.token_ids.clear()
+        self.finish_reason = self.failure = None
+        if self.constraint is not None:
+            self.constraint.restart()
+
 
 @dataclass
 class Batch:

@@ -42,10 +42,8 @@ class Sequence(Row):
         return [*self.request.prompt_ids[start:], *self.token_ids[: stop - num_prompt]]
 
     def restart(self) -> None:
-        """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
-        self.token_ids.clear()
-        if self.constraint is not None:
-            self.constraint.restart()
+        """Forget the answer so far, and that anything of the row was in the cache."""
+        super().restart()
         self.num_cached = 0
 
 
