@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from dolly_batch.engine.sequence import Chunk
 from dolly_batch.engine.transfer import upload
 
+SPLIT_KEYS = 512  # of a row that one program of the decode kernel reads
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -91,6 +93,12 @@ def varlen_prefill() -> Prefiller:
     return prefill
 
 
+def reach(position: int) -> int:
+    """The furthest position that rows can stand at whose keys are cut into no more parts, a power of two of them."""
+    num_splits = -(-max(1, position) // SPLIT_KEYS)
+    return SPLIT_KEYS * (1 << (num_splits - 1).bit_length())
+
+
 class Decode:
     """Rows that decode a token each. `slots` and `positions` are on the device, [rows]."""
 
@@ -112,10 +120,10 @@ class Decode:
         self._attend = decode_by_sdpa
         self._num_splits = 1
         if use_kernel:
-            from dolly_batch.engine.kernels.decode import num_splits_for, paged_decode  # needs triton
+            from dolly_batch.engine.kernels.decode import paged_decode  # needs triton
 
             self._attend = paged_decode
-            self._num_splits = num_splits_for(max_position)
+            self._num_splits = reach(max_position) // SPLIT_KEYS
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store keys and values and return what was attended to; all [rows, heads, head size]."""
@@ -134,7 +142,7 @@ def decode_by_sdpa(
     slots: Tensor,
     positions: Tensor,
     scaling: float,
-    num_splits: int = 1,
+    num_splits: int,
 ) -> Tensor:
     """As the kernel's `paged_decode`, row by row through torch's own attention: slow, exact in any dtype."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -177,9 +185,7 @@ class Prefill:
     prefill: Prefiller
 
     @classmethod
-    def of(
-        cls, layers: SequenceOf[Tensor], chunks: SequenceOf[Chunk], start: int, prefill: Prefiller
-    ) -> "Prefill":
+    def of(cls, layers: SequenceOf[Tensor], chunks: SequenceOf[Chunk], start: int, prefill: Prefiller) -> "Prefill":
         """The chunks, packed from `start` on."""
         page, device = layers[0].shape[3], layers[0].device
         num_queries = [chunk.stop - chunk.start for chunk in chunks]
@@ -213,11 +219,11 @@ class PageAttention:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""
-        packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [tokens, heads, head size]
-        if len(self._parts) == 1 and self._parts[0].tokens == slice(0, len(packed[0])):
-            return self._parts[0].attend(layer, *packed, scaling)[None]
-        output = torch.zeros(packed[0].shape, dtype=query.dtype, device=query.device)
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, head size]
+        if len(self._parts) == 1 and self._parts[0].tokens == slice(0, len(query)):
+            return self._parts[0].attend(layer, query, key, value, scaling)[None]
+        output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
         for part in self._parts:
-            own = [tensor[part.tokens] for tensor in packed]
-            output[part.tokens] = part.attend(layer, *own, scaling)
+            own = part.tokens
+            output[own] = part.attend(layer, query[own], key[own], value[own], scaling)
         return output[None]

@@ -2,23 +2,27 @@
 
 A page holds a few tokens' keys and values in all layers; which pages are whose stands in a table on the device, a line
 for each row in work. Rows whose prompts start alike share whole pages, counted, and copy the page in which they part.
-A row is admitted by what it will likely come to need: the share of its new tokens that earlier rows used. Where that was
-too little, `PagesSpent` asks for a row to be suspended.
+A row is admitted by what it will likely come to need: the share of its new tokens that earlier rows used. Where that
+was too little, `PagesSpent` asks for a row to be suspended.
 """
+
+from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
 
 from dolly_batch.engine.cache import CacheShape, StepAttention
-from dolly_batch.engine.page_attention import Decode, PageAttention, Prefill, Prefiller, prefill_by_sdpa
-from dolly_batch.engine.sequence import Sequence, Step
+from dolly_batch.engine.page_attention import Decode, PageAttention, Prefill, Prefiller, prefill_by_sdpa, reach
+from dolly_batch.engine.sequence import Chunk, Sequence, Step
 from dolly_batch.engine.transfer import upload
 
 PAGE_TOKENS = 16
+GATHERED_KEYS = 16_384  # at most, or one row's: prompts with a long common start have many more keys than tokens
 _PRIOR_ROWS = 16  # rows taken to use all of their new tokens, until others have ended
+_ROWS_A_SPARE_PAGE = 4  # for rows that turn out longer than expected
 
 
-class PagesSpent(MemoryError):  # noqa: N818
+class PagesSpent(MemoryError):
     """The rows in work have outgrown the pages that there are."""
 
 
@@ -69,6 +73,7 @@ class Pages:
         self._free = list(range(self.num_pages - 1, 0, -1))
         self._free_slots = list(range(max_rows, -1, -1))
         self._num_holders = [0] * self.num_pages
+        self._num_rows = 0
         self._num_outstanding = 0
         self._entries: dict[int, int] = {}  # of the table, that the device does not know yet
         self._num_ended, self._share_used = _PRIOR_ROWS, float(_PRIOR_ROWS)
@@ -78,10 +83,14 @@ class Pages:
         if not self._free_slots:
             return False
         num_taken = self.num_pages - 1 - len(self._free)
-        return not num_taken or num_taken + self._num_outstanding + self._num_expected(row) < self.num_pages
+        spare = self._num_rows // _ROWS_A_SPARE_PAGE
+        return not num_taken or num_taken + self._num_outstanding + self._num_expected(row) + spare < self.num_pages
 
     def place(self, row: Sequence, num_tokens: int) -> None:
-        """Give the row pages for its first `num_tokens` tokens. Raises PagesSpent, and takes nothing, where they lack."""
+        """Give the row pages for its first `num_tokens` tokens.
+
+        Raises PagesSpent, and takes nothing, where there are too few.
+        """
         holding: Holding | None = row.place
         num_held = len(holding.pages) if holding else 0
         num_new = -(-num_tokens // PAGE_TOKENS) - num_held
@@ -92,6 +101,7 @@ class Pages:
         if holding is None:
             holding = row.place = Holding(self._free_slots.pop(), self._num_expected(row))
             self._num_outstanding += holding.num_outstanding
+            self._num_rows += 1
         expected = min(num_new, holding.num_outstanding)
         holding.num_outstanding -= expected
         self._num_outstanding -= expected
@@ -128,6 +138,7 @@ class Pages:
             self._share_used += (len(row.token_ids) + 1) / row.request.params.max_new_tokens
         for page in holding.pages:
             self._give_back(page)
+        self._num_rows -= 1
         self._num_outstanding -= holding.num_outstanding
         self._free_slots.append(holding.slot)
         row.place = None
@@ -140,28 +151,42 @@ class Pages:
         if step.decoding:
             positions = [row.num_cached for row in step.decoding]
             parts.append(
-                self.decode(
-                    slice(0, num_decoding),
-                    upload([row.place.slot for row in step.decoding], torch.int32, self.shape.device),
-                    upload(positions, torch.int32, self.shape.device),
-                    max(positions),
+                self._decode(
+                    slice(0, num_decoding), self.upload_slots(step.decoding), self.upload(positions), max(positions)
                 )
             )
-        if step.chunks:
-            parts.append(Prefill.of(self._layers, step.chunks, num_decoding, self._prefill))
+        start = num_decoding
+        for chunks in _batches(step.chunks):
+            parts.append(Prefill.of(self._layers, chunks, start, self._prefill))
+            start = parts[-1].tokens.stop
         return list(step.decoding), PageAttention(parts)
 
-    def decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
-        """Attention of rows at `slots` whose newest tokens, packed at `tokens`, stand at `positions`; both [rows]."""
-        return Decode(self._layers, self.tables, tokens, slots, positions, max_position, self._use_kernel)
+    def attend_decoding(self, slots: Tensor, positions: Tensor, max_position: int) -> StepAttention:
+        """Attention of decoding rows at `slots`, their newest tokens at `positions`; both [rows], on the device."""
+        return PageAttention([self._decode(slice(0, len(slots)), slots, positions, max_position)])
+
+    def reach(self, position: int) -> int:
+        """The furthest position that costs no more than this one."""
+        return reach(position) if self._use_kernel else position
+
+    def upload(self, values: SequenceOf[int]) -> Tensor:
+        """The numbers on the cache's device, int64."""
+        return upload(values, torch.int64, self.shape.device)
+
+    def upload_slots(self, rows: SequenceOf[Sequence]) -> Tensor:
+        """The rows' lines of the table, [rows]."""
+        return self.upload([row.place.slot for row in rows])
 
     def write_tables(self) -> None:
         """Let the device know which pages have been given to whom."""
         if self._entries:
-            places = upload(list(self._entries), torch.int64, self.shape.device)
+            places = self.upload(list(self._entries))
             pages = upload(list(self._entries.values()), torch.int32, self.shape.device)
             self.tables.view(-1)[places] = pages
             self._entries.clear()
+
+    def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
+        return Decode(self._layers, self.tables, tokens, slots, positions, max_position, self._use_kernel)
 
     def _num_expected(self, row: Sequence) -> int:
         """Pages that the row will likely fill."""
@@ -178,3 +203,16 @@ class Pages:
 
 def _num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
+
+
+def _batches(chunks: SequenceOf[Chunk]) -> list[list[Chunk]]:
+    """Chunks in their order, so many at a time that their keys can be gathered."""
+    batches: list[list[Chunk]] = []
+    num_keys = 0
+    for chunk in chunks:
+        num_keys += chunk.stop
+        if not batches or num_keys > GATHERED_KEYS:
+            batches.append([])
+            num_keys = chunk.stop
+        batches[-1].append(chunk)
+    return batches

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLIT_KEYS = 512
+from dolly_batch.engine.page_attention import SPLIT_KEYS
+
 _BLOCK_KEYS = 32
 _NUM_WARPS = 4
 
@@ -127,11 +128,6 @@ def _join(
     part = tl.load(parts + at, mask=inner[None, :], other=0.0)
     result = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
     tl.store(output + place * HEAD_SIZE + size, result.to(output.dtype.element_ty), mask=inner)
-
-
-def num_splits_for(num_keys: int) -> int:
-    """Parts that a batch is launched with when its longest row has so many keys: a power of two."""
-    return 1 << (-(-max(1, num_keys) // SPLIT_KEYS) - 1).bit_length()
 
 
 def paged_decode(

@@ -1,8 +1,8 @@
 """Choosing the next tokens on the GPU, one program a row, so that the host need not wait for them.
 
-What `sampling.py` says of the distribution holds here: temperature, top-k, top-p, in that order; a draw by inverse CDF in
-vocabulary order is accepted if the mass that ranks above it is less than top_p, of equal scores the higher id ranking
-above; random numbers by seed, position and attempt. Sums are in float64 in another order, so a choice differs from the
+What `sampling.py` says of the distribution holds here: temperature, top-k, top-p, in that order; a draw by inverse CDF
+in vocabulary order is accepted if the mass that ranks above it is less than top_p, of equal scores the higher id
+ranking above; random numbers by seed, position and attempt. Sums are in float64 in another order, so a choice differs from the
 CPU's only where a number falls within rounding of a border. Draws that are all refused, with a small top_p, end in a
 search for the last token kept, where the CPU sorts.
 """
