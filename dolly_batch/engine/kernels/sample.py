@@ -2,9 +2,9 @@
 
 What `sampling.py` says of the distribution holds here: temperature, top-k, top-p, in that order; a draw by inverse CDF
 in vocabulary order is accepted if the mass that ranks above it is less than top_p, of equal scores the higher id
-ranking above; random numbers by seed, position and attempt. Sums are in float64 in another order, so a choice differs from the
-CPU's only where a number falls within rounding of a border. Draws that are all refused, with a small top_p, end in a
-search for the last token kept, where the CPU sorts.
+ranking above; random numbers by seed, position and attempt. Sums are in float64 in another order, so a choice differs
+from the CPU's only where a number falls within rounding of a border. Draws that are all refused, with a small top_p,
+end in a search for the last token kept, where the CPU sorts.
 """
 
 import torch
