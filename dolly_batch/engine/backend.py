@@ -5,6 +5,7 @@ tried there, with the model's own shape and dtype, once when it is loaded. Where
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -63,13 +64,13 @@ def choose_backend(loaded: LoadedModel) -> Backend:
     return Backend(prefill, why_not, use_kernels=True, use_graphs=True)
 
 
-def check_decode(shape: CacheShape, max_positions: int) -> None:
+def check_decode(shape: CacheShape, max_positions: int, tried: SequenceOf[int] = _POSITIONS) -> None:
     """Hold the decode kernel against attention in float64, over rows whose pages lie anywhere among broken ones."""
     from dolly_batch.engine.kernels.decode import paged_decode
     from dolly_batch.engine.page_attention import SPLIT_KEYS, reach
 
     numbers = torch.Generator(shape.device).manual_seed(1)
-    positions = [position for position in _POSITIONS if position < max_positions]
+    positions = [position for position in tried if position < max_positions]
     tables, pages = _scattered_pages(shape, positions, numbers)
     query, key, value = (_random(shape, (len(positions), shape.num_heads), numbers) for _ in range(3))
     slots = torch.arange(len(positions), device=shape.device)
@@ -107,13 +108,14 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
             start += own
 
 
-def check_choice(vocab_size: int, device: torch.device) -> None:
+def check_choice(vocab_size: int, device: torch.device, num_rows: int = 32) -> None:
     """Hold the sampling kernel against the sampler that it stands for."""
     from dolly_batch.engine.kernels.sample import choose
 
     numbers = torch.Generator(device).manual_seed(3)
+    top_ps = (1.0, 0.92, 0.5)
     params = [
-        GenerationParams(do_sample=row % 4 > 0, temperature=0.7, top_p=(1.0, 0.92, 0.5)[row % 3]) for row in range(32)
+        GenerationParams(do_sample=row % 4 > 0, temperature=0.7, top_p=top_ps[row % 3]) for row in range(num_rows)
     ]
     logits = 4 * torch.randn((len(params), vocab_size), generator=numbers, device=device)
     seeds = torch.arange(len(params), device=device)
