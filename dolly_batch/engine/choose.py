@@ -36,6 +36,8 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
     With the kernel nothing here waits for the device, unless a row `needs_reading`.
     """
     sound = logits.isfinite().all(dim=-1)
+    if not rows:
+        return sound.long()
     if any(needs_reading(row) for row in rows):
         logits = logits.float()
         _bind(logits, rows)

@@ -66,6 +66,7 @@ class GpuEngine(FastEngine):
         self._last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
         self._decoder = Decoder(loaded.model, pages, self._last_ids, max_rows, use_graphs)
         self._flight: Flight | None = None
+        self._decoded = Mark(loaded.device)
         self._landed: list[Sequence] = []  # ended, and not yet returned
         self._seconds = {"decode_s": 0.0, "prefill_s": 0.0, "waiting_s": 0.0}
 
@@ -102,22 +103,26 @@ class GpuEngine(FastEngine):
     def _launch(self, step: Step) -> Flight:
         """Run a step's rows and choose their tokens, without waiting for any of it."""
         self._heartbeat()
+        start = Mark(self._device)
+        rows, logits = self._forward(step)
+        token_ids = unread_tokens(logits, rows, self._use_kernels)
+        slots = self._pages.upload_slots(rows)
+        flight = Flight(rows, Download(token_ids), (start, self._decoded, Mark(self._device)))
+        self._last_ids[slots] = token_ids.clamp(min=0)  # last, when nothing can run out of memory any more
+        return flight
+
+    def _forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
+        """Return the rows whose next token can be chosen, and their logits, [rows, vocabulary]."""
         self._pages.write_tables()
         rows, parts = list(step.decoding), []
-        start = Mark(self._device)
         if rows:
             parts.append(self._decoder.run([row.place.slot for row in rows], self._positions(rows)))
-        middle = Mark(self._device)
+        self._decoded = Mark(self._device)
         if step.chunks:
             started, hidden = self._prefill(step.chunks)
             rows += started
             parts.append(hidden)
-        logits = self._model.get_output_embeddings()(torch.cat(parts))
-        token_ids = unread_tokens(logits, rows, self._use_kernels)
-        slots = self._pages.upload_slots(rows)
-        flight = Flight(rows, Download(token_ids), (start, middle, Mark(self._device)))
-        self._last_ids[slots] = token_ids.clamp(min=0)  # at last: nothing can fail any more
-        return flight
+        return rows, self._model.get_output_embeddings()(torch.cat(parts))
 
     def _prefill(self, chunks: SequenceOf[Chunk]) -> tuple[list[Sequence], Tensor]:
         """Run chunks of prompts. Returns the rows that are through, and their last hidden states, [rows, size]."""

@@ -16,7 +16,7 @@ from dolly_batch.engine.backend import Backend, Unfit, choose_backend
 from dolly_batch.engine.cache import CacheShape
 from dolly_batch.engine.config import ModelConfig
 from dolly_batch.engine.folder import read_config
-from dolly_batch.engine.gpu import Flight, GpuEngine
+from dolly_batch.engine.gpu import GpuEngine
 from dolly_batch.engine.gpu_load import StepSize, engine_over_pages, kv_bytes
 from dolly_batch.engine.graphs import size_for
 from dolly_batch.engine.load import load_engine, runs_fast
@@ -196,18 +196,18 @@ class ShortOfMemory(GpuEngine):
     poison = ""
     num_failures = 0
 
-    def _launch(self, step: Step) -> Flight:
+    def _forward(self, step: Step) -> tuple[list[Sequence], torch.Tensor]:
         rows = {row.request.key for row in [*step.decoding, *(chunk.row for chunk in step.chunks)]}
-        flight = super()._launch(step)
+        found = super()._forward(step)
         if len(rows) > self.enough or self.poison in rows:
             self.num_failures += 1
             refuse_memory()  # late: whatever a step leaves behind must not matter to those that follow
-        return flight
+        return found
 
 
-@pytest.mark.parametrize("enough", [16, 3, 1])
+@pytest.mark.parametrize("enough", [9, 1])
 def test_out_of_memory_halves_the_rows(double: LoadedModel, enough: int) -> None:
-    requests = mixed_requests(dolly(double), 40, do_sample=True)
+    requests = mixed_requests(dolly(double), 25, do_sample=True)
     engine = gpu_engine(double, ShortOfMemory)
     assert isinstance(engine, ShortOfMemory)
     engine.enough, engine.poison = enough, "row 11"

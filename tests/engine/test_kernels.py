@@ -150,7 +150,8 @@ def build(kernel, types, constants, capability, num_warps):
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
     compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
 
-numbers = dict(query="*{0}", key="*{0}", value="*{0}", key_pages="*{0}", value_pages="*{0}", tables="*i32", slots="*i64")
+numbers = dict.fromkeys(("query", "key", "value", "key_pages", "value_pages"), "*{0}")
+numbers |= dict(tables="*i32", slots="*i64")
 for capability, dtype in ((90, "bf16"), (75, "fp16")):
     types = {name: text.format(dtype) for name, text in numbers.items()}
     types |= {"positions": "*i64", "output": "*fp32", "sums": "*fp32", "scale": "fp32"}
