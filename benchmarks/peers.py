@@ -124,9 +124,7 @@ class Contest:
         standings = self._standings()
         course = self._course
         noise = {"runs": len(course.kept), "noisy_runs": course.num_noisy, "discarded_runs": course.num_discarded}
-        print(
-            f"\n{heading}. {noise['runs']} runs; {noise['discarded_runs']} more were thrown away because the machine was"
-        )
+        print(f"\n{heading}. {noise['runs']} runs; {noise['discarded_runs']} more were thrown away: the machine was")
         print(f"busy; beside {noise['noisy_runs']} of those kept it was so too, each time they were tried.\n")
         print(tables.engines_table(standings, self.duels, self.left_out))
         if self.growth:

@@ -153,7 +153,7 @@ class LimitsConfig(Section):
 
 
 class EngineConfig(Section):
-    """The engine of each executor. `auto` is the fast one where it runs, which is GPT-NeoX on a CPU, else `plain`.
+    """The engine of each executor. `auto` is the fast one where it runs, which is for GPT-NeoX, else `plain`.
 
     `echo` answers with the instruction itself: a dry run without a model.
     """
@@ -164,8 +164,9 @@ class EngineConfig(Section):
     """Threads of one engine process; by default one for the fast engine, torch's own number for the plain one."""
     processes: int | None = Field(default=None, ge=1)
     """Engine processes of an executor without a GPU; by default one for each core, as far as memory goes."""
-    memory_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Share of the memory free after loading that keys and values may take."""
+    memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the memory free after loading that keys and values may take; by default half of a CPU's, and of a GPU's
+    nearly all that weights and activations leave."""
     kv_bytes: int | None = Field(default=None, ge=1)
     """The same in bytes, for all processes of an executor together."""
     prefix_sharing: bool = True

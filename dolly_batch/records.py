@@ -154,7 +154,8 @@ class EngineSpec:
     at once; None lets the engine choose by device. Of the fast engine alone: `processes` share a host's rows, None for
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
-    `memory_fraction` of the memory that is free.
+    `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
+    and activations have theirs.
     `gpus` share one model, each with some of its layers.
     """
 
@@ -171,7 +172,7 @@ class EngineSpec:
     echo_delay_s: float = 0.0
     prompt_format: Literal["dolly", "none"] = "dolly"
     processes: int | None = None
-    memory_fraction: float = 0.5
+    memory_fraction: float | None = None
     kv_bytes: int | None = None
     prefix_sharing: bool = True
     max_cores: int | None = None

@@ -16,7 +16,7 @@ from dolly_batch.engine.choose import next_tokens
 from dolly_batch.engine.grammar import Constraint
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.schedule import MAX_ROWS, Schedule
+from dolly_batch.engine.schedule import CPU_PACE, MAX_ROWS, Pace, Schedule
 from dolly_batch.engine.sequence import Sequence, Step
 from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.records import Request
@@ -38,11 +38,12 @@ class FastEngine(ModelEngine):
         *,
         max_rows: int = MAX_ROWS,
         prefix_sharing: bool = True,
+        pace: Pace = CPU_PACE,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
         super().__init__(loaded, _SCORED_TOKENS, heartbeat)
         self._cache = cache
-        self._schedule = Schedule(cache, max_rows, prefix_sharing)
+        self._schedule = Schedule(cache, max_rows, prefix_sharing, pace)
         install(loaded.model)
 
     def stats(self) -> dict[str, float]:
