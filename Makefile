@@ -10,6 +10,8 @@ READY := .venv/.ready
 # because a name on PATH may be a launcher (pyenv's, for one) with no such version behind it.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo demo-delta test check chaos kills bench format lock clean
 
@@ -26,7 +28,7 @@ demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetch
 	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50
 
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
 	@$(BIN)/ruff check .

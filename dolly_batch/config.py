@@ -23,7 +23,8 @@ class ModelConfig(Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     quantization: Literal["none", "int8"] = "none"
-    gpus: Literal[1] = 1
+    gpus: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
     stage_dir: str | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
 
@@ -148,7 +149,7 @@ class LimitsConfig(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Refuse a plan with more rows left to answer than this."""
     max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Stop (exit 5, resumable) when engines have been busy for this long, checked after each wave."""
+    """Stop (exit 5, resumable) when engines, one a GPU, have been busy for this long; checked after each wave."""
 
 
 class EngineConfig(Section):
@@ -271,6 +272,17 @@ def check_job(document: dict[str, Any], where: str) -> JobConfig:
 def delta_jars() -> str | None:
     """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
     return os.environ.get("DELTA_JARS") or None
+
+
+_SPARK_FOLDERS = {"SPARK_CONF_DIR": "", "SPARK_HOME": "conf"}
+
+
+def has_own_logging(java_options: str) -> bool:
+    """Whether the user configures Spark's log: in these options of its JVM, in the environment, or in its folders."""
+    options = [java_options, *(os.environ.get(name, "") for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"))]
+    places = [Path(os.environ[name], below) for name, below in _SPARK_FOLDERS.items() if os.environ.get(name)]
+    files = [file for place in places for file in place.glob("log4j2.*") if file.suffix != ".template"]
+    return bool(files) or any("log4j" in option for option in options)
 
 
 def launched_by() -> Literal["databricks", "spark-submit", "this"]:

@@ -103,8 +103,10 @@ class ModelEngine(ABC):
         if row.failure:
             return failed(row.request, row.failure)
         text = self.encoder.decode(row.token_ids).strip()
-        num_prompt_tokens = len(row.request.prompt_ids)
-        return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
+        ids, num_prompt_tokens = tuple(row.token_ids), len(row.request.prompt_ids)
+        return Completion(
+            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_begun_tokens=row.num_begun
+        )
 
     def _new_scorer(self) -> Scorer:
         return Scorer(self._model, self.max_positions, self._max_scored_tokens, self._heartbeat)

@@ -36,11 +36,28 @@ def parse_gpus(text: str) -> list[Gpu]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a model of this shape, biases and norms included to within a few thousandths."""
+    return config.num_layers * layer_parameters(config) + 2 * config.vocab_size * config.hidden_size
+
+
+def layer_parameters(config: ModelConfig) -> int:
+    """Parameters of one of the model's layers."""
     hidden = config.hidden_size
     named = config.settings.get("intermediate_size") or config.settings.get("n_inner")
     inner = named if isinstance(named, int) else 4 * hidden
-    layer = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
-    return config.num_layers * layer + 2 * config.vocab_size * hidden
+    return 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+
+
+def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
+    """How many layers lie on each of the GPUs that share a model, in their order.
+
+    Tokens go in and come out at the first: it holds the embeddings and the output layer, and so fewer layers.
+    """
+    if num_gpus == 1:
+        return [config.num_layers]
+    ends = 2 * config.vocab_size * config.hidden_size / layer_parameters(config)
+    first = max(0, round((config.num_layers + ends) / num_gpus - ends))
+    rest, more = divmod(config.num_layers - first, num_gpus - 1)
+    return [first, *(rest + (gpu < more) for gpu in range(num_gpus - 1))]
 
 
 def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
@@ -57,14 +74,36 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
             )
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     weight_bytes = num_parameters(config) * (1 if quantization == "int8" else item_bytes)
-    cache_bytes = 2 * config.num_layers * config.hidden_size * config.max_positions * item_bytes
-    needed, there = weight_bytes + cache_bytes + _RUNTIME_BYTES * len(gpus), sum(gpu.memory_bytes for gpu in gpus)
-    if needed <= there:
+    needed = _needed_bytes(config, len(gpus), item_bytes, quantization)
+    if all(share <= gpu.memory_bytes for share, gpu in zip(needed, gpus, strict=True)):
         return None
-    gib = 1 << 30
-    remedies = [*(["model.dtype: auto"] if item_bytes > 2 else []), "a GPU with more memory", "a smaller model"]
+    gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
+    more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
+    remedies = ["a GPU with more memory", *([f"model.gpus: {more}"] if more else []), "a smaller model"]
+    remedies = [*(["model.dtype: auto"] if item_bytes > 2 else []), *remedies]
+    fullest = "" if len(gpus) == 1 else f", {max(needed) / gib:.1f} of them on one GPU"
     return (
-        f"the model in {dtype if quantization == 'none' else quantization} needs {needed / gib:.1f} GiB "
-        f"({weight_bytes / gib:.1f} of weights), and {' + '.join(gpu.name for gpu in gpus)} has {there / gib:.1f} GiB; "
-        f"use {', '.join(remedies[:-1])} or {remedies[-1]}"
+        f"the model in {dtype if quantization == 'none' else quantization} needs {sum(needed) / gib:.1f} GiB "
+        f"({weight_bytes / gib:.1f} of weights{fullest}), and {names} has "
+        f"{sum(gpu.memory_bytes for gpu in gpus) / gib:.1f} GiB; use {', '.join(remedies[:-1])} or {remedies[-1]}"
     )
+
+
+def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
+    """What each of the GPUs that share the model has to hold: weights, one row's keys and values, CUDA's own."""
+    weight_bytes = 1 if quantization == "int8" else item_bytes
+    cache_bytes = 2 * config.hidden_size * config.max_positions * item_bytes
+    layer_bytes = layer_parameters(config) * weight_bytes + cache_bytes
+    ends_bytes = 2 * config.vocab_size * config.hidden_size * weight_bytes
+    shares = layers_per_gpu(config, num_gpus)
+    return [
+        _RUNTIME_BYTES + num_layers * layer_bytes + (ends_bytes if gpu == 0 else 0)
+        for gpu, num_layers in enumerate(shares)
+    ]
+
+
+def _enough_gpus(gpus: Sequence[Gpu], config: ModelConfig, item_bytes: int) -> int | None:
+    """The smallest number of such GPUs that a machine may have and that together hold the model."""
+    least = min(gpu.memory_bytes for gpu in gpus)
+    counts = (count for count in (2, 4, 8) if count > len(gpus))
+    return next((count for count in counts if max(_needed_bytes(config, count, item_bytes)) <= least), None)

@@ -55,10 +55,17 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
 
     On a GPU what it needs there is tried when the model is loaded; see `gpu_load`.
     """
-    fits = architecture == "gpt_neox" and not (not on_cpu and spec.dtype == "float64")
-    if fits and spec.kind != "plain":
+    if spec.gpus > 1 and on_cpu and spec.kind != "echo":
+        raise ConfigError(f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1")
+    reasons = {
+        "a model over several GPUs": spec.gpus > 1,
+        "a GPT-J model": architecture != "gpt_neox",
+        "float64 on a GPU": spec.dtype == "float64" and not on_cpu,
+        "engine.kind plain": spec.kind == "plain",
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), None)
+    if why is None:
         return True
-    why = "a GPT-J model" if architecture != "gpt_neox" else "float64 on a GPU" if not fits else "engine.kind plain"
     if spec.kind == "fast":
         raise ConfigError(f"engine.kind is 'fast', which does not run {why} yet; use auto or plain")
     if spec.quantization != "none":
@@ -69,20 +76,15 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
 def load_on_gpu(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
     """Load the model onto a GPU, None for the first one, in int8 if the spec says so."""
     from dolly_batch.engine.model import load_model
-    from dolly_batch.engine.quantize import quantize
 
-    loaded = load_model(
+    return load_model(
         spec.model_folder,
         dtype=spec.dtype,
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        quantization=spec.quantization,
     )
-    if spec.quantization == "int8":
-        quantize(loaded.model)
-    elif spec.quantization != "none":
-        raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
-    return loaded
 
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
@@ -160,5 +162,6 @@ def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], No
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        num_gpus=spec.gpus,
     )
     return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)

@@ -84,8 +84,10 @@ class PlainEngine(ModelEngine):
             self._heartbeat()
             logits = self._forward(batch)
             token_ids, sound = next_tokens(logits, batch.rows)
+            num_before = [len(row.token_ids) for row in batch.rows]
             self._take(batch.rows, token_ids, sound)
-            batch.append(torch.tensor(token_ids, device=self._device))
+            taken = (row.token_ids[before:] for row, before in zip(batch.rows, num_before, strict=True))
+            batch.append([ids or [chosen] for ids, chosen in zip(taken, token_ids, strict=True)])
             batch.drop_ended()
 
     def _forward(self, batch: Batch) -> Tensor:
