@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test check chaos kills bench format lock clean
+.PHONY: help setup demo demo-delta test check chaos kills bench whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -41,8 +41,11 @@ chaos: $(READY) ## Many real kills, minutes long
 kills: $(READY) ## Random kills for ten minutes and more, every row counted
 	@$(BIN)/python benchmarks/kills.py $(ARGS)
 
-bench: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
-	@$(BIN)/python benchmarks/whole_table.py
+bench: $(READY) ## The engine and its peers on the same work, about an hour; ARGS="--minutes 8 --rows 200" for less
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+
+whole-table: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
+	@$(BIN)/python benchmarks/whole_table.py $(ARGS)
 
 format: $(READY) ## Put the formatting right, and what else ruff can repair
 	@$(BIN)/ruff check --fix .

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from dolly_batch.engine.config import ModelConfig
 
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
+INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+_SCALES_PER_LAYER = 9  # outputs of a layer's products, in hidden sizes
 _RUNTIME_BYTES = 1 << 30  # CUDA's own context and kernels, and the activations of one row
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 
@@ -60,6 +62,25 @@ def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
     return [first, *(rest + (gpu < more) for gpu in range(num_gpus - 1))]
 
 
+def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) -> int:
+    """Bytes of a model's weights. In int8 the embedding stays in floating point, and each output has a scale."""
+    num = num_parameters(config)
+    if quantization != "int8":
+        return num * item_bytes
+    embedding = config.vocab_size * config.hidden_size
+    num_scales = _SCALES_PER_LAYER * config.num_layers * config.hidden_size + config.vocab_size
+    return num - embedding + embedding * item_bytes + 4 * num_scales
+
+
+def lacks_int8(name: str, capability: tuple[int, int]) -> str:
+    """What is said of a GPU that has no integer products."""
+    have, needed = (".".join(map(str, version)) for version in (capability, INT8_FROM))
+    return (
+        f"model.quantization int8 cannot run on {name} (compute capability {have}; int8 needs {needed}); "
+        "set model.quantization: none and model.dtype: float16"
+    )
+
+
 def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
     """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
 
@@ -72,15 +93,24 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
                 f"model.dtype bfloat16 cannot run on {gpu.name} (compute capability {version}; bfloat16 needs "
                 f"{'.'.join(map(str, BFLOAT16_FROM))}); set model.dtype: float16"
             )
+        if quantization == "int8" and gpu.capability < INT8_FROM:
+            return lacks_int8(gpu.name, gpu.capability)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
-    weight_bytes = num_parameters(config) * (1 if quantization == "int8" else item_bytes)
+    weight_bytes = num_weight_bytes(config, item_bytes, quantization)
     needed = _needed_bytes(config, len(gpus), item_bytes, quantization)
     if all(share <= gpu.memory_bytes for share, gpu in zip(needed, gpus, strict=True)):
         return None
     gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
     more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
-    remedies = ["a GPU with more memory", *([f"model.gpus: {more}"] if more else []), "a smaller model"]
-    remedies = [*(["model.dtype: auto"] if item_bytes > 2 else []), *remedies]
+    short_fits = quantization == "none" and config.architecture == "gpt_neox" and len(gpus) == 1
+    short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
+    remedies = [
+        *(["model.dtype: auto"] if item_bytes > 2 else []),
+        *(["model.quantization: int8"] if short_fits else []),
+        "a GPU with more memory",
+        *([f"model.gpus: {more}"] if more else []),
+        "a smaller model",
+    ]
     fullest = "" if len(gpus) == 1 else f", {max(needed) / gib:.1f} of them on one GPU"
     return (
         f"the model in {dtype if quantization == 'none' else quantization} needs {sum(needed) / gib:.1f} GiB "
@@ -91,14 +121,14 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
 
 def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
     """What each of the GPUs that share the model has to hold: weights, one row's keys and values, CUDA's own."""
-    weight_bytes = 1 if quantization == "int8" else item_bytes
+    layer_bytes = layer_parameters(config) * item_bytes
+    if quantization == "int8":
+        layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4
+    ends_bytes = num_weight_bytes(config, item_bytes, quantization) - config.num_layers * layer_bytes
     cache_bytes = 2 * config.hidden_size * config.max_positions * item_bytes
-    layer_bytes = layer_parameters(config) * weight_bytes + cache_bytes
-    ends_bytes = 2 * config.vocab_size * config.hidden_size * weight_bytes
-    shares = layers_per_gpu(config, num_gpus)
     return [
-        _RUNTIME_BYTES + num_layers * layer_bytes + (ends_bytes if gpu == 0 else 0)
-        for gpu, num_layers in enumerate(shares)
+        _RUNTIME_BYTES + num_layers * (layer_bytes + cache_bytes) + (ends_bytes if gpu == 0 else 0)
+        for gpu, num_layers in enumerate(layers_per_gpu(config, num_gpus))
     ]
 
 

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dolly_batch.engine.devices import device_map, first_gpus
 from dolly_batch.engine.folder import ModelFolder, inspect_folder, verify_hashes
+from dolly_batch.engine.quantize import quantize
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 
@@ -51,14 +52,16 @@ def load_model(
     expected_sha256: str | None = None,
     prompt_format: Literal["dolly", "none"] = "dolly",
     num_gpus: int = 1,
+    quantization: str = "none",
 ) -> LoadedModel:
     """Check a model's folder, hashes included, and load it.
 
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
     instructions for it, else float32. `prompt_format` "none" loads base models without Dolly's markers, for scoring.
-    With `num_gpus` over 1 the layers are spread over the first so many GPUs.
+    With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
+    into int8 on their way to the device, one by one, so that the device never holds the model in floating point.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
-    ConfigError for a dtype that the device does not have, or a GPU that is not there.
+    ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
     """
     checked = inspect_folder(folder)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
@@ -68,7 +71,15 @@ def load_model(
     devices = first_gpus(num_gpus) if num_gpus > 1 else ()
     on = devices[0] if devices else torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     resolved = resolve_dtype(dtype, on)
-    return LoadedModel(_load_weights(checked, resolved, on, devices), encoder, on, resolved, checked, devices)
+    if quantization == "none":
+        model = _load_weights(checked, resolved, on, devices)
+    elif quantization == "int8":
+        # In the files' own dtype, where weights stay mapped files: the host's memory needs no copy of them either.
+        model = _load_weights(checked, "auto" if on.type == "cuda" else resolved, torch.device("cpu"))
+        quantize(model, on, resolved)
+    else:
+        raise ConfigError(f"model.quantization is {quantization!r}, expected none or int8")
+    return LoadedModel(model, encoder, on, resolved, checked, devices)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -103,7 +114,10 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _load_weights(
-    folder: ModelFolder, dtype: torch.dtype, device: torch.device, devices: tuple[torch.device, ...] = ()
+    folder: ModelFolder,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
+    devices: tuple[torch.device, ...] = (),
 ) -> Any:
     # Without token ids: what starts and ends a text is the encoder's and the engine's business.
     settings: dict[str, Any] = {**folder.config.settings, "bos_token_id": None, "eos_token_id": None}

@@ -24,10 +24,14 @@ class PackedLinear(nn.Module):
 
 def pack(model: nn.Module) -> None:
     """Pack every bfloat16 linear layer of a model, in place, where this torch and CPU can and give the same bits."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16 and _is_same():
-                setattr(module, name, PackedLinear(child))
+    same = _is_same()
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        # By name: a list of the layers would keep the originals of all of them.
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            linear: nn.Linear = getattr(module, name)
+            if same and linear.weight.dtype == torch.bfloat16:
+                setattr(module, name, PackedLinear(linear))
+            del linear
 
 
 def _is_same() -> bool:

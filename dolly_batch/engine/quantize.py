@@ -1,7 +1,8 @@
-"""int8 on the CPU: weights with a scale per output channel, activations with a scale per row, integer products.
+"""int8: weights with a scale per output channel, activations with a scale per row, integer products.
 
 The sums are integers, so they are exact in any order: no neighbour and no number of rows can change an answer. Where
-oneDNN has a kernel of its own for packed weights it is used, after a trial against torch's own product.
+oneDNN has a kernel of its own for packed weights it is used on CPUs, after a trial against torch's own product; GPUs
+have layers of their own (`int8_cuda.py`).
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dolly_batch.engine.int8_cuda import CudaInt8Linear, load_kernels
 from dolly_batch.errors import ConfigError
 
 _ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
@@ -43,20 +45,39 @@ class Int8Linear(nn.Module):
         return outputs.to(self._dtype).view(*inputs.shape[:-1], self.out_features)
 
 
-def quantize(model: nn.Module) -> None:
+def quantize(model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
     """Put every linear layer of a model into int8, in place; each layer's original is released as soon as it is packed.
 
-    Raises ConfigError where the CPU has no integer products.
+    For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
+    goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
+    weight. None leaves the model where and as it is. Layers that are in int8 stay as they are.
+    Raises ConfigError where the CPU or the GPU has no integer products.
     """
+    device = device or next(model.parameters()).device
+    dtype = dtype or next(model.parameters()).dtype
+    make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers()
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            # Logits stay as exact as they come.
+            output_dtype = torch.float32 if name == "lm_head" else dtype
+            setattr(module, name, make(getattr(module, name), output_dtype))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))  # in their own dtype: rotary tables are not rounded
+
+
+def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    kernels = load_kernels(device)
+    return lambda linear, output_dtype: CudaInt8Linear(linear, device, dtype, output_dtype, kernels)
+
+
+def _cpu_layers() -> Callable[[nn.Linear, torch.dtype], nn.Module]:
     packed = _is_exact(_packed_product)
     if not packed and not _is_exact(_plain_product):
         raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                # Logits stay as exact as they come.
-                dtype = torch.float32 if name == "lm_head" else child.weight.dtype
-                setattr(module, name, Int8Linear(child, packed, dtype))
+    return lambda linear, output_dtype: Int8Linear(linear, packed, output_dtype)
 
 
 def _packed_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:

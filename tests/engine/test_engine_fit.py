@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from dolly_batch.engine.config import ModelConfig, check_config
-from dolly_batch.engine.fit import Gpu, layer_parameters, layers_per_gpu, misfit, num_parameters, parse_gpus
+from dolly_batch.engine.fit import (
+    Gpu,
+    layer_parameters,
+    layers_per_gpu,
+    misfit,
+    num_parameters,
+    num_weight_bytes,
+    parse_gpus,
+)
+from dolly_batch.engine.int8_cuda import CudaInt8Linear
+from dolly_batch.engine.model import load_model
 
 T4 = Gpu("Tesla T4", 15_360 << 20, (7, 5))
 V100 = Gpu("Tesla V100-SXM2-16GB", 16_384 << 20, (7, 0))
@@ -59,6 +70,22 @@ def test_what_cannot_run_is_told_by_name(gpu: Gpu, size: str, dtype: str, words:
     message = misfit([gpu], dolly(size), dtype, "none")
     assert message is not None
     assert not [word for word in words if word not in message]
+
+
+def test_int8_is_named_where_it_would_fit_and_refused_where_it_has_no_tensor_cores() -> None:
+    assert "use model.quantization: int8," in str(misfit([A10], dolly("12b"), "bfloat16", "none"))
+    assert "int8" not in str(misfit([Gpu("NVIDIA T4G", 8 << 30, (7, 5))], dolly("12b"), "auto", "none"))
+    message = str(misfit([V100], dolly("7b"), "auto", "int8"))
+    assert not [word for word in ("V100", "7.0", "7.5", "model.quantization: none") if word not in message]
+
+
+def test_int8_is_counted_as_it_is_packed(neox_folder: Path) -> None:
+    loaded = load_model(neox_folder, dtype="bfloat16", device="cpu")
+    layers = [module for module in loaded.model.modules() if isinstance(module, torch.nn.Linear)]
+    device = torch.device("cpu")
+    packed = sum(CudaInt8Linear(layer, device, loaded.dtype, loaded.dtype, None).num_bytes for layer in layers)
+    rest = loaded.model.gpt_neox.embed_in.weight.nbytes
+    assert num_weight_bytes(loaded.folder.config, 2, "int8") == pytest.approx(packed + rest, rel=0.03)
 
 
 def test_a_model_over_two_gpus_has_the_memory_of_both() -> None:

@@ -1,0 +1,149 @@
+"""The work of `benchmarks/gpu.py`: Dolly's shapes with random weights, and rows of databricks-dolly-15k's lengths."""
+
+import csv
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+from dolly_batch.engine.config import check_config
+from dolly_batch.engine.folder import ModelFolder
+from dolly_batch.engine.load import fast_engine, runs_fast
+from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.stream import Engine
+from dolly_batch.prompt import TextEncoder
+from dolly_batch.records import EngineSpec, GenerationParams, Request
+from dolly_batch.tiny import MODEL_FOLDER
+
+LENGTHS = Path(__file__).with_name("dolly15k_lengths.csv")
+NUM_PREFIX = 23  # tokens that all prompts of Dolly's format begin with
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-NeoX's shape."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int = 50_280
+    max_positions: int = 2048
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As config.json has it."""
+        return {
+            "model_type": "gpt_neox",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "intermediate_size": 4 * self.hidden_size,
+            "max_position_embeddings": self.max_positions,
+        }
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the linear layers of all layers."""
+        return 12 * self.num_layers * self.hidden_size**2
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output layer."""
+        return self.vocab_size * self.hidden_size
+
+    def token_bytes(self, item_bytes: int) -> int:
+        """Bytes of a token's keys and values."""
+        return 2 * self.num_layers * self.hidden_size * item_bytes
+
+
+SHAPES = {
+    "3b": Shape(2560, 32, 32),
+    "7b": Shape(4096, 32, 32),
+    "12b": Shape(5120, 36, 40),
+    "smoke": Shape(64, 2, 2, vocab_size=2048),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows as (prompt tokens, answer tokens)."""
+
+    lengths: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def whole_table(cls) -> "Work":
+        """All rows of databricks-dolly-15k that fit, shortest prompts first (see `record_lengths.py`)."""
+        with LENGTHS.open(encoding="ascii", newline="") as file:
+            counted = [tuple(map(int, row.values())) for row in csv.DictReader(file)]
+        return cls(tuple((prompt, answer) for prompt, answer, count in counted for _ in range(count)))
+
+    def part(self, num_rows: int) -> "Work":
+        """Every so many-th row, which keeps the lengths' distribution."""
+        total = len(self.lengths)
+        return Work(tuple(self.lengths[(2 * row + 1) * total // (2 * num_rows)] for row in range(min(num_rows, total))))
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        return sum(prompt for prompt, _ in self.lengths)
+
+    @cached_property
+    def answer_tokens(self) -> int:
+        return sum(answer for _, answer in self.lengths)
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens that must be computed: what all prompts begin with, once."""
+        return self.prompt_tokens - NUM_PREFIX * max(0, len(self.lengths) - 1)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens that are fed in to decode: an answer's first comes from its prompt."""
+        return self.answer_tokens - len(self.lengths)
+
+    @property
+    def decoded_context(self) -> float:
+        """Mean number of tokens that a decoded token looks at."""
+        seen = sum((answer - 1) * prompt + answer * (answer - 1) // 2 for prompt, answer in self.lengths)
+        return seen / max(1, self.decoded_tokens)
+
+    def requests(self, vocab_size: int, *, sampled: bool, seed: int = 0) -> list[Request]:
+        """A request a row, in random order: a common beginning, then random ids; it ends at its own length alone."""
+        draw = random.Random(seed)
+        prefix = tuple(draw.choices(range(vocab_size), k=NUM_PREFIX))
+        requests = []
+        for row, (prompt, answer) in enumerate(self.lengths):
+            ids = (*prefix, *draw.choices(range(vocab_size), k=max(0, prompt - NUM_PREFIX)))[:prompt]
+            params = GenerationParams(max_new_tokens=answer, do_sample=sampled)
+            requests.append(Request(str(row), ids, params, seed=row))
+        draw.shuffle(requests)
+        return requests
+
+
+def random_model(
+    shape: Shape, device: torch.device, dtype: torch.dtype, spread: float = 0.02, seed: int = 0
+) -> LoadedModel:
+    """A model with random weights, made on the device. It has no end token: rows run to their own lengths."""
+    torch.manual_seed(seed)
+    folder = ModelFolder(Path("random weights"), check_config(Path("config.json"), shape.config), ())
+    config = GPTNeoXConfig(
+        **folder.config.settings, initializer_range=spread, bos_token_id=None, eos_token_id=None, use_cache=True
+    )
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = model.to(device).eval().requires_grad_(False)
+    # Of the tokenizer nothing is needed but that it decodes.
+    return LoadedModel(model, TextEncoder.from_folder(MODEL_FOLDER), device, dtype, folder)
+
+
+def make_engine(loaded: LoadedModel, **settings: Any) -> Engine:
+    """The engine that a job would get for this model on this device; `settings` are an EngineSpec's."""
+    spec = EngineSpec(**{"kind": "auto", "processes": 1, "num_threads": 1, **settings}, model_folder="random weights")
+    if runs_fast(spec, "gpt_neox", on_cpu=loaded.device.type == "cpu"):
+        return fast_engine(spec, loaded)
+    return PlainEngine(loaded)
