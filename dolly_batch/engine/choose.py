@@ -38,7 +38,7 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
     sound = logits.isfinite().all(dim=-1)
     if not rows:
         return sound.long()
-    if any(needs_reading(row) for row in rows):
+    if any(_is_bound(row) for row in rows):
         logits = logits.float()
         _bind(logits, rows)
     params = [row.request.params for row in rows]
@@ -52,7 +52,11 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
 
 
 def needs_reading(row: Row) -> bool:
-    """Whether the row's tokens so far must be known to choose its next one."""
+    """Whether the row's tokens so far must be known to go on: an answer that was begun may follow its first one."""
+    return _is_bound(row) or bool(row.request.begun_ids and not row.token_ids)
+
+
+def _is_bound(row: Row) -> bool:
     return row.constraint is not None or row.request.params.repetition_penalty != 1.0
 
 

@@ -57,13 +57,13 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     """
     if spec.gpus > 1 and on_cpu and spec.kind != "echo":
         raise ConfigError(f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1")
-    misfits = {
-        "a GPT-J model": architecture != "gpt_neox",
+    reasons = {
         "a model over several GPUs": spec.gpus > 1,
-        "float64 on a GPU": not on_cpu and spec.dtype == "float64",
+        "a GPT-J model": architecture != "gpt_neox",
+        "float64 on a GPU": spec.dtype == "float64" and not on_cpu,
         "engine.kind plain": spec.kind == "plain",
     }
-    why = next((name for name, holds in misfits.items() if holds), None)
+    why = next((reason for reason, holds in reasons.items() if holds), None)
     if why is None:
         return True
     if spec.kind == "fast":

@@ -30,6 +30,7 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
 from tests.engine.fast import ROOMY, answer
 from tests.engine.questions import dolly, mixed_requests
+from tests.engine.test_begun import cut_at
 from tests.engine.test_fast_faults import refuse_memory
 
 TIGHT = 1  # byte: pages for one row of the model's full length, and no more
@@ -259,6 +260,15 @@ def test_grammars_penalties_and_scores_go_along(double: LoadedModel) -> None:
         each.submit(scores)
     assert engine.step() == plain.step()
     assert answer(engine, rows) == answer(plain, rows)
+
+
+def test_answers_that_were_begun_are_gone_on_with(double: LoadedModel) -> None:
+    rows = [replace(row, params=GenerationParams(20)) for row in mixed_requests(dolly(double), 14)]
+    whole = answer(PlainEngine(double), rows)
+    begun = cut_at(whole, rows)
+    found = answer(gpu_engine(double, max_rows=6), begun)
+    assert found == answer(PlainEngine(double), begun)
+    assert all(found[row.key].token_ids == whole[row.key].token_ids for row in rows)
 
 
 def test_the_heart_beats_for_every_step_and_the_device_is_read_one_step_late(double: LoadedModel) -> None:

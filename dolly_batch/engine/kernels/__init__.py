@@ -1,1 +1,1 @@
-"""Triton kernels for the pages of keys and values, and for sampling. Importing them needs triton; nothing else does."""
+"""Triton kernels: attention over pages, sampling, int8 products. Importing them needs triton; nothing else does."""
