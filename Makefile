@@ -10,8 +10,10 @@ READY := .venv/.ready
 # because a name on PATH may be a launcher (pyenv's, for one) with no such version behind it.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
+TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test check chaos kills bench format lock clean
+.PHONY: help setup demo demo-delta test check chaos kills bench whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -26,7 +28,7 @@ demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetch
 	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50
 
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
 	@$(BIN)/ruff check .
@@ -39,8 +41,11 @@ chaos: $(READY) ## Many real kills, minutes long
 kills: $(READY) ## Random kills for ten minutes and more, every row counted
 	@$(BIN)/python benchmarks/kills.py $(ARGS)
 
-bench: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
-	@$(BIN)/python benchmarks/whole_table.py
+bench: $(READY) ## The engine and its peers on the same work, about an hour; ARGS="--minutes 8 --rows 200" for less
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+
+whole-table: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
+	@$(BIN)/python benchmarks/whole_table.py $(ARGS)
 
 format: $(READY) ## Put the formatting right, and what else ruff can repair
 	@$(BIN)/ruff check --fix .

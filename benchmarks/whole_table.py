@@ -1,4 +1,4 @@
-"""All of databricks-dolly-15k through the job, checked row by row: `make bench`.
+"""All of databricks-dolly-15k through the job, checked row by row: `make whole-table`.
 
 A random-weight GPT-NeoX (2 layers, hidden 64) with the real GPT-NeoX tokenizer answers 8 new tokens a row, into Parquet
 and into Delta. So what is timed is everything but the model: reading, planning, tokenizing, shipping rows to the engine

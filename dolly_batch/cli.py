@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="answer what is left of a table; starts or goes on", epilog=EPILOG)
     _add_job(run)
     run.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
-    run.add_argument("--retry", metavar="STATUS,...", help="answer rows of these statuses again (Delta only)")
+    run.add_argument("--retry", metavar="STATUS,...", help="answer rows of these statuses again; truncated ones go on")
     run.add_argument("--abandon", action="store_true", help="close the open plan without finishing it")
     run.add_argument("--show", type=_positive, metavar="N", help="print N rows of the output at the end")
 
@@ -204,6 +204,7 @@ _COMMANDS: dict[str, Callable[[JobConfig, argparse.Namespace, Report], Any]] = {
 
 def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
     """Print rows of the output: ids, the start of the answer, and its status."""
+    from dolly_batch.spark.columns import first_rows
     from dolly_batch.spark.source import open_source
     from dolly_batch.spark.target import open_target
 
@@ -211,8 +212,7 @@ def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
     table = target.read()
     if table is not None:
         names = [*target.id_names, *target.kept_names, *(target.own(name) for name in ("response", "status", "error"))]
-        shown = table.orderBy(*target.id_names).limit(num_rows).select(*(f"`{name}`" for name in names))
-        print_rows(names, (tuple(row) for row in shown.collect()))
+        print_rows(names, first_rows(table, target.id_names, names, num_rows))
 
 
 def _stage_model(arguments: argparse.Namespace) -> int:

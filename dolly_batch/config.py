@@ -23,7 +23,8 @@ class ModelConfig(Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     quantization: Literal["none", "int8"] = "none"
-    gpus: Literal[1] = 1
+    gpus: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
     stage_dir: str | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
 
@@ -148,11 +149,11 @@ class LimitsConfig(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Refuse a plan with more rows left to answer than this."""
     max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Stop (exit 5, resumable) when engines have been busy for this long, checked after each wave."""
+    """Stop (exit 5, resumable) when engines, one a GPU, have been busy for this long; checked after each wave."""
 
 
 class EngineConfig(Section):
-    """The engine of each executor. `auto` is the fast one where it runs, which is GPT-NeoX on a CPU, else `plain`.
+    """The engine of each executor. `auto` is the fast one where it runs, which is for GPT-NeoX, else `plain`.
 
     `echo` answers with the instruction itself: a dry run without a model.
     """
@@ -163,8 +164,9 @@ class EngineConfig(Section):
     """Threads of one engine process; by default one for the fast engine, torch's own number for the plain one."""
     processes: int | None = Field(default=None, ge=1)
     """Engine processes of an executor without a GPU; by default one for each core, as far as memory goes."""
-    memory_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Share of the memory free after loading that keys and values may take."""
+    memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the memory free after loading that keys and values may take; by default half of a CPU's, and of a GPU's
+    nearly all that weights and activations leave."""
     kv_bytes: int | None = Field(default=None, ge=1)
     """The same in bytes, for all processes of an executor together."""
     prefix_sharing: bool = True
@@ -270,6 +272,17 @@ def check_job(document: dict[str, Any], where: str) -> JobConfig:
 def delta_jars() -> str | None:
     """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
     return os.environ.get("DELTA_JARS") or None
+
+
+_SPARK_FOLDERS = {"SPARK_CONF_DIR": "", "SPARK_HOME": "conf"}
+
+
+def has_own_logging(java_options: str) -> bool:
+    """Whether the user configures Spark's log: in these options of its JVM, in the environment, or in its folders."""
+    options = [java_options, *(os.environ.get(name, "") for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"))]
+    places = [Path(os.environ[name], below) for name, below in _SPARK_FOLDERS.items() if os.environ.get(name)]
+    files = [file for place in places for file in place.glob("log4j2.*") if file.suffix != ".template"]
+    return bool(files) or any("log4j" in option for option in options)
 
 
 def launched_by() -> Literal["databricks", "spark-submit", "this"]:

@@ -24,7 +24,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
 from dolly_batch.config import check_job
-from dolly_batch.config_task import ExtractTask
+from dolly_batch.config_file import check
+from dolly_batch.config_task import KINDS, ExtractTask
 from dolly_batch.engine.folder import MANIFEST
 from dolly_batch.errors import ConfigError
 from dolly_batch.report import say
@@ -34,6 +35,7 @@ from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.session import is_connect
 from dolly_batch.spark.ship import ship_package
 from dolly_batch.spark.struct import struct_type
+from dolly_batch.tasks.generate import examples_text
 
 _RESULT = "response STRING, error STRING"
 _CLASSIFY_RESULT = f"{_RESULT}, confidence DOUBLE"
@@ -88,6 +90,7 @@ def register(
     *,
     revision: str | None = None,
     dtype: str = "auto",
+    tasks: Mapping[str, Mapping[str, Any]] | None = None,
     generation: Mapping[str, Any] | None = None,
     engine: Mapping[str, Any] | None = None,
     long_prompt: Literal["error", "truncate_left", "truncate_right", "truncate_middle"] = "error",
@@ -95,7 +98,9 @@ def register(
 ) -> Functions:
     """Register the functions in a session, for SQL and for Python.
 
-    `generation` and `engine` hold the keys of a job file's sections; decoding is greedy unless `generation` says
+    `tasks` holds, by kind, the keys of a job file's section `task` that are not arguments of a call:
+    `{"classify": {"instruction": "What is it about?", "none_below": 0.5}, "summarize": {"style": "bullets"}}`.
+    `generation` and `engine` hold the keys of those sections; decoding is greedy unless `generation` says
     otherwise, and then a row's seed is made from its text. A model that is not a staged folder is staged in
     `stage_dir`, which the driver and all executors must see (`tiny` by default in the machine's folder for temporary
     files, which does for one machine). Raises ConfigError and ModelError as a job does.
@@ -126,6 +131,7 @@ def register(
         max_positions=found.max_positions,
         seed=job.generation.seed,
         long_prompt=long_prompt,
+        ways=_ways(tasks or {}),
     )
     udfs = {}
     for name, ask in _ASKED.items():
@@ -134,6 +140,43 @@ def register(
             spark.udf.register(prefix + name, made)
             udfs[prefix + name] = made
     return Functions(udfs)
+
+
+# What a call's own arguments say, in values that a task's section can be checked with.
+_BY_CALL: dict[str, dict[str, Any]] = {
+    "generate": {"template": None},
+    "classify": {"labels": ["a", "b"]},
+    "summarize": {},
+    "extract": {"schema": "a INT"},
+}
+
+
+def _ways(tasks: Mapping[str, Mapping[str, Any]]) -> calls.Ways:
+    """How the tasks are done. Raises ConfigError for a kind or a key that a job does not have, or that a call gives."""
+    sections: dict[str, Any] = {}
+    for kind in KINDS:
+        given = dict(tasks.get(kind, {}))
+        if taken := sorted(_BY_CALL[kind].keys() & given.keys()):
+            raise ConfigError(f"tasks.{kind}.{taken[0]}: is an argument of dolly_{kind}, not of register")
+        document = {"kind": kind, **_BY_CALL[kind], **given}
+        sections[kind] = check(KINDS[kind], "task", document, f"dolly_batch.functions.register, tasks.{kind}")
+    if unknown := sorted(set(tasks) - set(KINDS)):
+        raise ConfigError(f"tasks.{unknown[0]}: unknown; the kinds are {', '.join(KINDS)}")
+    generate, classify, summarize, extract = (sections[kind] for kind in KINDS)
+    return calls.Ways(
+        examples=examples_text([(e.instruction, e.context, e.response) for e in generate.examples]),
+        label_instruction=classify.instruction,
+        none_below=classify.none_below,
+        normalization=classify.normalization,
+        calibrated=classify.calibration == "contextual",
+        with_end=classify.with_end,
+        summary_instruction=summarize.instruction,
+        summary_style=summarize.style,
+        max_words=summarize.max_words,
+        field_instruction=extract.instruction,
+        max_chars=extract.max_chars,
+        max_items=extract.max_items,
+    )
 
 
 def _udf(caller: calls.Caller, name: str, ask: Callable[..., calls.Question], tries: bool) -> Any:

@@ -23,10 +23,20 @@ class GenerationParams:
 
 
 @dataclass(frozen=True, slots=True)
+class BegunAnswer:
+    """An answer that `max_new_tokens` has cut off: its text, stripped as answers are, and the number of its tokens."""
+
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own.
 
-    `grammar` is the text of a JSON schema that the answer must follow, token by token, or None.
+    `grammar` is the text of a JSON schema that the answer must follow, token by token, or None. `begun_ids` are the
+    tokens of an answer to the same request that was cut off earlier: the engine goes on from them, if the first token
+    that it draws itself is their first.
     """
 
     key: str
@@ -34,6 +44,7 @@ class Request:
     params: GenerationParams
     seed: int = 0
     grammar: str | None = None
+    begun_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,8 @@ class Completion:
 
     `token_ids` holds the generated ids without the end marker; `text` is their decoding, stripped of white space
     at both ends as the reference does. `finish_reason` is `stop` when the model wrote `### End`, `length` when
-    `max_new_tokens` ran out, and None exactly when `failure` is set.
+    `max_new_tokens` ran out, and None exactly when `failure` is set. The first `num_begun_tokens` of the ids were not
+    generated but taken over from `begun_ids`.
     """
 
     key: str
@@ -68,6 +80,7 @@ class Completion:
     finish_reason: FinishReason | None
     num_prompt_tokens: int
     failure: Failure | None = None
+    num_begun_tokens: int = 0
 
     @property
     def num_completion_tokens(self) -> int:
@@ -97,7 +110,7 @@ class PromptRow:
     """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
 
     `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
-    JSON schema that the answer has to follow.
+    JSON schema that the answer has to follow. `begun` is an answer to go on with instead of beginning anew.
     """
 
     key: str
@@ -107,6 +120,7 @@ class PromptRow:
     seed: int = 0
     format: PromptFormat = "dolly"
     grammar: str | None = None
+    begun: BegunAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +154,9 @@ class EngineSpec:
     at once; None lets the engine choose by device. Of the fast engine alone: `processes` share a host's rows, None for
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
-    `memory_fraction` of the memory that is free.
+    `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
+    and activations have theirs.
+    `gpus` share one model, each with some of its layers.
     """
 
     kind: Literal["auto", "fast", "plain", "echo"]
@@ -156,7 +172,8 @@ class EngineSpec:
     echo_delay_s: float = 0.0
     prompt_format: Literal["dolly", "none"] = "dolly"
     processes: int | None = None
-    memory_fraction: float = 0.5
+    memory_fraction: float | None = None
     kv_bytes: int | None = None
     prefix_sharing: bool = True
     max_cores: int | None = None
+    gpus: int = 1

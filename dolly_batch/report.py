@@ -42,6 +42,12 @@ class Report:
     error_share: float = 0.0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
+    num_continued_rows: int = 0
+    """Truncated answers that were gone on with, by `--retry truncated`."""
+    num_restarted_rows: int = 0
+    """Those of them that had to be begun anew, since their text does not tell their tokens."""
+    num_begun_tokens: int = 0
+    """Answer tokens that were taken over from the output, and not generated again."""
     model_loads: int = 0
     token_histogram: dict[str, int] = field(default_factory=dict)
     estimated_s: float | None = None
@@ -153,6 +159,13 @@ def print_summary(report: Report) -> None:
             Text(
                 f"{report.num_completion_tokens:,} answer tokens in {report.seconds['generate']:.1f} s "
                 f"({speed:,.0f} a second, model loading included), {report.model_loads} model load(s)"
+            )
+        )
+    if report.num_continued_rows or report.num_restarted_rows:
+        console.print(
+            Text(
+                f"{report.num_continued_rows:,} truncated answers were gone on with, {report.num_begun_tokens:,} of "
+                f"their tokens taken over; {report.num_restarted_rows:,} were begun anew"
             )
         )
     if report.output:

@@ -25,6 +25,7 @@ class Row:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     constraint: Constraint | None = None
+    num_begun: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -32,37 +33,51 @@ class Row:
         return self.finish_reason is None and self.failure is None
 
     def take(self, token_id: int, stop_id: int | None) -> None:
-        """Append the next token, or end the row: by the stop token, or by having all it may have."""
+        """Append the next token, or end the row: by the stop token, or by having all it may have.
+
+        An answer that was begun earlier is appended whole when the first token is the one it begins with.
+        """
         if token_id == stop_id:
             self.finish_reason = "stop"
             return
-        self.token_ids.append(token_id)
+        begun_ids = self.request.begun_ids
+        if begun_ids and not self.token_ids and token_id == begun_ids[0]:
+            self.num_begun = len(begun_ids)
+            self.token_ids.extend(begun_ids)
+        else:
+            self.token_ids.append(token_id)
         if self.constraint is not None:
             self.failure = self.constraint.take(token_id)
         if len(self.token_ids) == self.request.params.max_new_tokens and self.failure is None:
             self.finish_reason = "length"
 
+    def restart(self) -> None:
+        """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
+        self.token_ids.clear()
+        self.num_begun = 0
+        self.finish_reason = self.failure = None
+        if self.constraint is not None:
+            self.constraint.restart()
+
 
 @dataclass
 class Batch:
-    """The tensors of the rows that run together; all have the same number of answer tokens, `num_steps`.
+    """The tensors of the rows that run together.
 
     `mask` is [rows, tokens so far], 1 for real tokens, 0 for padding.
     """
 
     rows: list[Row]
-    input_ids: Tensor  # [rows, prompt width], then [rows, 1]
+    input_ids: Tensor  # [rows, prompt width], then [rows, 1], wider when answers that were begun are fed in
     mask: Tensor
     positions: Tensor  # as input_ids
     cache: Any = field(default_factory=DynamicCache)
-    num_steps: int = 0
 
-    def append(self, token_ids: Tensor) -> None:
-        """Make [rows] chosen tokens the next input."""
-        self.input_ids = token_ids[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
-        self.num_steps += 1
+    def append(self, token_ids: Sequence[Sequence[int]]) -> None:
+        """Make each row's chosen tokens, one at least, the next input; padded on the left as prompts are."""
+        self.input_ids, mask = pad_left(token_ids, self.mask.device)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        self.positions = self.positions[:, -1:] + mask.cumsum(dim=-1)
 
     def drop_ended(self) -> None:
         """Leave out rows that have ended, once they are half of the batch: less often, and copying would cost more."""
@@ -70,7 +85,7 @@ class Batch:
         if 2 * len(kept) > len(self.rows):
             return
         self.rows = [self.rows[row] for row in kept]
-        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        index = torch.tensor(kept, dtype=torch.long)  # on the CPU: the layers may lie on several devices
         self.input_ids, self.mask, self.positions = self.input_ids[index], self.mask[index], self.positions[index]
         self.cache.batch_select_indices(index)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dolly_batch.engine.fit import layers_per_gpu
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.requests import num_positions
 from dolly_batch.records import Request
@@ -24,10 +25,15 @@ def default_batch_tokens(loaded: LoadedModel) -> int:
     # Beside the cache: one layer's activations of the prefill and its mask, and the copy that growing the cache makes.
     activation_bytes = 24 * config.hidden_size * item_bytes + 4 * config.max_positions
     layer_copy_bytes = 2 * cache_bytes // config.num_layers
-    num_free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
     logits_bytes = MAX_ROWS * config.vocab_size * 8
-    spare = max(0, _CUDA_SHARE * num_free_bytes - logits_bytes)
-    return max(config.max_positions, int(spare / (cache_bytes + activation_bytes + layer_copy_bytes)))
+    devices = loaded.devices or (loaded.device,)
+    room = []
+    for device, num_layers in zip(devices, layers_per_gpu(config, len(devices)), strict=True):
+        num_free_bytes, _ = torch.cuda.mem_get_info(device)
+        spare = max(0, _CUDA_SHARE * num_free_bytes - logits_bytes)
+        own_cache_bytes = cache_bytes * num_layers / config.num_layers
+        room.append(spare / (own_cache_bytes + activation_bytes + layer_copy_bytes))
+    return max(config.max_positions, int(min(room)))
 
 
 class TokenBudget:

@@ -90,7 +90,7 @@ def request_to_json(request: Request | ScoreRequest) -> list[Any]:
     r = request
     if isinstance(r, ScoreRequest):
         return ["score", r.key, r.prompt_ids, r.continuations]
-    return ["generate", r.key, r.prompt_ids, asdict(r.params), r.seed, r.grammar]
+    return ["generate", r.key, r.prompt_ids, asdict(r.params), r.seed, r.grammar, r.begun_ids]
 
 
 def request_from_json(message: list[Any]) -> Request | ScoreRequest:
@@ -98,8 +98,8 @@ def request_from_json(message: list[Any]) -> Request | ScoreRequest:
     kind, key, prompt_ids, *rest = message
     if kind == "score":
         return ScoreRequest(key, tuple(prompt_ids), tuple(tuple(continuation) for continuation in rest[0]))
-    params, seed, grammar = rest
-    return Request(key, tuple(prompt_ids), GenerationParams(**params), seed, grammar)
+    params, seed, grammar, begun_ids = rest
+    return Request(key, tuple(prompt_ids), GenerationParams(**params), seed, grammar, tuple(begun_ids))
 
 
 def answer_to_json(answer: Completion | Scores) -> list[Any]:
@@ -108,7 +108,8 @@ def answer_to_json(answer: Completion | Scores) -> list[Any]:
     failure = None if a.failure is None else [a.failure.status, a.failure.message]
     if isinstance(a, Scores):
         return ["scores", a.key, failure, a.num_prompt_tokens, a.log_probs]
-    return ["completion", a.key, failure, a.num_prompt_tokens, a.text, a.token_ids, a.finish_reason]
+    own = [a.text, a.token_ids, a.finish_reason, a.num_begun_tokens]
+    return ["completion", a.key, failure, a.num_prompt_tokens, *own]
 
 
 def answer_from_json(message: list[Any]) -> Completion | Scores:
@@ -117,5 +118,5 @@ def answer_from_json(message: list[Any]) -> Completion | Scores:
     failure = None if told is None else Failure(*told)
     if kind == "scores":
         return Scores(key, tuple(rest[0]), failure, num_prompt_tokens)
-    text, token_ids, finish_reason = rest
-    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure)
+    text, token_ids, finish_reason, num_begun_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_begun_tokens)

@@ -11,6 +11,7 @@ from dolly_batch.engine.config import ModelConfig
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
 INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+_SCALES_PER_LAYER = 9  # outputs of a layer's products, in hidden sizes
 _RUNTIME_BYTES = 1 << 30  # CUDA's own context and kernels, and the activations of one row
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 
@@ -37,11 +38,28 @@ def parse_gpus(text: str) -> list[Gpu]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a model of this shape, biases and norms included to within a few thousandths."""
+    return config.num_layers * layer_parameters(config) + 2 * config.vocab_size * config.hidden_size
+
+
+def layer_parameters(config: ModelConfig) -> int:
+    """Parameters of one of the model's layers."""
     hidden = config.hidden_size
     named = config.settings.get("intermediate_size") or config.settings.get("n_inner")
     inner = named if isinstance(named, int) else 4 * hidden
-    layer = 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
-    return config.num_layers * layer + 2 * config.vocab_size * hidden
+    return 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+
+
+def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
+    """How many layers lie on each of the GPUs that share a model, in their order.
+
+    Tokens go in and come out at the first: it holds the embeddings and the output layer, and so fewer layers.
+    """
+    if num_gpus == 1:
+        return [config.num_layers]
+    ends = 2 * config.vocab_size * config.hidden_size / layer_parameters(config)
+    first = max(0, round((config.num_layers + ends) / num_gpus - ends))
+    rest, more = divmod(config.num_layers - first, num_gpus - 1)
+    return [first, *(rest + (gpu < more) for gpu in range(num_gpus - 1))]
 
 
 def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) -> int:
@@ -50,7 +68,7 @@ def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) ->
     if quantization != "int8":
         return num * item_bytes
     embedding = config.vocab_size * config.hidden_size
-    num_scales = 9 * config.num_layers * config.hidden_size + config.vocab_size
+    num_scales = _SCALES_PER_LAYER * config.num_layers * config.hidden_size + config.vocab_size
     return num - embedding + embedding * item_bytes + 4 * num_scales
 
 
@@ -79,21 +97,43 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
             return lacks_int8(gpu.name, gpu.capability)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     weight_bytes = num_weight_bytes(config, item_bytes, quantization)
-    cache_bytes = 2 * config.num_layers * config.hidden_size * config.max_positions * item_bytes
-    needed, there = weight_bytes + cache_bytes + _RUNTIME_BYTES * len(gpus), sum(gpu.memory_bytes for gpu in gpus)
-    if needed <= there:
+    needed = _needed_bytes(config, len(gpus), item_bytes, quantization)
+    if all(share <= gpu.memory_bytes for share, gpu in zip(needed, gpus, strict=True)):
         return None
-    gib = 1 << 30
+    gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
+    more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
     short_fits = quantization == "none" and config.architecture == "gpt_neox" and len(gpus) == 1
     short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
     remedies = [
         *(["model.dtype: auto"] if item_bytes > 2 else []),
         *(["model.quantization: int8"] if short_fits else []),
         "a GPU with more memory",
+        *([f"model.gpus: {more}"] if more else []),
         "a smaller model",
     ]
+    fullest = "" if len(gpus) == 1 else f", {max(needed) / gib:.1f} of them on one GPU"
     return (
-        f"the model in {dtype if quantization == 'none' else quantization} needs {needed / gib:.1f} GiB "
-        f"({weight_bytes / gib:.1f} of weights), and {' + '.join(gpu.name for gpu in gpus)} has {there / gib:.1f} GiB; "
-        f"use {', '.join(remedies[:-1])} or {remedies[-1]}"
+        f"the model in {dtype if quantization == 'none' else quantization} needs {sum(needed) / gib:.1f} GiB "
+        f"({weight_bytes / gib:.1f} of weights{fullest}), and {names} has "
+        f"{sum(gpu.memory_bytes for gpu in gpus) / gib:.1f} GiB; use {', '.join(remedies[:-1])} or {remedies[-1]}"
     )
+
+
+def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
+    """What each of the GPUs that share the model has to hold: weights, one row's keys and values, CUDA's own."""
+    layer_bytes = layer_parameters(config) * item_bytes
+    if quantization == "int8":
+        layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4
+    ends_bytes = num_weight_bytes(config, item_bytes, quantization) - config.num_layers * layer_bytes
+    cache_bytes = 2 * config.hidden_size * config.max_positions * item_bytes
+    return [
+        _RUNTIME_BYTES + num_layers * (layer_bytes + cache_bytes) + (ends_bytes if gpu == 0 else 0)
+        for gpu, num_layers in enumerate(layers_per_gpu(config, num_gpus))
+    ]
+
+
+def _enough_gpus(gpus: Sequence[Gpu], config: ModelConfig, item_bytes: int) -> int | None:
+    """The smallest number of such GPUs that a machine may have and that together hold the model."""
+    least = min(gpu.memory_bytes for gpu in gpus)
+    counts = (count for count in (2, 4, 8) if count > len(gpus))
+    return next((count for count in counts if max(_needed_bytes(config, count, item_bytes)) <= least), None)

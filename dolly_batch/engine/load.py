@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dolly_batch.engine")
 
+_MEMORY_FRACTION = 0.5  # of a CPU's memory, which other programs use too
+
 
 def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable[[], None] = no_heartbeat) -> Engine:
     """Load the model that `spec` names and return its engine, ready for requests.
@@ -33,8 +35,11 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
     if spec.kind == "echo":
         encoder = PromptEncoder.from_folder(spec.model_folder)
         return EchoEngine(encoder, spec.echo_delay_s, config.max_positions, heartbeat)
-    if not runs_fast(spec, config.architecture, on_cpu=_is_cpu(device)):
+    on_cpu = _is_cpu(device)
+    if not runs_fast(spec, config.architecture, on_cpu=on_cpu):
         return _load_plain(spec, device, heartbeat)
+    if not on_cpu:
+        return fast_engine(spec, load_alone(spec, device), heartbeat)
     spec = fit_to_machine(spec, config)
     if spec.processes is not None and spec.processes > 1:
         return EnginePool(spec, spec.processes, heartbeat)
@@ -46,11 +51,21 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
 
 
 def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
-    """Whether the fast engine runs this. Raises ConfigError when it was asked for by name, or int8 was, and can't."""
-    fits = architecture == "gpt_neox" and on_cpu
-    if fits and spec.kind != "plain":
+    """Whether the fast engine runs this. Raises ConfigError when it was asked for by name, or int8 was, and can't.
+
+    On a GPU what it needs there is tried when the model is loaded; see `gpu_load`.
+    """
+    if spec.gpus > 1 and on_cpu and spec.kind != "echo":
+        raise ConfigError(f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1")
+    misfits = {
+        "a GPT-J model": architecture != "gpt_neox",
+        "a model over several GPUs": spec.gpus > 1,
+        "float64 on a GPU": not on_cpu and spec.dtype == "float64",
+        "engine.kind plain": spec.kind == "plain",
+    }
+    why = next((name for name, holds in misfits.items() if holds), None)
+    if why is None:
         return True
-    why = "a GPT-J model" if architecture != "gpt_neox" else "a GPU" if not on_cpu else "engine.kind plain"
     if spec.kind == "fast":
         raise ConfigError(f"engine.kind is 'fast', which does not run {why} yet; use auto or plain")
     if spec.quantization != "none":
@@ -58,26 +73,28 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     return False
 
 
-def load_packed(spec: EngineSpec) -> "LoadedModel":
-    """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
+def load_alone(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
+    """Load the model onto one device, None for the first GPU, in int8 if the spec says so."""
     from dolly_batch.engine.model import load_model
-    from dolly_batch.engine.packed import pack
-    from dolly_batch.engine.probe import is_batch_invariant
-    from dolly_batch.engine.quantize import quantize
 
-    loaded = load_model(
+    return load_model(
         spec.model_folder,
         dtype=spec.dtype,
-        device="cpu",
+        device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        quantization=spec.quantization,
     )
-    if spec.quantization == "int8":
-        quantize(loaded.model)
-    elif spec.quantization == "none":
+
+
+def load_packed(spec: EngineSpec) -> "LoadedModel":
+    """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
+    from dolly_batch.engine.packed import pack
+    from dolly_batch.engine.probe import is_batch_invariant
+
+    loaded = load_alone(spec, "cpu")
+    if spec.quantization == "none":
         pack(loaded.model)
-    else:
-        raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
     if not is_batch_invariant(loaded):
         log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
     return loaded
@@ -86,13 +103,21 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
 def fast_engine(
     spec: EngineSpec, loaded: "LoadedModel", heartbeat: Callable[[], None] = no_heartbeat, num_sharing: int = 1
 ) -> Engine:
-    """The fast engine over a loaded model, one of `num_sharing` that share the memory."""
+    """The fast engine over a loaded model, on a CPU one of `num_sharing` that share the memory.
+
+    On a GPU where a part of it fails, and it was not asked for by name, the plain one.
+    """
+    if loaded.device.type == "cuda":
+        from dolly_batch.engine.gpu_load import gpu_engine
+
+        return gpu_engine(spec, loaded, heartbeat)
     from dolly_batch.engine.cache import CacheShape
     from dolly_batch.engine.fast import FastEngine
     from dolly_batch.engine.pools import Pools
 
     shape = CacheShape.of(loaded)
-    num_bytes = spec.kv_bytes or int(available_bytes() * spec.memory_fraction)
+    fraction = _MEMORY_FRACTION if spec.memory_fraction is None else spec.memory_fraction
+    num_bytes = spec.kv_bytes or int(available_bytes() * fraction)
     num_bytes //= num_sharing
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
@@ -125,5 +150,6 @@ def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], No
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        num_gpus=spec.gpus,
     )
     return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)

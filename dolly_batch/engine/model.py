@@ -15,6 +15,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from dolly_batch.engine.devices import device_map, first_gpus
 from dolly_batch.engine.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.engine.quantize import quantize
 from dolly_batch.errors import ConfigError, ModelError
@@ -39,6 +40,8 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     folder: ModelFolder
+    devices: tuple[torch.device, ...] = ()
+    """All devices of a model that lies on several, `device` first; empty for one."""
 
 
 def load_model(
@@ -48,40 +51,47 @@ def load_model(
     device: str | None = None,
     expected_sha256: str | None = None,
     prompt_format: Literal["dolly", "none"] = "dolly",
+    num_gpus: int = 1,
     quantization: str = "none",
 ) -> LoadedModel:
     """Check a model's folder, hashes included, and load it.
 
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
     instructions for it, else float32. `prompt_format` "none" loads base models without Dolly's markers, for scoring.
-    `quantization` int8 puts the linear layers into int8 on their way to the device, one by one, so that the device
-    never holds the model in floating point.
+    With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
+    into int8 on their way to the device, one by one, so that the device never holds the model in floating point.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
-    ConfigError for a dtype or a quantization that the device does not have.
+    ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
     """
     checked = inspect_folder(folder)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
         raise ModelError(f"{checked.path}: holds model {checked.sha256}, the plan was made with {expected_sha256}")
     encoder = (PromptEncoder if prompt_format == "dolly" else TextEncoder).from_folder(folder)
     verify_hashes(checked)
-    on = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    devices = first_gpus(num_gpus) if num_gpus > 1 else ()
+    on = devices[0] if devices else torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     resolved = resolve_dtype(dtype, on)
     if quantization == "none":
-        model = _load_weights(checked, resolved, on)
+        model = _load_weights(checked, resolved, on, devices)
     elif quantization == "int8":
         # In the files' own dtype, where weights stay mapped files: the host's memory needs no copy of them either.
         model = _load_weights(checked, "auto" if on.type == "cuda" else resolved, torch.device("cpu"))
         quantize(model, on, resolved)
     else:
         raise ConfigError(f"model.quantization is {quantization!r}, expected none or int8")
-    return LoadedModel(model, encoder, on, resolved, checked)
+    return LoadedModel(model, encoder, on, resolved, checked, devices)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch dtype for a name or `auto`. Raises ConfigError when the device cannot run it."""
+    """Return the torch dtype for a name or `auto`. Raises ConfigError when the device lacks it, or is not there."""
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError(f"model.dtype is {dtype!r}, expected auto or one of {', '.join(_DTYPES)}")
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"this process was given a GPU, and torch {torch.__version__} cannot use one here: install a torch "
+                "with CUDA, mend the driver, or ask for no GPUs"
+            )
         capability = torch.cuda.get_device_capability(device)
         if dtype == "bfloat16" and capability < (8, 0):
             raise ConfigError(
@@ -103,7 +113,12 @@ def _cpu_has_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _load_weights(folder: ModelFolder, dtype: torch.dtype | Literal["auto"], device: torch.device) -> Any:
+def _load_weights(
+    folder: ModelFolder,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
+    devices: tuple[torch.device, ...] = (),
+) -> Any:
     # Without token ids: what starts and ends a text is the encoder's and the engine's business.
     settings: dict[str, Any] = {**folder.config.settings, "bos_token_id": None, "eos_token_id": None}
     model_class: Any = GPTNeoXForCausalLM
@@ -115,6 +130,10 @@ def _load_weights(folder: ModelFolder, dtype: torch.dtype | Literal["auto"], dev
         model_class, config, attention = GPTJForCausalLM, GPTJConfig(**settings), "eager"  # its only one
     # Straight onto the device where accelerate is there, without a copy of all weights in the host's memory.
     direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
+    places: Any = {"": device} if direct else None
+    if devices:
+        with torch.device("meta"):
+            places = device_map(model_class(config), folder.config, devices)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model, info = model_class.from_pretrained(
         folder.path,
@@ -125,10 +144,10 @@ def _load_weights(folder: ModelFolder, dtype: torch.dtype | Literal["auto"], dev
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are reported below, with names
-        device_map={"": device} if direct else None,
+        device_map=places,
     )
     _check_loaded(folder, info)
-    return model.to(device).eval()
+    return model.eval() if devices else model.to(device).eval()
 
 
 def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:

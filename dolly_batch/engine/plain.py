@@ -10,25 +10,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dolly_batch.engine.base import ModelEngine, no_memory
 from dolly_batch.engine.batch import Batch, Row, count_positions, pad_left
 from dolly_batch.engine.budget import TokenBudget, default_batch_tokens
 from dolly_batch.engine.choose import next_tokens
-from dolly_batch.engine.grammar import Grammars
+from dolly_batch.engine.grammar import Constraint
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.requests import failed, num_positions, refuse
-from dolly_batch.engine.score import Scorer, score_now
+from dolly_batch.engine.requests import num_positions
 from dolly_batch.engine.stream import no_heartbeat
-from dolly_batch.prompt import PromptEncoder, TextEncoder
-from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
+from dolly_batch.records import Request
 
 
-class PlainEngine:
-    """Runs requests in padded batches; see `stream.Engine` for the interface.
+class PlainEngine(ModelEngine):
+    """Runs requests in padded batches, each to its end. When memory runs out, a batch is halved and tried again.
 
-    `max_batch_tokens` bounds rows x (longest prompt + new tokens) of a batch; None chooses by device. `heartbeat` is
-    called before every forward and grammar. Rows stop at `### End` only; a model without Dolly's markers runs to
-    `max_new_tokens`.
+    `max_batch_tokens` bounds rows x (longest prompt + new tokens) of a batch; None chooses by device.
     """
 
     def __init__(
@@ -38,95 +35,60 @@ class PlainEngine:
         max_batch_tokens: int | None = None,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
-        self.encoder: TextEncoder = loaded.encoder
-        self.max_positions = loaded.folder.max_positions
-        self._model = loaded.model
-        self._device = loaded.device
-        self._vocab_size = loaded.folder.vocab_size
-        self._stop_id = loaded.encoder.end_id if isinstance(loaded.encoder, PromptEncoder) else None
         max_tokens = default_batch_tokens(loaded) if max_batch_tokens is None else max_batch_tokens
+        super().__init__(loaded, max_tokens, heartbeat)
         self._budget = TokenBudget(max_tokens)
-        self._grammars = Grammars(loaded.encoder, loaded.folder.vocab_size)
-        self._scorer = Scorer(loaded.model, self.max_positions, max_tokens, heartbeat)
-        self._heartbeat = heartbeat
-        self._waiting: list[Request] = []  # longest first
-        self._refused: list[Completion] = []
+        self._waiting: list[Row] = []  # longest first
 
     @property
-    def num_unfinished(self) -> int:
-        """Requests submitted whose answer has not come out."""
-        return len(self._waiting) + len(self._refused) + self._scorer.num_unfinished
+    def _num_rows(self) -> int:
+        return len(self._waiting)
 
-    def submit(self, request: Request | ScoreRequest) -> None:
-        """Take a request; one that can't be run comes out of the next step as a failure."""
-        if isinstance(request, ScoreRequest):
-            self._scorer.submit(request)
-            return
-        if request.grammar is not None:
-            self._heartbeat()  # compiling one may take its time, and rows come with many
-        failure = refuse(request, self._vocab_size, self.max_positions) or self._grammars.refuse(request)
-        if failure:
-            self._refused.append(failed(request, failure))
-        else:
-            insort(self._waiting, request, key=lambda waiting: -num_positions(waiting))
+    def _add(self, request: Request, constraint: Constraint | None) -> None:
+        insort(self._waiting, Row(request, constraint=constraint), key=lambda waiting: -num_positions(waiting.request))
 
-    def step(self) -> list[Completion | Scores]:
-        """Score one batch, or, where none waits to be scored, generate one to its end.
-
-        When memory runs out, the batch is halved and tried again; a row too big alone fails.
-        """
-        return [*self._scorer.step()] if self._scorer.num_unfinished else [*self._generate()]
-
-    def _generate(self) -> list[Completion]:
-        completions, self._refused = self._refused, []
+    def _generate(self) -> list[Row]:
+        """Run one batch to its end; a row too big alone fails."""
         while self._waiting:
-            batch = self._waiting[: self._budget.num_rows(self._waiting)]
-            rows = self._try_batch(batch)
-            if rows is not None:
+            batch = self._waiting[: self._budget.num_rows([row.request for row in self._waiting])]
+            if self._try_batch(batch):
                 self._budget.succeed()
-                del self._waiting[: len(batch)]
-                return completions + [self._complete(row) for row in rows]
-            self._budget.fail(batch)
-            if len(batch) == 1:
-                del self._waiting[0]
-                message = f"no memory for {num_positions(batch[0])} tokens, with no other row in the batch"
-                return [*completions, failed(batch[0], Failure("out_of_memory", message))]
-        return completions
+            else:
+                self._budget.fail([row.request for row in batch])
+                if len(batch) > 1:
+                    continue
+                batch[0].failure = no_memory(batch[0].request)
+            del self._waiting[: len(batch)]
+            return batch
+        return []
 
-    def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
-        """Return the log-probability of each continuation's tokens after the prompt, in order.
-
-        Ids of prompt and continuation are joined as they are; log-softmax in float32, or float64 if the model is.
-        Raises ValueError for an empty prompt, more tokens than the model has positions, or broken logits, and torch's
-        OutOfMemoryError when not even one row fits.
-        """
-        scorer = Scorer(self._model, self.max_positions, self._budget.max_tokens, self._heartbeat)
-        return score_now(scorer, prompt_ids, continuations)
-
-    def _try_batch(self, requests: Sequence[Request]) -> list[Row] | None:
-        """Run a batch; None when it ran out of memory."""
+    def _try_batch(self, rows: Sequence[Row]) -> bool:
+        """Run a batch; False, and nothing has been answered, when it ran out of memory."""
         try:
             with allocator_errors():
-                return self._run_batch(requests)
+                self._run_batch(rows)
+                return True
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the batch's tensors alive.
+        for row in rows:
+            row.restart()
         self._free_memory()
-        return None
+        return False
 
     @torch.inference_mode()
-    def _run_batch(self, requests: Sequence[Request]) -> list[Row]:
-        rows = [Row(request, constraint=self._grammars.constraint(request)) for request in requests]
-        ids, mask = self._pad([request.prompt_ids for request in requests])
+    def _run_batch(self, rows: Sequence[Row]) -> None:
+        ids, mask = self._pad([row.request.prompt_ids for row in rows])
         batch = Batch(list(rows), ids, mask, self._count_positions(mask))
         while batch.rows:
             self._heartbeat()
             logits = self._forward(batch)
             token_ids, sound = next_tokens(logits, batch.rows)
-            self._take(token_ids, sound, batch)
-            batch.append(torch.tensor(token_ids, device=self._device))
+            num_before = [len(row.token_ids) for row in batch.rows]
+            self._take(batch.rows, token_ids, sound)
+            taken = (row.token_ids[before:] for row, before in zip(batch.rows, num_before, strict=True))
+            batch.append([ids or [chosen] for ids, chosen in zip(taken, token_ids, strict=True)])
             batch.drop_ended()
-        return rows
 
     def _forward(self, batch: Batch) -> Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]."""
@@ -146,23 +108,3 @@ class PlainEngine:
 
     def _count_positions(self, mask: Tensor) -> Tensor:
         return count_positions(mask)
-
-    def _take(self, token_ids: Sequence[int], sound: Sequence[bool], batch: Batch) -> None:
-        for row, token_id, is_sound in zip(batch.rows, token_ids, sound, strict=True):
-            if not row.is_open:
-                continue
-            if is_sound:
-                row.take(token_id, self._stop_id)
-            else:
-                row.failure = Failure("model_error", f"NaN or infinite logits at answer token {batch.num_steps + 1}")
-
-    def _complete(self, row: Row) -> Completion:
-        if row.failure:
-            return failed(row.request, row.failure)
-        text = self.encoder.decode(row.token_ids).strip()
-        num_prompt_tokens = len(row.request.prompt_ids)
-        return Completion(row.request.key, text, tuple(row.token_ids), row.finish_reason, num_prompt_tokens)
-
-    def _free_memory(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -21,7 +21,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 # Bounds the float64 copies, of 0.4 MB for a row of 50,280 tokens. On a CPU 32 rows cost 2.5 times what 8 do: they are
 # out of the cache, and of the allocator's too.
 _ROWS_AT_ONCE = {"cpu": 8, "cuda": 64}
-_MAX_ATTEMPTS = 16
+MAX_ATTEMPTS = 16
 _BLOCK = 512
 
 
@@ -42,7 +42,7 @@ def choose_tokens(
         tokens[index] = _sample(
             logits[index].double(),
             [params[row] for row in rows],
-            torch.tensor([_signed(seeds[row]) for row in rows], device=logits.device),
+            torch.tensor([signed(seeds[row]) for row in rows], device=logits.device),
             torch.tensor([positions[row] for row in rows], device=logits.device),
         )
     return tokens
@@ -68,9 +68,10 @@ def penalize_repetition(logits: Tensor, token_ids: Iterable[int], penalty: float
     logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
-def uniform(seeds: Tensor, positions: Tensor, attempt: int) -> Tensor:
-    """Return one number in (0, 1) per row, float64, from int64 seeds and positions."""
-    state = _mix(_mix(_mix(seeds) + (positions + 1) * _GOLDEN) + _signed((attempt + 1) * _GOLDEN))
+def uniform(seeds: Tensor, positions: Tensor, attempt: int | Tensor) -> Tensor:
+    """Return one number in (0, 1) per row, float64, from int64 seeds and positions, all of one shape or broadcast."""
+    step = (attempt + 1) * _GOLDEN
+    state = _mix(_mix(_mix(seeds) + (positions + 1) * _GOLDEN) + (step if isinstance(step, Tensor) else signed(step)))
     return (_shift(state, 12).double() + 0.5) * 2.0**-52
 
 
@@ -82,7 +83,7 @@ def _sample(logits: Tensor, params: Sequence[GenerationParams], seeds: Tensor, p
     top_p = _column([row.top_p for row in params], logits)
     tokens = torch.empty_like(seeds)
     pending = torch.arange(len(params), device=logits.device)
-    for attempt in range(_MAX_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         at = slice(None) if attempt == 0 else pending  # all rows at first, without a copy of them
         drawn = _invert(probabilities[at], uniform(seeds[at], positions[at], attempt))
         tokens[at] = drawn
@@ -92,7 +93,7 @@ def _sample(logits: Tensor, params: Sequence[GenerationParams], seeds: Tensor, p
             return tokens
     # A small top_p refuses most draws. The rows still pending are independent of those refused: finish them by a sort.
     kept = _keep_top_p(scores[pending], probabilities[pending], top_p[pending])
-    tokens[pending] = _invert(kept, uniform(seeds[pending], positions[pending], _MAX_ATTEMPTS))
+    tokens[pending] = _invert(kept, uniform(seeds[pending], positions[pending], MAX_ATTEMPTS))
     return tokens
 
 
@@ -137,7 +138,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """The same 64 bits as an int64."""
     return (number + 2**63) % 2**64 - 2**63
 

@@ -17,6 +17,22 @@ _HEADROOM = 16  # tokens that a row may grow before its first move
 _WORTH_WAITING = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much goes into a step, by what the device is good at.
+
+    Rows are admitted every `admit_every` steps while others decode, so that a device that runs prompts apart from the
+    rest runs many at a time.
+    """
+
+    chunk_tokens: int = CHUNK_TOKENS
+    step_tokens: int = STEP_TOKENS
+    admit_every: int = 1
+
+
+CPU_PACE = Pace()
+
+
 @dataclass
 class Usage:
     """What a schedule has done. Slot steps are counted while rows wait: the final drain can't be full."""
@@ -25,9 +41,11 @@ class Usage:
     num_prompt_tokens: int = 0
     num_shared_tokens: int = 0
     num_answer_tokens: int = 0
+    num_begun_tokens: int = 0  # of the answers' tokens, those that came with the requests
     slot_steps: int = 0
     slot_steps_used: int = 0
     num_out_of_memory: int = 0
+    num_suspended: int = 0
 
     def summary(self) -> dict[str, float]:
         """The counts by name, and `occupancy`, the share of slots in use."""
@@ -40,7 +58,9 @@ class Schedule:
     A row that waits takes nothing from those that run: where there is no memory to admit it, it waits on.
     """
 
-    def __init__(self, cache: Cache, max_rows: int = MAX_ROWS, prefix_sharing: bool = True) -> None:
+    def __init__(
+        self, cache: Cache, max_rows: int = MAX_ROWS, prefix_sharing: bool = True, pace: Pace = CPU_PACE
+    ) -> None:
         self.waiting: list[Sequence] = []  # longest first
         self.running: list[Sequence] = []
         self.usage = Usage()
@@ -48,6 +68,9 @@ class Schedule:
         self._limit = RowLimit(max_rows)
         self._prefixes = Prefixes() if prefix_sharing else None
         self._donor: Sequence | None = None  # ended, and kept as long as no running row can give its prefix
+        self._pace = pace
+        self._num_slots = max_rows
+        self._pause = 0  # steps until rows are admitted again
 
     def add(self, row: Sequence) -> None:
         """Let a row wait for its turn."""
@@ -56,25 +79,20 @@ class Schedule:
     def next_step(self) -> Step:
         """Lay out the next step, empty only when there is nothing to do."""
         step = Step()
-        num_left = STEP_TOKENS
+        num_left = self._pace.step_tokens
         for row in self.running:
+            if row.is_full:
+                continue
             self._cache.place(row, row.num_tokens)
             if row.is_decoding:
                 step.decoding.append(row)
             else:
-                num_left -= _add_chunks(step, row, num_left)
-        memory_left = True
-        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_rows:
-            row = self.waiting[0]
-            memory_left = self._has_room(row)
-            if not memory_left or self._should_wait(row, step):
-                break
-            memory_left = self._admit(row)
-            if not memory_left:
-                break
-            num_left -= _add_chunks(step, row, num_left)
+                num_left -= self._add_chunks(step, row, num_left)
+        self._pause -= 1
+        if self._pause <= 0 or not step.decoding:
+            self._fill(step, num_left)
         if self.waiting:
-            self.usage.slot_steps += self._limit.max_rows if memory_left else len(self.running)
+            self.usage.slot_steps += self._num_slots
             self.usage.slot_steps_used += len(step.decoding) + len({id(chunk.row) for chunk in step.chunks})
         return step
 
@@ -94,6 +112,7 @@ class Schedule:
         """A row has ended: its place is free for the next step."""
         self.running.remove(row)
         self.usage.num_answer_tokens += len(row.token_ids)
+        self.usage.num_begun_tokens += row.num_begun
         if self._prefixes is not None:
             if len(self._prefixes) == 1 and row.failure is None:
                 self._donor = row
@@ -126,6 +145,39 @@ class Schedule:
             self.add(row)
         del self.running[self._limit.max_rows :]
         return None
+
+    def suspend(self) -> None:
+        """The rows have outgrown the cache: the one taken in last waits again, and goes on from the answer it has.
+
+        A donor that has ended is let go of first.
+        """
+        if self._donor is not None:
+            self._drop_donor()
+            return
+        row = self.running.pop()
+        self.usage.num_suspended += 1
+        if self._prefixes is not None:
+            self._prefixes.remove(row)
+        self._cache.release(row)
+        row.num_cached = 0
+        self.add(row)
+        self._pause = self._pace.admit_every
+
+    def _fill(self, step: Step, num_left: int) -> None:
+        """Admit rows that wait, as long as there are slots, memory and prompt tokens left in the step."""
+        memory_left = True
+        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_rows:
+            row = self.waiting[0]
+            memory_left = self._has_room(row)
+            if not memory_left or self._should_wait(row, step):
+                break
+            memory_left = self._admit(row)
+            if not memory_left:
+                break
+            num_left -= self._add_chunks(step, row, num_left)
+        self._num_slots = self._limit.max_rows if memory_left else len(self.running)
+        if len(self.running) >= self._num_slots:
+            self._pause = self._pace.admit_every
 
     def _has_room(self, row: Sequence) -> bool:
         if not self._cache.has_room(row) and not self.running:
@@ -160,18 +212,18 @@ class Schedule:
             self.usage.num_shared_tokens += num_shared
         return True
 
+    def _add_chunks(self, step: Step, row: Sequence, max_tokens: int) -> int:
+        """Add the row's next chunks to the step, the last one as long as it is; return the number of their tokens."""
+        start = begin = row.num_cached
+        size = self._pace.chunk_tokens
+        while start < row.num_tokens and start - begin < max_tokens:
+            stop = min(row.num_tokens, (start // size + 1) * size)
+            step.chunks.append(Chunk(row, start, stop))
+            start = stop
+        return start - begin
+
     def _drop_donor(self) -> None:
         if self._donor is not None and self._prefixes is not None:
             self._prefixes.remove(self._donor)
             self._cache.release(self._donor)
             self._donor = None
-
-
-def _add_chunks(step: Step, row: Sequence, max_tokens: int) -> int:
-    """Add the row's next chunks to the step, the last one as long as it is; return the number of their tokens."""
-    start = begin = row.num_cached
-    while start < row.num_tokens and start - begin < max_tokens:
-        stop = min(row.num_tokens, (start // CHUNK_TOKENS + 1) * CHUNK_TOKENS)
-        step.chunks.append(Chunk(row, start, stop))
-        start = stop
-    return start - begin

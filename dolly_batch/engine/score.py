@@ -1,51 +1,40 @@
 """Log-likelihoods of continuations: each prompt is run once, with all of its continuations behind it as a trie.
 
-    [ common prefix, cached | rest of the prompt, trie nodes, padding ]   one row of a batch
-
-Every node sees the prompt and the nodes above it, by a mask of four dimensions, at the position that its depth gives.
-The output layer is run at the prompt's last token and at the nodes alone. What the prompts of a batch have in common
-(the instruction and the list of labels of a classification) is run once, and kept for the next batch.
+The output layer is run at the prompt's last token and at the trie's nodes alone. What the prompts of a batch have in
+common (the instruction and the list of labels of a classification) is run once, and kept for the next batch.
 """
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from dolly_batch.engine.log_probs import log_probs
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
+from dolly_batch.engine.score_forward import Prefix, Prompts, run_branches, run_prefix, run_prompts
 from dolly_batch.engine.stream import no_heartbeat
-from dolly_batch.engine.trie import Trie, build_trie, split
+from dolly_batch.engine.trie import ROOT, Trie, branches, build_trie
 from dolly_batch.records import Failure, ScoreRequest, Scores
 
-MAX_NODES = 1024  # of one row; larger tries are run in parts
+MAX_NODES = 1024  # of a trie that is run in one piece
 MAX_ROWS = 256
 MIN_PREFIX = 16  # shorter ones are run again with each row
-# Held at once: pairs of (token, token seen) in a mask, and numbers of the output layer.
+# Pairs of (token, token seen) held at once in a mask.
 _MAX_PAIRS = {"cpu": 2**24, "cuda": 2**26}
-_MAX_LOGITS = {"cpu": 2**24, "cuda": 2**26}
+_SEEN_STEP = 64  # prompts of about the same length have their tries branched alike
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One row of a batch: the prompt of request number `number`, and its continuations of the numbers `indices`."""
+class _Branch:
+    """A part of the trie of request number `number`: its continuations of the numbers `indices`."""
 
     number: int
-    prompt_ids: tuple[int, ...]
     indices: tuple[int, ...]
     trie: Trie
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """What prompts begin with, and its keys and values: per layer, [1, heads, tokens, head size] each."""
-
-    ids: tuple[int, ...] = ()
-    layers: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class Scorer:
@@ -65,10 +54,11 @@ class Scorer:
         self._device: torch.device = model.device
         self._max_positions = max_positions
         self._max_tokens = max_tokens
+        self._max_pairs = _MAX_PAIRS.get(self._device.type, _MAX_PAIRS["cpu"])
         self._heartbeat = heartbeat
         self._waiting: list[ScoreRequest] = []  # longest first
         self._refused: list[Scores] = []
-        self._prefix = _Prefix()
+        self._prefix = Prefix()
 
     @property
     def num_unfinished(self) -> int:
@@ -89,11 +79,12 @@ class Scorer:
         while self._waiting:
             batch = self._waiting[: self._num_requests()]
             found = self._try_batch(batch)
-            if found is None and len(batch) > 1:
-                self._max_tokens = len(batch) // 2 * _size(batch[0])
+            size = _size(batch[0])
+            if found is None and (len(batch) > 1 or self._max_tokens > size):
+                self._max_tokens = max(1, len(batch) // 2) * size
                 continue
             if found is None:
-                message = f"no memory to score {_size(batch[0])} tokens, with no other row in the batch"
+                message = f"no memory to score {size} tokens, with no other row in the batch"
                 found = [Scores(batch[0].key, (), Failure("out_of_memory", message), len(batch[0].prompt_ids))]
             del self._waiting[: len(batch)]
             return scores + found
@@ -107,7 +98,7 @@ class Scorer:
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the batch's tensors alive.
-        self._prefix = _Prefix()
+        self._prefix = Prefix()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -115,32 +106,68 @@ class Scorer:
     def _num_requests(self) -> int:
         """How many of the waiting requests, longest first, make one batch."""
         width = _size(self._waiting[0])
-        limit = min(self._max_tokens // width, _limit(_MAX_PAIRS, self._device) // width**2, MAX_ROWS)
+        limit = min(self._max_tokens // width, self._max_pairs // width**2, MAX_ROWS)
         return max(1, limit)
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[ScoreRequest]) -> list[Scores]:
-        items = [
-            _Item(number, request.prompt_ids, tuple(sorted(part)), build_trie(_chosen(request, sorted(part))))
-            for number, request in enumerate(batch)
-            for part in split(request.continuations, MAX_NODES)
-        ]
-        prefix = self._common_prefix(items)
+        prefix = self._common_prefix([request.prompt_ids for request in batch])
+        self._heartbeat()
+        prompts = run_prompts(self._model, prefix, [request.prompt_ids for request in batch])
+        parts = [part for number, request in enumerate(batch) for part in self._branches(number, request)]
+        parts.sort(key=lambda part: -part.trie.num_nodes)  # those of a size in one forward, for less padding
+        at_root = [(part.number, token) for part in parts for node, token in part.trie.edges if node == ROOT]
+        from_root = iter(self._log_probs(prompts.hidden, at_root))
         found = [[0.0] * len(request.continuations) for request in batch]
-        rows = len(items) if len(batch) > 1 else 1  # the parts of one large trie go one by one
-        for start in range(0, len(items), rows):
-            part = items[start : start + rows]
-            self._heartbeat()
-            for item, log_probs in zip(part, self._run(prefix, part), strict=True):
-                for index, log_prob in zip(item.indices, log_probs, strict=True):
-                    found[item.number][index] = log_prob
-        return [_scores(request, log_probs) for request, log_probs in zip(batch, found, strict=True)]
+        for part, from_nodes in self._run_branches(prefix, prompts, parts):
+            below = iter(from_nodes)
+            values = [next(from_root if node == ROOT else below) for node, _ in part.trie.edges]
+            for index, path in zip(part.indices, part.trie.paths, strict=True):
+                found[part.number][index] = sum(values[edge] for edge in path)
+        return [_scores(request, values) for request, values in zip(batch, found, strict=True)]
 
-    def _common_prefix(self, items: Sequence[_Item]) -> _Prefix:
+    def _branches(self, number: int, request: ScoreRequest) -> Iterator[_Branch]:
+        num_seen = -(-len(request.prompt_ids) // _SEEN_STEP) * _SEEN_STEP
+        hidden_size = self._model.config.hidden_size
+        for indices, trie in branches(request.continuations, num_seen, hidden_size, MAX_NODES):
+            yield _Branch(number, indices, trie)
+
+    def _run_branches(
+        self, prefix: Prefix, prompts: Prompts, parts: Sequence[_Branch]
+    ) -> Iterator[tuple[_Branch, list[float]]]:
+        """Yield each branch, in order, with the log-probabilities of the edges below its nodes."""
+        num_seen = len(prefix.ids) + max(prompts.lengths)
+        start = 0
+        while start < len(parts):
+            run = parts[start : start + self._num_branches(num_seen, parts[start:])]
+            start += len(run)
+            fed = [(part.number, part.trie) for part in run if part.trie.num_nodes]
+            values: Iterator[float] = iter(())
+            if fed:
+                self._heartbeat()
+                hidden = run_branches(self._model, prefix, prompts, fed)
+                firsts = accumulate((part.trie.num_nodes for part in run), initial=0)
+                asked = zip(firsts, run, strict=False)
+                edges = [(at + node, token) for at, part in asked for node, token in part.trie.edges if node != ROOT]
+                values = iter(self._log_probs(hidden, edges))
+            for part in run:
+                yield part, [next(values) for node, _ in part.trie.edges if node != ROOT]
+
+    def _num_branches(self, num_seen: int, waiting: Sequence[_Branch]) -> int:
+        """How many of the branches go into one forward: as many as their padded tokens and those they see allow."""
+        width = 0
+        for count, part in enumerate(waiting):
+            width = max(width, part.trie.num_nodes)
+            rows, tokens = count + 1, num_seen + width
+            if count and (rows * tokens > self._max_tokens or rows * width * tokens > self._max_pairs):
+                return count
+        return len(waiting)
+
+    def _log_probs(self, hidden: Tensor, edges: Sequence[tuple[int, int]]) -> list[float]:
+        return log_probs(self._model.get_output_embeddings(), self._model.config.vocab_size, hidden, edges)
+
+    def _common_prefix(self, prompts: Sequence[tuple[int, ...]]) -> Prefix:
         """What all prompts begin with, their last tokens not counted; nothing where it is not worth keeping."""
-        prompts = [item.prompt_ids for item in items]
-        if not prompts:
-            return _Prefix()
         low, high = min(prompts), max(prompts)  # of sorted sequences, the first and the last differ first
         longest = min(len(prompt) for prompt in prompts) - 1
         length = next((at for at in range(longest) if low[at] != high[at]), longest)
@@ -148,90 +175,11 @@ class Scorer:
         if kept and length >= len(kept) >= length - MIN_PREFIX and low[: len(kept)] == kept:
             return self._prefix
         if length < MIN_PREFIX or len(prompts) == 1:
-            return _Prefix()
-        self._prefix = _Prefix()
+            return Prefix()
+        self._prefix = Prefix()
         self._heartbeat()
-        cache: Any = DynamicCache()
-        ids = torch.tensor([low[:length]], device=self._device)
-        self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-        self._prefix = _Prefix(low[:length], layers)
+        self._prefix = run_prefix(self._model, low[:length])
         return self._prefix
-
-    def _run(self, prefix: _Prefix, items: Sequence[_Item]) -> list[list[float]]:
-        """One forward. Returns per item the log-probabilities of its continuations."""
-        known = len(prefix.ids)
-        rests = [item.prompt_ids[known:] for item in items]
-        width = max(len(rest) + item.trie.num_nodes for rest, item in zip(rests, items, strict=True))
-        seen = torch.zeros(len(items), width, known + width, dtype=torch.bool)
-        seen[:, range(width), range(known, known + width)] = True  # padding sees itself, and is seen by nobody else
-        ids, positions = [], []
-        for row, (rest, item) in enumerate(zip(rests, items, strict=True)):
-            start, end = len(rest), len(rest) + item.trie.num_nodes
-            seen[row, :end, :known] = True
-            seen[row, :start, known : known + start] = torch.ones(start, start, dtype=torch.bool).tril()
-            seen[row, start:end, known : known + start] = True
-            seen[row, start:end, known + start : known + end] = item.trie.ancestors
-            first = known + start
-            padding = width - end
-            ids.append([*rest, *item.trie.token_ids, *[rest[0]] * padding])
-            positions.append([*range(known, first), *(first + depth for depth in item.trie.depths), *[0] * padding])
-        dtype = self._model.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-        hidden = self._model.base_model(
-            input_ids=torch.tensor(ids, device=self._device),
-            attention_mask=mask[:, None].to(self._device),
-            position_ids=torch.tensor(positions, device=self._device),
-            past_key_values=_expanded(prefix, len(items)),
-            use_cache=bool(known),
-        ).last_hidden_state
-        return self._read(hidden, [len(rest) for rest in rests], [item.trie for item in items])
-
-    def _read(self, hidden: Tensor, starts: Sequence[int], tries: Sequence[Trie]) -> list[list[float]]:
-        """[rows, width, hidden size] and where each row's nodes start -> log-probabilities per row and continuation."""
-        width = hidden.shape[1]
-        firsts = [row * width + start for row, start in enumerate(starts)]
-        # A row's root stands right before its nodes, and is edge number -1.
-        nodes = [
-            at for first, trie in zip(firsts, tries, strict=True) for at in range(first - 1, first + trie.num_nodes)
-        ]
-        asked = hidden.flatten(0, 1)[torch.tensor(nodes, device=self._device)]
-        offsets = [0, *accumulate(1 + trie.num_nodes for trie in tries)]
-        edges = [
-            (offset + 1 + node, token)
-            for offset, trie in zip(offsets, tries, strict=False)
-            for node, token in trie.edges
-        ]
-        log_probs = self._ask(asked, edges)
-        result, start = [], 0
-        for trie in tries:
-            own = log_probs[start : start + len(trie.edges)]
-            result.append([sum(own[edge] for edge in path) for path in trie.paths])
-            start += len(trie.edges)
-        return result
-
-    def _ask(self, asked: Tensor, edges: Sequence[tuple[int, int]]) -> list[float]:
-        """The log-probability of each edge's token at its node; `asked` is [nodes, hidden size]."""
-        head = self._model.get_output_embeddings()
-        log_probs = [0.0] * len(edges)
-        order = sorted(range(len(edges)), key=lambda index: edges[index][0])
-        rows = max(1, _limit(_MAX_LOGITS, self._device) // self._model.config.vocab_size)
-        done = 0
-        for start in range(0, len(asked), rows):
-            end = done
-            while end < len(order) and edges[order[end]][0] < start + rows:
-                end += 1
-            if end == done:
-                continue
-            logits = head(asked[start : start + rows])
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            at = torch.tensor([edges[index][0] - start for index in order[done:end]], device=self._device)
-            tokens = torch.tensor([edges[index][1] for index in order[done:end]], device=self._device)
-            values = (logits[at, tokens] - logits.logsumexp(dim=-1)[at]).tolist()
-            for index, value in zip(order[done:end], values, strict=True):
-                log_probs[index] = value
-            done = end
-        return log_probs
 
 
 def score_now(scorer: Scorer, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
@@ -265,12 +213,6 @@ def refuse(request: ScoreRequest, max_positions: int, vocab_size: int) -> Failur
     return None
 
 
-def _chosen(request: ScoreRequest, part: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Some of a request's continuations; all of them as the one tuple that the trie is kept under."""
-    whole = len(part) == len(request.continuations)
-    return request.continuations if whole else tuple(request.continuations[index] for index in part)
-
-
 def _size(request: ScoreRequest) -> int:
     """The tokens that a request's row will hold at most."""
     return len(request.prompt_ids) + min(MAX_NODES, build_trie(request.continuations).num_nodes)
@@ -282,17 +224,3 @@ def _scores(request: ScoreRequest, log_probs: Sequence[float]) -> Scores:
     if any(value != value or value == float("inf") for value in log_probs):
         return Scores(request.key, (), Failure("model_error", "NaN or infinite logits"), num_prompt_tokens)
     return Scores(request.key, tuple(log_probs), None, num_prompt_tokens)
-
-
-def _expanded(prefix: _Prefix, num_rows: int) -> DynamicCache | None:
-    """The prefix's cache for so many rows, without a copy: what is appended to it goes into new tensors."""
-    if not prefix.ids:
-        return None
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(prefix.layers):
-        cache.update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1), number)
-    return cache
-
-
-def _limit(limits: dict[str, int], device: torch.device) -> int:
-    return limits.get(device.type, limits["cpu"])

@@ -11,16 +11,28 @@ from dolly_batch.engine.batch import Row
 class Sequence(Row):
     """A request, its answer so far, and how many of its tokens have their keys and values in the cache.
 
-    `place` is where they lie, as the cache knows it; None while nothing does.
+    `place` is where they lie, as the cache knows it; None while nothing does. `num_pending` counts the answer tokens
+    that have been chosen on the device and not been read yet.
     """
 
     num_cached: int = 0
+    num_pending: int = 0
     place: Any = None
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Answer tokens so far, those not read yet among them."""
+        return len(self.token_ids) + self.num_pending
 
     @property
     def num_tokens(self) -> int:
         """Prompt and answer so far."""
-        return len(self.request.prompt_ids) + len(self.token_ids)
+        return len(self.request.prompt_ids) + len(self.token_ids) + self.num_pending
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all the tokens that it may have, and only their reading is outstanding."""
+        return self.num_answer_tokens >= self.request.params.max_new_tokens
 
     @property
     def max_tokens(self) -> int:
@@ -42,10 +54,8 @@ class Sequence(Row):
         return [*self.request.prompt_ids[start:], *self.token_ids[: stop - num_prompt]]
 
     def restart(self) -> None:
-        """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
-        self.token_ids.clear()
-        if self.constraint is not None:
-            self.constraint.restart()
+        """Forget the answer so far, and that anything of the row was in the cache."""
+        super().restart()
         self.num_cached = 0
 
 

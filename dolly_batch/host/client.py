@@ -2,7 +2,9 @@
 
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,7 @@ from dolly_batch.host.wire import (
     answer_from_json,
     pack,
     spec_to_json,
+    turn_to_json,
 )
 from dolly_batch.records import Completion, EngineSpec, Scores
 
@@ -29,6 +32,24 @@ from dolly_batch.records import Completion, EngineSpec, Scores
 _LOCK_TIMEOUT_S = 300
 _ROWS_PER_SEND = 32
 _GREETING_SLACK_S = 30.0
+_MAX_SILENT_ENDS = 2
+
+Outstanding = dict[int, tuple[Row, str | None]]
+"""By a row's number: the row, and the turn that it was asked in."""
+
+
+class HostEnded(EngineError):
+    """The engine host ended with rows of this task: `unanswered` has all of them.
+
+    `in_work` has those that may have been in the engine at that moment: none where another task's rows had their turn.
+    `reason` is the host's last word.
+    """
+
+    def __init__(self, message: str, reason: str, unanswered: Sequence[Row], in_work: Sequence[Row]) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.unanswered = unanswered
+        self.in_work = in_work
 
 
 class EngineClient:
@@ -61,18 +82,18 @@ class EngineClient:
         """
         folder = HostFolder(place.make_folder(spec))
         deadline = time.monotonic() + spec.load_timeout_s
-        client = cls._join(folder, spec, place)
-        if not client._greet(spec, deadline):
-            fault = client._fault()
-            client.close()
-            if folder.read_failure(client.load_number) is not None or time.monotonic() >= deadline:
-                raise fault
-            # It ended without a word, perhaps while serving others before this task came: one more is started.
+        num_silent = 0
+        while True:
             client = cls._join(folder, spec, place)
-            if not client._greet(spec, deadline):
-                client.close()
-                raise client._fault() from fault
-        return client
+            if client._greet(spec, deadline):
+                return client
+            client.close()
+            # One that ended in a turn, or without a word, ended while serving others before this task came.
+            in_turn = folder.read_turn(client.load_number) is not None
+            spoke = folder.read_failure(client.load_number) is not None
+            num_silent += not in_turn
+            if (spoke and not in_turn) or num_silent == _MAX_SILENT_ENDS or time.monotonic() >= deadline:
+                raise client._fault({})
 
     @classmethod
     def _join(cls, folder: HostFolder, spec: EngineSpec, place: HostPlace) -> Self:
@@ -138,42 +159,72 @@ class EngineClient:
         the `failure` of its answer. An error raised by `take` passes through. After that, or when the iterator is
         closed before its end, the connection is closed. Raises EngineError when the host ends.
         """
-        if self._sock.fileno() < 0:
-            raise EngineError("this connection to the engine host is closed: connect again")
-        outstanding: dict[int, str] = {}
-        finished = False
-        try:
+        outstanding: Outstanding = {}
+        with self._left_open_when_done():
             self._fill(take, outstanding)
             while outstanding:
                 for message in self._receive(outstanding):
-                    yield answer_from_json(message, outstanding.pop(message[0]))
+                    yield answer_from_json(message, outstanding.pop(message[0])[0].key)
                     self._fill(take, outstanding)
+
+    def answer_in_turns(self, turns: Sequence[Sequence[Row]]) -> Iterator[Completion | Scores]:
+        """Answers rows turn by turn, at most `window` in all: what a turn holds has the engine to itself.
+
+        While it is in the engine, no other rows are, of this task or any other; when the host ends, `in_work` of
+        HostEnded holds the unanswered rows of that one turn. Else as `answer`.
+        """
+        outstanding: Outstanding = {}
+        name = uuid.uuid4().hex
+        with self._left_open_when_done():
+            told = []
+            for place, rows in enumerate(turns):
+                turn = f"{name}/{place}"
+                told.append(turn_to_json(turn, self._written(rows, turn, outstanding)))
+            self._send(told, outstanding)
+            while outstanding:
+                for message in self._receive(outstanding):
+                    yield answer_from_json(message, outstanding.pop(message[0])[0].key)
+
+    @contextmanager
+    def _left_open_when_done(self) -> Iterator[None]:
+        """Closes the connection unless the block comes to its end."""
+        if self._sock.fileno() < 0:
+            raise EngineError("this connection to the engine host is closed: connect again")
+        finished = False
+        try:
+            yield
             finished = True
         finally:
             if not finished:
                 self.close()
 
-    def _fill(self, take: Callable[[int], Sequence[Row]], outstanding: dict[int, str]) -> None:
+    def _fill(self, take: Callable[[int], Sequence[Row]], outstanding: Outstanding) -> None:
         """Sends rows, `_ROWS_PER_SEND` at a time, as long as the window has room for so many."""
         while len(outstanding) + _ROWS_PER_SEND <= self.window:
             rows = take(_ROWS_PER_SEND)
             if not rows:
                 return
-            numbers = list(islice(self._numbers, len(rows)))
-            outstanding.update(zip(numbers, (row.key for row in rows), strict=True))
-            messages = [self._writer.write(*numbered) for numbered in zip(numbers, rows, strict=True)]
-            try:
-                self._sock.sendall(b"".join(pack(message) for message in messages))
-            except OSError as error:
-                raise self._fault(len(outstanding)) from error
+            self._send(self._written(rows, None, outstanding), outstanding)
 
-    def _receive(self, outstanding: dict[int, str]) -> list[Any]:
+    def _written(self, rows: Sequence[Row], turn: str | None, outstanding: Outstanding) -> list[list[Any]]:
+        """The rows as messages; from here on they are outstanding."""
+        numbers = list(islice(self._numbers, len(rows)))
+        outstanding.update(zip(numbers, ((row, turn) for row in rows), strict=True))
+        return [self._writer.write(*numbered) for numbered in zip(numbers, rows, strict=True)]
+
+    def _send(self, messages: list[list[Any]], outstanding: Outstanding) -> None:
+        try:
+            self._sock.sendall(b"".join(pack(message) for message in messages))
+        except OSError as error:
+            raise self._fault(outstanding) from error
+
+    def _receive(self, outstanding: Outstanding) -> list[Any]:
         messages = self._frames.read()
         if not messages:
-            raise self._fault(len(outstanding))
+            raise self._fault(outstanding)
         return messages
 
-    def _fault(self, num_outstanding: int = 0) -> DollyBatchError:
+    def _fault(self, outstanding: Outstanding) -> DollyBatchError:
         """Why the host ended: in its own words if it left any, else the end of its log."""
         failure = self._folder.read_failure(self.load_number)
         if failure is None:
@@ -182,9 +233,13 @@ class EngineClient:
             return kind(failure.message)
         else:
             reason = f"by {failure.error}: {failure.message}"
-        return EngineError(
-            f"the engine host (load {self.load_number}) ended {reason}, with {num_outstanding} rows of this task "
-            f"unanswered; {self._log()}"
+        turn = self._folder.read_turn(self.load_number)
+        return HostEnded(
+            f"the engine host (load {self.load_number}) ended {reason}, with {len(outstanding)} rows of this task "
+            f"unanswered; {self._log()}",
+            reason,
+            unanswered=[row for row, _ in outstanding.values()],
+            in_work=[row for row, own in outstanding.values() if own == turn],
         )
 
     def _log(self) -> str:

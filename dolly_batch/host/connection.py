@@ -5,7 +5,7 @@ import logging
 import socket
 import threading
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host.wire import (
@@ -14,6 +14,7 @@ from dolly_batch.host.wire import (
     Row,
     RowReader,
     answer_to_json,
+    in_turns,
     pack,
     spec_to_json,
 )
@@ -21,7 +22,13 @@ from dolly_batch.records import Completion, EngineSpec, Scores
 
 log = logging.getLogger("dolly_batch.host")
 
-Arrival = tuple["Connection", list[Row]]
+
+class Arrival(NamedTuple):
+    """Rows of one client; with `turn`, its name for them, they are to have the engine to themselves."""
+
+    connection: "Connection"
+    rows: list[Row]
+    turn: str | None
 
 
 class Connection:
@@ -62,8 +69,9 @@ class Connection:
         try:
             if self._greet(frames):
                 while messages := frames.read():
-                    rows = [reader.read(message, f"{self.number}:{message[0]}") for message in messages]
-                    self._inbox.put((self, rows))
+                    for turn, told in in_turns(messages):
+                        rows = [reader.read(message, f"{self.number}:{message[0]}") for message in told]
+                        self._inbox.put(Arrival(self, rows, turn))
         except (EngineError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
             log.warning("connection %d ended by %s", self.number, type(error).__name__)

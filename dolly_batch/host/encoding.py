@@ -5,11 +5,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dolly_batch.host.wire import PromptRow, Row, ScoreRow
-from dolly_batch.records import Failure, Request, ScoreRequest
+from dolly_batch.records import BegunAnswer, Failure, Request, ScoreRequest
 
 if TYPE_CHECKING:
     from dolly_batch.prompt import TextEncoder
 
+REPLACED = "\ufffd"  # what bytes that are no UTF-8 were decoded to: which bytes, nobody knows any more
 NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
 
 _Continuations = tuple[tuple[int, ...], ...]
@@ -45,9 +46,22 @@ class RowEncoder:
 
     def _request(self, row: Row, ids: Sequence[int]) -> Request | ScoreRequest:
         if isinstance(row, PromptRow):
-            return Request(row.key, tuple(ids), row.params, row.seed, row.grammar)
+            begun_ids = () if row.begun is None else self._encode_begun(row.begun)
+            return Request(row.key, tuple(ids), row.params, row.seed, row.grammar, begun_ids)
         continuations = self._continuations(row.continuations, row.with_end)
         return ScoreRequest(row.key, tuple(self._cut(row, ids, continuations)), continuations)
+
+    def _encode_begun(self, begun: BegunAnswer) -> tuple[int, ...]:
+        """The ids of an answer that was cut off, none where its text does not tell them.
+
+        A stored text has lost the white space at its ends, and may have been written in other tokens than those it is
+        encoded in; both show in the number of tokens. What does not, white space in the first token, the engine finds.
+        """
+        if REPLACED in begun.text:
+            return ()
+        ids = self._encoder.encode_text(begun.text)
+        is_whole = len(ids) == begun.num_tokens and self._encoder.decode(ids) == begun.text
+        return tuple(ids) if is_whole else ()
 
     def _encode_continuations(self, texts: tuple[str, ...], with_end: bool) -> _Continuations:
         encode = self._encoder.encode_responses if with_end else self._encoder.encode_texts

@@ -4,6 +4,7 @@ s                  the Unix socket, while a host listens
 lock               held by whoever connects, starts a host, or ends an idle one
 place.json         HostRecord of the latest host started here
 failure-N.json     why host number N ended, when it could say so
+turn-N.json        whose turn it is, or was when host number N ended; absent when its rows are anybody's
 host.log           the output of all hosts of this place: never a prompt or an answer
 """
 
@@ -48,7 +49,7 @@ class HostFailure:
 
 @dataclass(frozen=True, slots=True)
 class HostFolder:
-    """Reads and writes the files of one place. Everything but the log and failures is written under the lock."""
+    """Reads and writes the files of one place. Record and socket are written under the lock, the rest by the host."""
 
     path: Path
 
@@ -96,6 +97,21 @@ class HostFolder:
     def write_failure(self, load_number: int, failure: HostFailure) -> None:
         """Leaves word for the clients, before the host ends."""
         self._write(f"failure-{load_number}.json", asdict(failure))
+
+    def read_turn(self, load_number: int) -> str | None:
+        """Whose rows alone that host has, or had when it ended; None when it was nobody's turn."""
+        try:
+            turn: str = json.loads((self.path / f"turn-{load_number}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return turn
+
+    def write_turn(self, load_number: int, turn: str | None) -> None:
+        """Tells whose turn begins; None ends it."""
+        if turn is None:
+            (self.path / f"turn-{load_number}.json").unlink(missing_ok=True)
+        else:
+            self._write(f"turn-{load_number}.json", turn)
 
     def log_tail(self) -> str:
         """The last lines of the log, at most 4,000 bytes."""

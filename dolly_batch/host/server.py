@@ -23,7 +23,7 @@ from dolly_batch.host.doorkeeper import Doorkeeper
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.host.folder import HostFailure, HostFolder, HostRecord
 from dolly_batch.host.watchdog import Watchdog
-from dolly_batch.host.wire import PromptRow, Row
+from dolly_batch.host.wire import failed
 from dolly_batch.records import Completion, Failure, Scores
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class HostServer:
         self._doorkeeper = Doorkeeper(folder, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
+        self._next: Arrival | None = None  # waits until the engine is empty
+        self._turn: str | None = None
 
     def run(self) -> NoReturn:
         """Loads, then serves for ever; the doorkeeper or the watchdog ends the process."""
@@ -90,22 +92,37 @@ class HostServer:
         return engine
 
     def _take_rows(self, engine: "Engine") -> None:
-        """Submits all rows that have arrived; waits for the first when the engine has nothing to do."""
+        """Submits the rows that have arrived, in that order; waits for the first when the engine has nothing to do.
+
+        A turn begins when all rows before it are answered, and nothing is submitted until its own are.
+        """
         try:
-            arrival = self._inbox.get() if not engine.num_unfinished else self._inbox.get_nowait()
-            while True:
-                self._submit(engine, *arrival)
+            arrival = self._next or self._inbox.get(block=not engine.num_unfinished)
+            while not engine.num_unfinished or (arrival.turn is None and self._turn is None):
+                self._next = None
+                self._begin_turn(arrival)
+                self._submit(engine, arrival)
                 arrival = self._inbox.get_nowait()
+            self._next = arrival
         except Empty:
             return
 
-    def _submit(self, engine: "Engine", connection: Connection, rows: list[Row]) -> None:
+    def _begin_turn(self, arrival: Arrival) -> None:
+        """Leaves word of whose rows the engine has, for the case that it ends with them."""
+        if arrival.turn is not None:
+            log.info("%d rows have a turn to themselves", len(arrival.rows))
+        if arrival.turn != self._turn:
+            self._folder.write_turn(self._record.load_number, arrival.turn)
+            self._turn = arrival.turn
+
+    def _submit(self, engine: "Engine", arrival: Arrival) -> None:
+        connection, rows, _ = arrival
         if connection.closed:
             return
         self._watchdog.watch_steps()  # from here on: a grammar is compiled as its request is submitted
         for row, request in zip(rows, self._encoder.encode(rows), strict=True):
             if isinstance(request, Failure):
-                connection.send([_failed(row, request)])
+                connection.send([failed(row, request)])
             else:
                 engine.submit(request)
                 self._submitted[row.key] = connection
@@ -117,12 +134,6 @@ class HostServer:
             by_client.setdefault(self._submitted.pop(answer.key), []).append(answer)
         for connection, ended in by_client.items():
             connection.send(ended)
-
-
-def _failed(row: Row, failure: Failure) -> Completion | Scores:
-    if isinstance(row, PromptRow):
-        return Completion(row.key, "", (), None, 0, failure)
-    return Scores(row.key, (), failure)
 
 
 def end_by(error: BaseException, folder: HostFolder, load_number: int) -> NoReturn:

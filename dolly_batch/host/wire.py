@@ -4,26 +4,30 @@
     hello    protocol, spec        ->
                                    <-   welcome   engine_id, load_number, host_pid, window   (once the model is loaded)
     [number, kind, row, common]    ->
+    ["turn", name, rows]           ->                                                        (rows as above)
                                    <-   [number, kind, answer ...]                           (as they end, in any order)
 
-`number` is the client's own count of its rows; their keys stay with the client. `common` is what rows usually share
-(the labels, the parameters, the grammar): it is sent when it differs from the last row of the same kind, else null.
+The rows of a turn have the engine to themselves. `number` is the client's own count of its rows; their keys stay with
+the client. `common` is what rows usually share (the labels, the parameters, the grammar): it is sent when it differs
+from the last row of the same kind, else null.
 JSON is written in ASCII, so every string that Python can hold passes, lone surrogates and NUL too.
 """
 
 import json
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from dolly_batch.errors import EngineError
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Failure, GenerationParams, Scores
 from dolly_batch.records import PromptRow as PromptRow
 from dolly_batch.records import Row as Row
 from dolly_batch.records import ScoreRow as ScoreRow
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 1 << 28
 _RECEIVE_BYTES = 1 << 18
 _LENGTH = struct.Struct(">I")
@@ -101,7 +105,8 @@ class RowWriter:
         if isinstance(row, PromptRow):
             p = row.params
             params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k, p.repetition_penalty]
-            own = [row.instruction, row.context, row.seed]
+            begun = None if row.begun is None else [row.begun.text, row.begun.num_tokens]
+            own = [row.instruction, row.context, row.seed, begun]
             return [number, "generate", own, self._new("generate", [params, row.format, row.grammar])]
         common = [row.continuations, row.with_end, row.format]
         return [number, "score", [row.instruction, row.context], self._new("score", common)]
@@ -126,13 +131,35 @@ class RowReader:
             if common is not None:
                 params, prompt_format, grammar = common
                 self._last[kind] = (GenerationParams(*params), prompt_format, grammar)
-            instruction, context, seed = own
+            instruction, context, seed, begun = own
+            begun = None if begun is None else BegunAnswer(*begun)
             params, prompt_format, grammar = self._last[kind]
-            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar)
+            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar, begun)
         if common is not None:
             texts, with_end, prompt_format = common
             self._last[kind] = (tuple(texts), with_end, prompt_format)
         return ScoreRow(key, *own, *self._last[kind])
+
+
+def turn_to_json(name: str, rows: list[list[Any]]) -> list[Any]:
+    """Rows, as messages, that are to have the engine to themselves."""
+    return ["turn", name, rows]
+
+
+def in_turns(messages: Iterable[list[Any]]) -> Iterator[tuple[str | None, list[list[Any]]]]:
+    """The rows of messages, still as messages, with the name of their turn; None for rows that need none."""
+    for is_turn, found in groupby(messages, key=lambda message: message[0] == "turn"):
+        if is_turn:
+            yield from ((name, rows) for _, name, rows in found)
+        else:
+            yield None, list(found)
+
+
+def failed(row: Row, failure: Failure) -> Completion | Scores:
+    """The answer to a row that got none."""
+    if isinstance(row, PromptRow):
+        return Completion(row.key, "", (), None, 0, failure)
+    return Scores(row.key, (), failure)
 
 
 def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:
@@ -141,7 +168,10 @@ def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:
     failure = None if a.failure is None else [a.failure.status, a.failure.message]
     if isinstance(a, Scores):
         return [number, "scores", a.log_probs, a.num_prompt_tokens, failure]
-    return [number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens, failure]
+    return [
+        *(number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens),
+        *(a.num_begun_tokens, failure),
+    ]
 
 
 def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
@@ -151,5 +181,5 @@ def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
     if kind == "scores":
         log_probs, num_prompt_tokens = rest
         return Scores(key, tuple(log_probs), failure, num_prompt_tokens)
-    text, token_ids, finish_reason, num_prompt_tokens = rest
-    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure)
+    text, token_ids, finish_reason, num_prompt_tokens, num_begun_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_begun_tokens)

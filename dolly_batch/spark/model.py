@@ -65,6 +65,7 @@ class ModelFacts:
             load_timeout_s=job.engine.load_timeout_s,
             echo_delay_s=job.engine.echo_delay_s,
             max_cores=self.max_cores,
+            gpus=1 if job.engine.kind == "echo" else job.model.gpus,
         )
 
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
@@ -128,19 +129,25 @@ def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, ident
 
 
 def _executor_cores(spark: SparkSession) -> int | None:
-    """Cores of its machine that an executor was given, None where it has them all or nothing says."""
+    """Cores of its machine that an executor was given, None where it has all that its process may use."""
     if is_connect(spark):
         return None
     return cores_of(str(spark.sparkContext.master), spark.conf.get("spark.executor.cores", None))
 
 
 def cores_of(master: str, executor_cores: str | None) -> int | None:
-    """Cores of one executor by Spark's master, `local[2]` or the like, and its `spark.executor.cores`."""
-    local = re.fullmatch(r"local(?:\[([^,\]]+)(?:,[^\]]*)?\])?", master)
-    if local is None:
-        return int(executor_cores) if executor_cores else None
-    threads = (local[1] or "1").strip()
-    return None if threads == "*" else int(threads)
+    """Cores of one executor by Spark's master, `local[2]` or the like, and its `spark.executor.cores`.
+
+    Unset, that is 1 on YARN and Kubernetes; a standalone worker gives an executor all that it has.
+    """
+    if local := re.fullmatch(r"local(?:\[([^,\]]+)(?:,[^\]]*)?\])?", master):
+        threads = (local[1] or "1").strip()
+        return None if threads == "*" else int(threads)
+    if executor_cores:
+        return int(executor_cores)
+    if worker := re.fullmatch(r"local-cluster\[[^,]+,([^,]+),[^,]+\]", master):
+        return int(worker[1])
+    return 1 if master.startswith(("yarn", "k8s:")) else None
 
 
 def _plain_path(spark: SparkSession, path: str) -> Path:

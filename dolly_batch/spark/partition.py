@@ -7,14 +7,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pyspark import TaskContext
 from pyspark.sql import types as T
 
-from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
-from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.host.retry import RetryingClient
+from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.device import task_device
 from dolly_batch.spark.fields import TASK_FIELDS
@@ -33,11 +34,14 @@ STAGED_FIELDS = (
     T.StructField("finish_reason", T.StringType()),
     T.StructField("num_prompt_tokens", T.IntegerType()),
     T.StructField("num_completion_tokens", T.IntegerType()),
+    T.StructField("num_begun_tokens", T.IntegerType()),
 )
+# When the task began and ended, in seconds of its machine's monotonic clock, stand on its last row.
 ORIGIN_FIELDS = (
     T.StructField("engine_id", T.StringType()),
     T.StructField("engine_load", T.IntegerType()),
-    T.StructField("busy_s", T.DoubleType()),
+    T.StructField("began_s", T.DoubleType()),
+    T.StructField("ended_s", T.DoubleType()),
 )
 # Counts of rows without an answer are null, which pandas' own integers cannot be.
 _PANDAS_TYPES = {"int": "Int32"}
@@ -66,33 +70,32 @@ class ShardTask:
 def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Answer the rows of one shard: as many rows out as in, in the order in which they end.
 
-    Raises the engine host's errors, so that Spark runs the task again.
+    Rows of a host that ends are asked again. Raises EngineError when that does not help, so that Spark runs the task
+    again.
     """
     rows = _rows(batches)
     first = next(rows, None)
     if first is None:  # Spark calls for empty partitions too; they need no model
         return
-    started = time.monotonic()
+    began_s = time.monotonic()
     schema = staged_schema(task.kind)
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
+    with RetryingClient(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
-        origin = (client.engine_id, client.load_number)
         for answer in client.answer(desk.take):
             for row, num_tokens in desk.answered(answer):
-                staged.append((*row, *origin, None))
+                staged.append((*row, client.engine_id, client.load_number, None, None))
                 progress.add(num_tokens)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], schema)
                 del staged[:-1]
-        # The time this task took stands on its last row; the budget of GPU hours adds these up.
-        staged[-1] = (*staged[-1][:-1], time.monotonic() - started)
+        staged[-1] = (*staged[-1][:-2], began_s, time.monotonic())
         yield _frame(staged, schema)
         progress.finish()
 
 
-def ask_first(client: EngineClient, task: Task) -> Task:
+def ask_first(client: RetryingClient, task: Task) -> Task:
     """The task with the answers to what it asks once, before any row. Raises EngineError when it cannot go on."""
     questions = list(task.prepare())
     if not questions:
@@ -111,6 +114,14 @@ class Row:
     instruction: str
     context: str | None
     num_prompt_tokens: int
+    begun: BegunAnswer | None = None
+    max_new_tokens: int | None = None
+    """Of this row, where it is not the job's."""
+
+    def asks_the_same(self, other: "Row") -> bool:
+        """Whether both have the same answer, where equal questions have."""
+        mine = (self.request_key, self.begun, self.max_new_tokens)
+        return mine == (other.request_key, other.begun, other.max_new_tokens)
 
 
 class Desk:
@@ -137,11 +148,12 @@ class Desk:
 
     def _begin(self, row: Row) -> None:
         leader = self._leader
-        if self._task.shares and leader and leader.request_key == row.request_key and leader.row_key in self._open:
+        if self._task.shares and leader and leader.asks_the_same(row) and leader.row_key in self._open:
             self._open[leader.row_key][1].append(row)
             return
         self._leader = row
-        work = self._prepared.begin(Subject(row.instruction, row.context, row_seed(self._task.seed, row.row_key)))
+        seed = row_seed(self._task.seed, row.row_key)
+        work = self._prepared.begin(Subject(row.instruction, row.context, seed, row.begun, row.max_new_tokens))
         self._open[row.row_key] = (work, [row])
         self._ask(row.row_key, work.start())
 
@@ -174,6 +186,7 @@ def _staged(row: Row, answer: Answer) -> tuple[object, ...]:
         answer.finish_reason,
         num_prompt_tokens,
         answer.num_completion_tokens,
+        answer.num_begun_tokens,
         *answer.extras,
     )
 
@@ -213,8 +226,16 @@ class Progress:
 
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:
     for batch in batches:
-        for row_key, request_key, instruction, context, tokens in batch.itertuples(index=False, name=None):
-            yield Row(row_key, request_key, instruction, None if pd.isna(context) else context, int(tokens))
+        for row_key, request_key, instruction, context, tokens, *rest in batch.itertuples(index=False, name=None):
+            begun, limit = _begun(*rest)
+            context = None if pd.isna(context) else context
+            yield Row(row_key, request_key, instruction, context, int(tokens), begun, limit)
+
+
+def _begun(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[BegunAnswer | None, int | None]:
+    if pd.isna(num_tokens):
+        return None, None
+    return BegunAnswer(text, int(num_tokens)), int(max_new_tokens)
 
 
 def _chained(first: Row, rest: Iterator[Row]) -> Iterator[Row]:

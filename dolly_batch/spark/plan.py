@@ -22,6 +22,7 @@ from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path
 from dolly_batch.spark.estimate import slot_rate
 from dolly_batch.spark.files import Files
+from dolly_batch.spark.held import Reopening, open_again, with_earlier_keys, with_held
 from dolly_batch.spark.keys import asked_settings, content_row_key, read_settings, request_header, request_key, row_key
 from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
@@ -57,7 +58,8 @@ def make_plan(
     draft = f"{work}/.{kind}-{request.job.name}-{uuid.uuid4().hex[:12]}"
     try:
         asking = open_asking(request.job, model.folder, model.max_positions)
-        return _Planner(spark, request, source, target, model, asking, files, work, draft).run()
+        reopening = open_again(request.job, request.retry, model.identity, target, files, work)
+        return _Planner(spark, request, source, target, model, asking, reopening, files, work, draft).run()
     finally:
         files.delete(draft)
 
@@ -77,6 +79,7 @@ class _Planner:
     target: Target
     model: ModelFacts
     asking: Asking
+    reopening: Reopening
     files: Files
     work: str
     draft: str
@@ -91,7 +94,8 @@ class _Planner:
         if self.source.ids:
             self._check_ids(keyed)
         self._check_merge()
-        rows = self._kept(self._with_held(self._limited(keyed)), "rows")
+        limited = self._limited(keyed)
+        rows = self._kept(with_held(limited, self.target, self.reopening, self.model.max_positions), "rows")
         facts = read_facts(rows)
         plan = self._draft_plan(facts)
         if self.request.dry or self._is_done(plan):
@@ -125,10 +129,10 @@ class _Planner:
         # Keys are made of what is asked in the end: a row that did not have to be cut keeps its key.
         rows = judge(rows, self.model.folder, self.model.max_positions, self.asking, job.limits.long_prompt)
         rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
+        kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
         if not source.ids:
-            kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
             rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
-        return rows
+        return with_earlier_keys(rows, self.reopening, kept, has_ids=bool(source.ids))
 
     def _check_ids(self, keyed: DataFrame) -> None:
         """Refuse null and duplicate ids, unless the job wants them as rows with a status."""
@@ -170,24 +174,6 @@ class _Planner:
             keyed = keyed.orderBy("row_key", "request_key").limit(self.request.limit)
         return keyed
 
-    def _with_held(self, keyed: DataFrame) -> DataFrame:
-        """Each row with its state, by what the output holds, and the attempt it is on."""
-        table = self.target.read()
-        if table is None:
-            keyed = keyed.withColumn("held_status", F.lit(None).cast("string"))
-            keyed = keyed.withColumn("held_attempt", F.lit(None).cast("int"))
-        else:
-            keyed = keyed.join(self.target.held_keys(table), ["row_key", "request_key"], "left")
-        reopened = F.col("held_status").isin(*self.request.retry) if self.request.retry else F.lit(False)
-        held = F.col("held_status").isNotNull() & ~reopened
-        kept = F.lit(REUSED if self.job.output.mode == "overwrite" else HELD)
-        state = F.when(held, kept).when(F.col("status").isNotNull(), ASIDE).otherwise(TODO)
-        return keyed.select(
-            *(c for c in keyed.columns if not c.startswith("held_")),
-            state.alias("state"),
-            (F.coalesce(F.col("held_attempt"), F.lit(0)) + F.lit(1)).alias("attempt"),
-        )
-
     def _work_s(self, facts: Facts) -> float:
         """Seconds that one slot would take for all rows to answer."""
         rate = slot_rate(
@@ -201,7 +187,7 @@ class _Planner:
 
     def _draft_plan(self, facts: Facts) -> Plan:
         job = self.job
-        slots = job.plan.slots or generation_slots(self.spark)
+        slots = job.plan.slots or generation_slots(self.spark, job.model.gpus)
         destination = self.target.destination()
         return Plan(
             plan_id=_plan_id(job.name, destination, facts),

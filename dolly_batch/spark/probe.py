@@ -19,7 +19,7 @@ from dolly_batch.engine.fit import QUERY, misfit, parse_gpus
 from dolly_batch.engine.folder import read_config
 from dolly_batch.errors import ConfigError
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.resources import has_gpus
+from dolly_batch.spark.resources import check_enough_gpus, has_gpus
 from dolly_batch.spark.session import is_local, num_slots
 from dolly_batch.spark.ship import check_package
 from dolly_batch.spark.target import Target
@@ -97,6 +97,7 @@ def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folde
     model = job.model
     if is_local(spark) or not has_gpus(spark) or job.engine.kind == "echo":
         return
+    check_enough_gpus(spark, model.gpus)
     slots, config = num_slots(spark), read_config(Path(model_folder))
     described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
     for gpu in sorted({gpu for row in described for gpu in parse_gpus(row[0])}, key=lambda gpu: gpu.name):

@@ -15,6 +15,7 @@ from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.columns import answer_fields, quoted_path
 from dolly_batch.spark.fields import TASK_FIELDS
 from dolly_batch.spark.files import Files
+from dolly_batch.spark.held import BEGUN_COLUMNS
 from dolly_batch.spark.manifest import Plan, PlanFolder
 from dolly_batch.spark.partition import staged_schema
 from dolly_batch.spark.parts import read_part
@@ -62,7 +63,8 @@ def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     answers = staged_answers(target, folder, plan)
     rows = _set_aside(target, folder, plan)
     if plan.waves:
-        todo = snapshot(target, folder, "todo").drop("instruction", "context", "num_prompt_tokens", "shard", "wave")
+        asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *BEGUN_COLUMNS)
+        todo = snapshot(target, folder, "todo").drop(*asked)
         rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
     if plan.num_reused:
         rows = rows.unionByName(_reused(target, folder))

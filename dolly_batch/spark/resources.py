@@ -4,6 +4,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from dolly_batch.errors import ConfigError
 from dolly_batch.spark.session import is_connect, is_local, num_slots
 
 TASKS_PER_GPU = 2  # two shards at once keep a GPU's batch full across the end of one
@@ -17,8 +18,18 @@ def has_gpus(spark: SparkSession) -> bool:
     return not is_connect(spark) and float(spark.conf.get(EXECUTOR_GPUS, "0") or 0) > 0
 
 
-def gpu_profile(spark: SparkSession) -> Any:
-    """A task profile with a share of a GPU, for the generating stage alone; None where that is not to be had.
+def check_enough_gpus(spark: SparkSession, num_gpus: int) -> None:
+    """Refuse a model over more GPUs than an executor has, or than the cluster gives a task. Raises ConfigError."""
+    for key in (EXECUTOR_GPUS, TASK_GPUS):
+        amount = spark.conf.get(key, None)
+        if num_gpus > 1 and amount is not None and float(amount) < num_gpus:
+            raise ConfigError(f"model.gpus is {num_gpus}, and {key} is {amount}; set that to {num_gpus}")
+
+
+def gpu_profile(spark: SparkSession, num_gpus: int = 1) -> Any:
+    """A task profile for the generating stage alone; None where that is not to be had.
+
+    It asks for a share of a GPU, or, for a model over several, for so many of them whole.
 
     Standalone, YARN and Kubernetes allow it. Local mode throws on any profile, and Spark refuses a profile for tasks
     only under dynamic allocation; there `spark.task.resource.gpu.amount` of the cluster decides.
@@ -29,11 +40,11 @@ def gpu_profile(spark: SparkSession) -> Any:
         return None
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
-    requests = TaskResourceRequests().cpus(_task_cpus(spark)).resource("gpu", 1.0 / TASKS_PER_GPU)
+    requests = TaskResourceRequests().cpus(_task_cpus(spark)).resource("gpu", _gpu_share(num_gpus))
     return ResourceProfileBuilder().require(requests).build
 
 
-def generation_slots(spark: SparkSession) -> int:
+def generation_slots(spark: SparkSession, num_gpus: int = 1) -> int:
     """Generating tasks that can run at once: what the executors' cores allow, and their GPUs where they hold any."""
     slots = num_slots(spark)
     if is_connect(spark):
@@ -41,11 +52,16 @@ def generation_slots(spark: SparkSession) -> int:
     by_cores = max(1, slots // _task_cpus(spark))
     if not has_gpus(spark) or is_local(spark):
         return by_cores
-    share = float(spark.conf.get(TASK_GPUS, None) or 1.0 / TASKS_PER_GPU)
+    share = float(spark.conf.get(TASK_GPUS, None) or _gpu_share(num_gpus))
     gpus = float(spark.conf.get(EXECUTOR_GPUS, None) or 0)
     # A task that asks for more than one GPU takes them whole.
     per_executor = int(gpus // share) if share > 1 else int(gpus) * int(1 / share)
     return max(1, min(by_cores, _num_executors(spark) * per_executor))
+
+
+def _gpu_share(num_gpus: int) -> float:
+    """GPUs of one task. A model over several has them for itself: a task may not share more than one."""
+    return float(num_gpus) if num_gpus > 1 else 1.0 / TASKS_PER_GPU
 
 
 def _task_cpus(spark: SparkSession) -> int:

@@ -134,7 +134,8 @@ class Facts:
 def read_facts(rows: DataFrame) -> Facts:
     """Count rows with a state, and hash them."""
     todo = F.col("state") == TODO
-    hashed = F.xxhash64("row_key", "request_key", "attempt", "state")
+    limit = [name for name in ("max_new_tokens",) if name in rows.columns]
+    hashed = F.xxhash64("row_key", "request_key", "attempt", "state", *limit)
     bounds = [*HISTOGRAM_BOUNDS, None]
     lower = [0, *(bound + 1 for bound in HISTOGRAM_BOUNDS)]
     bins: list[Column] = []

@@ -39,6 +39,7 @@ from dolly_batch.spark.watch import generate
 from dolly_batch.spark.waves import Generation
 
 RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
+BEGUN_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ def _describe(opened: Opened, report: Report) -> None:
     _fill(report, plan, opened.target)
     report.num_resumed_waves = len(opened.folder.staged_waves())
     say(
-        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer in {report.num_shards} shards and "
-        f"{len(plan.waves)} waves, {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
+        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer (shards: {report.num_shards}, "
+        f"waves: {len(plan.waves)}), {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
     )
 
 
@@ -214,13 +215,17 @@ def _fill(report: Report, plan: Plan, target: Target) -> None:
 def _staged_facts(opened: Opened) -> dict[str, object]:
     """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
-    by_status, loads = dict(opened.plan.aside), dict[str, int]()
-    counted = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load")).collect()
-    for status, engine_id, count, load in counted:
+    by_status, loads, begun = dict(opened.plan.aside), dict[str, int](), [0, 0, 0]
+    tokens = F.col("num_begun_tokens")
+    begun_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
+    grouped = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load"), *begun_sums)
+    for status, engine_id, count, load, *more in grouped.collect():
         by_status[status] = by_status.get(status, 0) + count
         loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
+        begun = [total + (number or 0) for total, number in zip(begun, more, strict=True)]
     return {
         "by_status": by_status,
+        **dict(zip(BEGUN_COUNTS, begun, strict=True)),
         "model_loads": sum(loads.values()),
         "num_published": opened.plan.num_planned,
     }
@@ -231,6 +236,8 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
     report.by_status = findings.by_status
     report.num_completion_tokens = findings.num_completion_tokens
     report.model_loads = facts.get("model_loads", 0)
+    for name in BEGUN_COUNTS:
+        setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned
     report.num_answered_by_model = opened.plan.num_todo
     report.outcome = "complete"

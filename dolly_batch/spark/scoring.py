@@ -69,7 +69,7 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
     prompts = [row for batch in batches for row in batch.itertuples(index=False, name=None)]
     if not prompts:  # Spark calls for empty partitions too; they need no model
         return
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device())) as client:
+    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
         rows = (
             ScoreRow(str(place), context, None, tuple(continuations), with_end=False, format="plain")
             for place, (_, _, context, continuations) in enumerate(prompts)
@@ -143,13 +143,13 @@ class Scoring:
         own = f"{self.folder}/.{name}-{uuid.uuid4().hex[:12]}"
         told = f"{own}.progress"
         progress = told if isinstance(self.files, LocalFiles) else None
-        most = generation_slots(self.spark) * SHARDS_PER_SLOT
+        most = generation_slots(self.spark, spec.gpus) * SHARDS_PER_SLOT
         num_shards = max(1, min(most, -(-len(prompts) // MIN_SHARD_ROWS)))
 
         def work() -> None:
             table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)
-            task = ScoreTask(spec, progress)
-            answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=gpu_profile(self.spark))
+            task, profile = ScoreTask(spec, progress), gpu_profile(self.spark, spec.gpus)
+            answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=profile)
             answered.write.parquet(own)
 
         try:

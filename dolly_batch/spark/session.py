@@ -8,7 +8,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import JobConfig, SparkConfig, delta_jars, launched_by
+from dolly_batch.config import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
 from dolly_batch.errors import Refused
 from dolly_batch.spark.java import prepare_java
 from dolly_batch.spark.ship import ship_package
@@ -36,8 +36,8 @@ OWN_CONF = {
     "spark.ui.showConsoleProgress": "false",
 }
 
-
 LOG_CONF = Path(__file__).with_name("log4j2.properties")
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
 
 def open_session(job: JobConfig) -> SparkSession:
@@ -66,7 +66,8 @@ def start_session(name: str, config: SparkConfig, *, uses_delta: bool) -> SparkS
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         builder = _own(builder, config, uses_delta)
     spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR" if launcher == "this" else "WARN")
+    if launcher == "spark-submit":
+        _quieten(spark)
     if uses_delta:
         _check_delta(spark)
     ship_package(spark)
@@ -95,12 +96,22 @@ def num_slots(spark: SparkSession) -> int:
 def _own(builder: Any, config: SparkConfig, uses_delta: bool) -> Any:
     master = _retrying(config.master or "local[*]")
     builder = _with_conf(builder.master(master), OWN_CONF)
-    builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile=file:{LOG_CONF}")
     if re.match(r"local(\[|$)", master):
         builder = _with_conf(builder, LOCAL_CONF)
     if uses_delta:
         builder = _with_delta(_with_conf(builder, DELTA_CONF), config.conf)
-    return _with_conf(builder, config.conf)
+    builder = _with_conf(builder, config.conf)
+    given = config.conf.get(JAVA_OPTIONS, "")
+    if not has_own_logging(given):
+        builder = builder.config(JAVA_OPTIONS, f"{given} -Dlog4j2.configurationFile=file:{LOG_CONF}".strip())
+    return builder
+
+
+def _quieten(spark: Any) -> None:
+    """No lines below a warning, as Spark by itself would log them, unless the user has said what he wants to see."""
+    conf = spark.sparkContext.getConf()
+    if conf.get("spark.log.level") is None and not has_own_logging(conf.get(JAVA_OPTIONS, "")):
+        spark.sparkContext.setLogLevel("WARN")
 
 
 def _retrying(master: str) -> str:

@@ -1,7 +1,7 @@
 """The column that an extracted object becomes: Spark's types from and to the schemas that the model is held to."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyspark.errors import PySparkException
@@ -34,13 +34,16 @@ def _without_lengths(kind: Any) -> Any:
     return T.StringType() if isinstance(kind, (T.VarcharType, T.CharType)) else kind
 
 
-def extract_schema(task: ExtractTask, max_new_tokens: int) -> dict[str, Any]:
-    """The bounded JSON schema of this task's answers. Raises ConfigError as `struct_type` and `bound_schema` do."""
+def extract_schema(task: ExtractTask, max_new_tokens: int, count: Callable[[str], int]) -> dict[str, Any]:
+    """The bounded JSON schema of this task's answers; `count` gives a text's tokens.
+
+    Raises ConfigError as `struct_type` and `bound_schema` do.
+    """
     if isinstance(task.columns, str) and not task.columns.lstrip().startswith("{"):
         schema = json_schema(_parse_ddl(task.columns), "task.schema")
     else:
         schema = check_schema(_document(task.columns))
-    bounded = bound_schema(schema, max_new_tokens, task.max_chars, task.max_items)
+    bounded = bound_schema(schema, max_new_tokens, count, task.max_chars, task.max_items)
     if fault := fault_of(bounded):
         raise ConfigError(f"task.schema: cannot be followed while an answer is written: {fault}")
     return bounded

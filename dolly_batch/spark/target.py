@@ -94,20 +94,20 @@ class Target:
         names = self.files.list_names(str(self.path)) if self.files is not None else []
         return any(name.endswith(".parquet") or "=" in name for name in names)
 
-    def held_keys(self, table: DataFrame) -> DataFrame:
-        """(row_key, request_key, held_status, held_attempt) of the rows it holds, one each."""
+    def held(self, table: DataFrame, with_text: bool) -> DataFrame:
+        """(row_key, request_key, held) of the rows it holds, one each, the latest attempt where there are several.
+
+        `held` is a struct of status, attempt, num_tokens, and text: the response of a truncated row, if asked for.
+        """
+        attempt, status, num_tokens = (F.col(self.own(n)) for n in ("attempt", "status", "num_completion_tokens"))
+        text = F.when(status == "truncated", F.col(self.own("response"))) if with_text else F.lit(None)
+        values = {"attempt": attempt, "status": status, "num_tokens": num_tokens, "text": text.cast("string")}
         keys = table.select(
             self.row_key().alias("row_key"),
             F.col(self.own("request_key")).alias("request_key"),
-            F.struct(F.col(self.own("attempt")).alias("attempt"), F.col(self.own("status")).alias("status")).alias("h"),
+            F.struct(*(value.alias(name) for name, value in values.items())).alias("held"),
         )
-        latest = keys.groupBy("row_key", "request_key").agg(F.max("h").alias("h"))
-        return latest.select(
-            "row_key",
-            "request_key",
-            F.col("h.status").alias("held_status"),
-            F.col("h.attempt").alias("held_attempt"),
-        )
+        return keys.groupBy("row_key", "request_key").agg(F.max("held").alias("held"))
 
     def row_key(self) -> Column:
         """The row key of an output row, from its own columns."""

@@ -1,5 +1,6 @@
 """Watching the waves go by: how far they are, and whether the budget is spent."""
 
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import Stopped
@@ -52,10 +53,19 @@ def _check_budget(generation: Generation, max_gpu_hours: float) -> None:
     staged = [folder.staged(number) for number in sorted(folder.staged_waves())]
     if not staged:
         return
-    row = generation.spark.read.parquet(*staged).agg(F.sum("busy_s")).first()
-    hours = (row[0] or 0.0) / 3600 if row is not None else 0.0
+    hours = busy_hours(generation.spark.read.parquet(*staged))
     if hours > max_gpu_hours:
         raise Stopped(
-            f"stopped: tasks have been busy for {hours:.2f} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "
+            f"stopped: engines have been busy for {hours:.3g} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "
             "raise it and run the same command to go on"
         )
+
+
+def busy_hours(staged: DataFrame) -> float:
+    """Hours for which engines have had tasks, added up over engines; the time of tasks that shared one counts once."""
+    earlier = Window.partitionBy("engine_id").orderBy("began_s", "ended_s").rowsBetween(Window.unboundedPreceding, -1)
+    busy_until = F.max("ended_s").over(earlier)  # null for an engine's first task, which `greatest` passes over
+    added = F.col("ended_s") - F.greatest("began_s", busy_until)
+    tasks = staged.where("ended_s is not null").select(F.greatest(added, F.lit(0.0)).alias("added_s"))
+    row = tasks.agg(F.sum("added_s")).first()
+    return (row[0] or 0.0) / 3600 if row is not None else 0.0

@@ -28,6 +28,10 @@ TODO_SCHEMA = T.StructType(
         T.StructField("instruction", T.StringType()),
         T.StructField("context", T.StringType()),
         T.StructField("num_prompt_tokens", T.IntegerType()),
+        # Of rows that go on with a begun answer; the snapshots of other plans do not have them.
+        T.StructField("begun_text", T.StringType()),
+        T.StructField("begun_tokens", T.IntegerType()),
+        T.StructField("max_new_tokens", T.IntegerType()),
     ]
 )
 
@@ -103,7 +107,7 @@ class Generation:
             shares=self._asking.shares,
             progress=self.model.progress_folder(self.folder, wave.number),
         )
-        profile = gpu_profile(self.spark)
+        profile = gpu_profile(self.spark, self.job.model.gpus)
         answered = todo.mapInPandas(partial(answer_shard, task), staged_schema(task.kind), profile=profile)
         answered.write.mode("overwrite").parquet(own)
         self.check()

@@ -1,7 +1,7 @@
 """Generate: the row's instruction and context go to the model as they are, and its answer is the text it wrote."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
 from dolly_batch.tasks.work import Answer, Subject
@@ -35,12 +35,21 @@ class GenerateWork:
 
     def start(self) -> Sequence[Row]:
         """The one question."""
-        row = self.subject
-        return (PromptRow("0", row.instruction, row.context, self.task.params, row.seed),)
+        row, params = self.subject, self.task.params
+        if row.max_new_tokens is not None:
+            params = replace(params, max_new_tokens=row.max_new_tokens)
+        return (PromptRow("0", row.instruction, row.context, params, row.seed, begun=row.begun),)
 
     def take(self, answer: Completion | Scores) -> Answer:
-        """The model's text is the answer."""
-        return read_answer(completion_of(answer))
+        """The model's text is the answer. One that was begun earlier is not lost when it cannot be gone on with."""
+        completion, begun = completion_of(answer), self.subject.begun
+        found = read_answer(completion)
+        if begun is None:
+            return found
+        if completion.failure is not None:
+            error = f"not gone on with: {completion.failure.status}, {completion.failure.message}"
+            return Answer(begun.text, "truncated", error, "length", begun.num_tokens, num_begun_tokens=0)
+        return replace(found, num_begun_tokens=completion.num_begun_tokens)
 
 
 def completion_of(answer: Completion | Scores) -> Completion:

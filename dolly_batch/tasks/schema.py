@@ -5,7 +5,9 @@ and a grammar can hold it to it.
 """
 
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dolly_batch.errors import ConfigError
@@ -15,6 +17,8 @@ DEFAULT_CHARS = 200
 DEFAULT_ITEMS = 10
 MIN_CHARS, MIN_ITEMS = 8, 2
 PATTERN_CHARS = 256
+_PATTERN_CHARS_MEANT = 30
+_DATE_CHARS = 24
 _NUMBER_CHARS = 12
 
 # The keys of each type that mean something here; annotations are let through.
@@ -83,23 +87,27 @@ def _type(schema: Mapping[str, Any], where: str) -> str:
 
 
 def bound_schema(
-    schema: Mapping[str, Any], max_new_tokens: int, max_chars: int | None = None, max_items: int | None = None
+    schema: Mapping[str, Any],
+    max_new_tokens: int,
+    count: Callable[[str], int],
+    max_chars: int | None = None,
+    max_items: int | None = None,
 ) -> dict[str, Any]:
     """Return the schema with a bound on every string and array that has none.
 
-    Without `max_chars` and `max_items` the bounds are the largest with which the longest answer, as ordinary text,
-    fits `max_new_tokens`: items are lessened first, then characters. Raises ConfigError when even an answer of nulls
-    does not fit.
+    `count` gives the model's tokens of a text. Without `max_chars` and `max_items` the bounds are the largest with
+    which the longest answer, names and marks as they are and values as ordinary text, fits `max_new_tokens`: items are
+    lessened first, then characters. Raises ConfigError when even an answer of nulls does not fit.
     """
-    budget = max_new_tokens * CHARS_PER_TOKEN
-    shortest = _num_chars(_bounded(schema, 0, 0), shortest=True)
-    if shortest > budget:
+    shortest = count(shortest_answer(schema)) + 1  # and the end marker
+    if shortest > max_new_tokens:
         raise ConfigError(
-            f"generation.max_new_tokens: {max_new_tokens} is too little for task.schema, whose field names alone take "
-            f"about {shortest // CHARS_PER_TOKEN} tokens"
+            f"generation.max_new_tokens: {max_new_tokens} is too little for task.schema, whose shortest answer, all "
+            f"null, takes {shortest} tokens"
         )
     items, chars = max_items or DEFAULT_ITEMS, max_chars or DEFAULT_CHARS
-    while _num_chars(_bounded(schema, chars, items)) > budget:
+    counted = lru_cache(maxsize=None)(count)
+    while 1 + _num_tokens(_bounded(schema, chars, items), counted) > max_new_tokens:
         if max_items is None and items > MIN_ITEMS:
             items -= 1
         elif max_chars is None and chars > MIN_CHARS:
@@ -107,6 +115,11 @@ def bound_schema(
         else:
             break
     return _bounded(schema, chars, items)
+
+
+def shortest_answer(schema: Mapping[str, Any]) -> str:
+    """The object with nothing in it but nulls, as it would be written."""
+    return json.dumps(dict.fromkeys(schema["properties"]), ensure_ascii=False)
 
 
 def _bounded(schema: Mapping[str, Any], chars: int, items: int) -> dict[str, Any]:
@@ -123,19 +136,18 @@ def _bounded(schema: Mapping[str, Any], chars: int, items: int) -> dict[str, Any
     return found
 
 
-def _num_chars(schema: Mapping[str, Any], shortest: bool = False) -> int:
-    """Characters of the longest answer, or of the one that is all null."""
+def _num_tokens(schema: Mapping[str, Any], count: Callable[[str], int]) -> int:
+    """Tokens of the longest answer; what strings hold is taken as ordinary text."""
     kind = schema["type"]
     if kind == "object":
         fields = schema["properties"].items()
-        inner = sum(len(key) + 6 + (4 if shortest else max(4, _num_chars(value))) for key, value in fields)
-        return int(inner) + 2
-    if shortest:
-        return 4
+        names = (count(f", {json.dumps(key, ensure_ascii=False)}: ") for key, _ in fields)
+        return sum(names) + sum(max(1, _num_tokens(value, count)) for _, value in fields) + 1
     if kind == "array":
-        return 2 + int(schema["maxItems"]) * (2 + _num_chars(schema["items"]))
+        return 2 + int(schema["maxItems"]) * (1 + _num_tokens(schema["items"], count))
+    if "enum" in schema:
+        return max(count(json.dumps(value, ensure_ascii=False)) for value in schema["enum"])
     if kind == "string":
-        if "enum" in schema:
-            return 2 + max(len(str(value)) for value in schema["enum"])
-        return 2 + (30 if "pattern" in schema else int(schema.get("maxLength", 30)))
-    return _NUMBER_CHARS if kind in ("integer", "number") else 5
+        num_chars = _PATTERN_CHARS_MEANT if "pattern" in schema else int(schema.get("maxLength", _DATE_CHARS))
+        return 2 + -(-num_chars // CHARS_PER_TOKEN)
+    return -(-(_NUMBER_CHARS if kind in ("integer", "number") else 5) // CHARS_PER_TOKEN)

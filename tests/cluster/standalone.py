@@ -89,7 +89,7 @@ def wait_until(found: Callable[[], T | None], what: str, daemon: Daemon) -> T:
 
 @dataclass
 class Cluster:
-    """One master and two workers, each with a pretended GPU of its own."""
+    """One master and two workers, each with a pretended GPU of its own, which says that it is a V100."""
 
     folder: Path
     hidden: Path | None = None
@@ -109,6 +109,10 @@ class Cluster:
         script = self.folder / f"gpu-{number}.sh"
         script.write_text(f"""#!/bin/sh\necho '{{"name": "gpu", "addresses": ["{number}"]}}'\n""", encoding="ascii")
         script.chmod(0o755)
+        driver = self.folder / "bin" / "nvidia-smi"
+        driver.parent.mkdir(exist_ok=True)
+        driver.write_text("#!/bin/sh\necho 'Tesla V100-SXM2-16GB, 16384, 7.0'\n", encoding="ascii")
+        driver.chmod(0o755)
         options = (
             f"-Dspark.worker.resource.gpu.amount=1 -Dspark.worker.resource.gpu.discoveryScript={script} "
             "-Dspark.worker.cleanup.enabled=false"
@@ -119,6 +123,7 @@ class Cluster:
             *("--cores", "2", "--memory", "1g", "--work-dir", str(self.folder / f"work-{number}"), self.url),
             within=hiding(self.hidden) if self.hidden and number == 1 else (),
             SPARK_WORKER_OPTS=options,
+            PATH=f"{driver.parent}{os.pathsep}{os.environ['PATH']}",
         )
 
     def _spark_class(self, name: str, main: str, *arguments: str, within: tuple[str, ...] = (), **extra: str) -> Daemon:
@@ -139,17 +144,29 @@ def hiding(folder: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a submitted job ended: its exit code, its report, and all it said."""
+    """How a submitted job ended: its exit code, its report (the last one's, if there were several), all it said."""
 
     code: int
     report: dict[str, Any]
     output: str
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        """The reports of all commands, in order."""
+        return [json.loads(line) for line in self.output.splitlines() if line.startswith('{"by_status"')]
 
 
 def submit(script: str, job: Path, *options: str, arguments: tuple[str, ...] = ()) -> Ended:
     """`spark-submit OPTIONS jobs/SCRIPT JOB --json`, from a folder that is not the project's."""
     command = [SPARK_HOME / "bin" / "spark-submit", *options, PROJECT / "jobs" / script, job, "--json", *arguments]
     return run_command([str(part) for part in command], job.parent, environment())
+
+
+def submit_several(folder: Path, commands: list[list[str]], *options: str) -> Ended:
+    """`spark-submit` of several commands, one after the other in one application."""
+    script = Path(__file__).with_name("several.py")
+    command = [SPARK_HOME / "bin" / "spark-submit", *options, script, json.dumps(commands)]
+    return run_command([str(part) for part in command], folder, environment())
 
 
 def run_command(command: list[str], folder: Path, env: dict[str, str]) -> Ended:

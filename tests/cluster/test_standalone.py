@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
 
-from tests.cluster.standalone import Cluster, submit
+from tests.cluster.standalone import Cluster, submit, submit_several
 from tests.spark.desk import echo_document, questions
 
 
@@ -32,3 +33,49 @@ def test_the_shipped_wheel_gives_the_table_of_a_local_run(cluster: Cluster, whee
     assert [row["id"] for row in tables["local"]] == [row["id"] for row in rows]
     assert loads["local"] == 1
     assert 1 <= loads["cluster"] <= 2
+
+
+def test_executors_with_gpus_and_without_a_shared_folder(
+    cluster: Cluster, wheel: Path, hidden: Path | None, tmp_path: Path
+) -> None:
+    """Each generating task has its executor's GPU, by a profile; what the GPUs or the folders forbid is refused."""
+    rows = questions(40)
+    (tmp_path / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    jobs: dict[str, dict[str, Any]] = {
+        "answered": {"engine": {"kind": "echo", "echo_delay_s": 0.02}, "work": {"keep_days": 1.0}},
+        "bfloat16": {"engine": {"kind": "plain"}, "model": {"path": "tiny", "dtype": "bfloat16"}},
+    }
+    if hidden is not None:
+        jobs["hidden"] = {
+            "work_dir": f"{hidden}/work",
+            "model": {"path": "tiny", "stage_dir": str(tmp_path / "models")},
+        }
+    for name, sections in jobs.items():
+        document = {**echo_document(tmp_path), "plan": {"max_shard_rows": 4}, **sections}
+        document["output"] = {**document["output"], "path": str(tmp_path / name)}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    ended = submit_several(
+        tmp_path,
+        [["run", f"{name}.yaml", "--json"] for name in jobs],
+        *("--master", cluster.url, "--py-files", str(wheel), "--executor-memory", "1g"),
+        *("--conf", "spark.executor.resource.gpu.amount=1"),
+        # No job before both executors are there, so that the one without the folder is asked.
+        *("--conf", "spark.scheduler.minRegisteredResourcesRatio=1.0"),
+        *("--conf", "spark.scheduler.maxRegisteredResourcesWaitingTime=100s"),
+    )
+    reports = dict(zip(jobs, ended.reports, strict=True))
+
+    assert reports["answered"]["exit_code"] == 0, ended.output
+    assert pq.read_table(tmp_path / "answered", columns=["id"]).num_rows == 40
+    (plan,) = (tmp_path / "work").glob("p*")
+    assert json.loads((plan / "manifest.json").read_text())["slots"] == 4
+    engines = set(pq.read_table(plan / "staging", columns=["engine_id"])["engine_id"].to_pylist())
+    assert {engine.rpartition("/")[2] for engine in engines} == {"cuda:0", "cuda:1"}
+
+    assert (reports["bfloat16"]["exit_code"], reports["bfloat16"]["outcome"]) == (4, "ConfigError"), ended.output
+    assert "bfloat16 cannot run on Tesla V100-SXM2-16GB" in reports["bfloat16"]["message"]
+    if hidden is not None:
+        assert (reports["hidden"]["exit_code"], reports["hidden"]["outcome"]) == (4, "ConfigError"), ended.output
+        assert f"work_dir: {hidden}/work is not shared" in reports["hidden"]["message"]
+        assert not list(hidden.glob("work/.dolly-batch-probe-*"))
+    assert not any((tmp_path / name).exists() for name in ("bfloat16", "hidden"))

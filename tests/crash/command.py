@@ -118,13 +118,14 @@ class Job:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.folder / "input.jsonl").write_text(text, encoding="utf-8")
 
-    def start(self, *arguments: str, step: str = "", without: str = "") -> Start:
+    def start(self, *arguments: str, step: str = "", without: str = "", **environment: str) -> Start:
         """Start the command; with `step` or `without` by way of stepped.py, which says what they mean."""
         (self.folder / "job.yaml").write_text(yaml.safe_dump(self.document), encoding="utf-8")
         name = f"start-{len(self.starts)}"
         out, err = self.folder / f"{name}.out", self.folder / f"{name}.err"
         environment = {
             **os.environ,
+            **environment,
             "TMPDIR": str(self.hosts_folder),
             "JAVA_TOOL_OPTIONS": LIGHT_JVM,
             "OMP_NUM_THREADS": "1",

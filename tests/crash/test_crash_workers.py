@@ -1,5 +1,9 @@
 """kill -9 of Python workers and of engine hosts while they answer: Spark runs the tasks again, on a new host."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.crash.command import Job, Start, check_nothing_lost
@@ -76,3 +80,25 @@ def test_a_loaded_model_is_lost_with_its_host_and_loaded_once_more(new_job: NewJ
     check_nothing_lost(job, report, rows)
     assert report["model_loads"] == 2
     assert set(report["by_status"]) <= {"ok", "truncated", "empty_response"}
+
+
+@pytest.mark.chaos
+def test_rows_that_kill_their_host_each_time_fail_alone(new_job: NewJob) -> None:
+    """Two of them in one wave, in shards of two tasks that share a host; and no start has to be repeated."""
+    job = new_job(engine={"echo_delay_s": 0.01}, plan={"max_shard_rows": 40, "shards_per_slot": 2})
+    rows = [dict(row) for row in questions(160)]
+    deadly = {rows[30]["id"], rows[110]["id"]}
+    for row in rows:
+        row["instruction"] += " This row is deadly." if row["id"] in deadly else ""
+    job.put(rows)
+    path = os.pathsep.join([str(Path(__file__).with_name("deadly")), os.environ.get("PYTHONPATH", "")])
+    start = job.start(PYTHONPATH=path)
+    code, report = start.end()
+    assert code == 0, start.said()
+    found = job.rows()
+    assert sorted(row["id"] for row in found) == [row["id"] for row in rows]
+    assert {row["id"] for row in found if row["status"] != "ok"} == deadly
+    assert {row["status"] for row in found if row["id"] in deadly} == {"model_error"}
+    assert all("with no other row in work" in row["error"] for row in found if row["id"] in deadly)
+    assert report["by_status"] == {"ok": 158, "model_error": 2}
+    print(f"{report['model_loads']} loads", file=sys.stderr)

@@ -27,7 +27,8 @@ class ShortOfMemory(PlainEngine):
 
     def _forward(self, batch: Batch) -> Tensor:
         keys = [row.request.key for row in batch.rows]
-        if batch.num_steps == self.fails_at_step and (len(keys) > self.max_rows or self.poison in keys):
+        num_steps = len(batch.rows[0].token_ids)
+        if num_steps == self.fails_at_step and (len(keys) > self.max_rows or self.poison in keys):
             self.num_failures += 1
             raise torch.OutOfMemoryError(f"for {len(keys)} rows")
         return super()._forward(batch)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dolly_batch.engine.config import ModelConfig, check_config
-from dolly_batch.engine.fit import Gpu, misfit, num_parameters, num_weight_bytes, parse_gpus
+from dolly_batch.engine.fit import (
+    Gpu,
+    layer_parameters,
+    layers_per_gpu,
+    misfit,
+    num_parameters,
+    num_weight_bytes,
+    parse_gpus,
+)
 from dolly_batch.engine.int8_cuda import CudaInt8Linear
 from dolly_batch.engine.model import load_model
 
@@ -81,8 +89,26 @@ def test_int8_is_counted_as_it_is_packed(neox_folder: Path) -> None:
 
 
 def test_a_model_over_two_gpus_has_the_memory_of_both() -> None:
-    assert misfit([A10], dolly("12b"), "bfloat16", "none")
+    alone = misfit([A10], dolly("12b"), "bfloat16", "none")
+    assert alone is not None
+    assert "model.gpus: 2" in alone
     assert misfit([A10, A10], dolly("12b"), "bfloat16", "none") is None
+    refused = misfit([T4, T4], dolly("12b"), "float32", "none")
+    assert refused is not None
+    assert "of them on one GPU" in refused
+    assert "model.gpus: 4" in refused
+
+
+@pytest.mark.parametrize("size", ["3b", "7b", "12b"])
+@pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 8])
+def test_layers_are_spread_evenly_and_none_is_left_out(size: str, num_gpus: int) -> None:
+    config = dolly(size)
+    layers = layers_per_gpu(config, num_gpus)
+    assert (len(layers), sum(layers)) == (num_gpus, config.num_layers)
+    ends = 2 * config.vocab_size * config.hidden_size
+    shares = [count * layer_parameters(config) + (ends if gpu == 0 else 0) for gpu, count in enumerate(layers)]
+    assert sum(shares) == num_parameters(config)
+    assert max(shares) - num_parameters(config) / num_gpus <= layer_parameters(config)
 
 
 def test_the_drivers_own_description_is_read() -> None:

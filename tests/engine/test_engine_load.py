@@ -108,6 +108,14 @@ def test_dtypes() -> None:
         resolve_dtype("float8", CPU)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU here")
+def test_a_gpu_that_torch_cannot_use_is_named(neox_folder: Path) -> None:
+    """As where Spark hands out GPUs on a machine whose torch was built without CUDA."""
+    for kind in ("auto", "plain"):
+        with pytest.raises(ConfigError, match=r"was given a GPU, and torch .* cannot use one here"):
+            load_engine(EngineSpec(kind, str(neox_folder)), device="cuda:0")
+
+
 def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     bomb = f"import pathlib; pathlib.Path({str(tmp_path / 'exploded')!r}).touch()"
     for name in ("modeling_gpt_neox.py", "instruct_pipeline.py", "__init__.py", "generate.py"):

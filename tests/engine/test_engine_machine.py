@@ -126,7 +126,11 @@ def test_this_machine_has_memory_and_cores(neox_folder: Path) -> None:
         ("spark://head:7077", "4", 4),
         ("spark://head:7077", None, None),
         ("k8s://https://head:443", "2", 2),
-        ("yarn", "", None),
+        ("k8s://https://head:443", None, 1),
+        ("yarn", "", 1),
+        ("yarn", "6", 6),
+        ("local-cluster[2, 3, 1024]", None, 3),
+        ("local-cluster[2,4,1024]", "2", 2),
     ],
 )
 def test_an_executors_share_of_its_machine(master: str, executor_cores: str | None, expected: int | None) -> None:

@@ -110,14 +110,14 @@ def test_rows_at_fault_fail_alone(neox_folder: Path, monkeypatch: pytest.MonkeyP
         ScoreRequest("poison", tuple(range(100, 190)), ((6, 7),)),
     ]
     expected = {scores.key: scores for scores in answer(PlainEngine(loaded), good)}
-    real = Scorer._run
+    real = Scorer._score
 
-    def run(self, prefix, items):  # type: ignore[no-untyped-def]
-        if len(items) > 2 or any(len(item.prompt_ids) == 90 for item in items):
+    def run(self, batch):  # type: ignore[no-untyped-def]
+        if len(batch) > 2 or any(len(request.prompt_ids) == 90 for request in batch):
             raise torch.OutOfMemoryError
-        return real(self, prefix, items)
+        return real(self, batch)
 
-    monkeypatch.setattr(Scorer, "_run", run)
+    monkeypatch.setattr(Scorer, "_score", run)
     found = {scores.key: scores for scores in answer(PlainEngine(loaded), [*good, *bad])}
     statuses = {key: found[key].failure.status for key in ("long", "empty", "id", "poison")}  # type: ignore[union-attr]
     assert statuses == {

@@ -10,7 +10,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host import wire
 from dolly_batch.host.wire import FrameReader, PromptRow, RowReader, RowWriter, ScoreRow
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Failure, GenerationParams, Scores
 
 TEXTS = ["", "plain", "a\x00b", "\ud800 alone", "👩‍👩‍👧‍👦 \u202eflip", "line\r\n\u2028\u2029\t", '"}],{\\', "### End"]
 
@@ -36,19 +36,21 @@ def test_rows_and_answers_arrive_as_they_were_sent(text: str):
         PromptRow("3", "again", None, GenerationParams(5, True, 0.7, 0.9, 40), 3),
         PromptRow("4", text, None, GenerationParams(6), 3, "plain", text),
         ScoreRow("5", text, None, ("b", text)),
+        PromptRow("6", text, None, GenerationParams(9), 3, begun=BegunAnswer(text, 7)),
     ]
     answers = [
-        Completion("6", text, (1, 50_279), "stop", 12),
-        Completion("7", "", (), None, 0, Failure("too_long", text)),
-        Scores("8", (-1.5, -1e-17, float("-inf")), None, 3),
-        Scores("9", (), Failure("model_error", text), 3),
+        Completion("7", text, (1, 50_279), "stop", 12),
+        Completion("8", text, (1, 50_279), "length", 12, num_begun_tokens=1),
+        Completion("9", "", (), None, 0, Failure("too_long", text)),
+        Scores("10", (-1.5, -1e-17, float("-inf")), None, 3),
+        Scores("11", (), Failure("model_error", text), 3),
     ]
     writer, reader = RowWriter(), RowReader()
     sent = [writer.write(number, row) for number, row in enumerate(rows)]
     sent += [wire.answer_to_json(int(answer.key), answer) for answer in answers]
     received: list[Any] = through_a_socket(*sent)
-    assert [reader.read(message, str(message[0])) for message in received[:6]] == rows
-    assert [wire.answer_from_json(message, str(message[0])) for message in received[6:]] == answers
+    assert [reader.read(message, str(message[0])) for message in received[: len(rows)]] == rows
+    assert [wire.answer_from_json(message, str(message[0])) for message in received[len(rows) :]] == answers
 
 
 def test_labels_are_sent_once_not_per_row():

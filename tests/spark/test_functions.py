@@ -21,6 +21,14 @@ from tests.tasks.test_schema import DDL
 
 ENGINE = {"kind": "plain", "num_threads": 1}
 LABELS = ["positive", "negative"]
+ASK = "Is this review positive or negative?"
+# What both a job and `register` can be told of the tasks, so that the answers are another model's but for it.
+TASKS: dict[str, dict[str, Any]] = {
+    "generate": {"examples": [{"instruction": ASK, "context": "I hate it.", "response": "negative"}]},
+    "classify": {"instruction": ASK, "calibration": "contextual", "normalization": "per_token", "none_below": 0.9},
+    "summarize": {"instruction": "Summarize the text in one sentence.", "max_words": 30},
+    "extract": {"instruction": "Extract the fields name and age.", "max_chars": 30},
+}
 ROWS = [
     {"id": "1", "text": "The lamp is wonderful. I love it."},
     {"id": "2", "text": "The coffee was terrible. I want my money back."},
@@ -41,7 +49,7 @@ QUERY = """
 
 def register(spark: SparkSession) -> dolly_batch.functions.Functions:
     return dolly_batch.functions.register(
-        spark, "tiny", dtype="float32", generation={"max_new_tokens": 48}, engine=ENGINE
+        spark, "tiny", dtype="float32", tasks=TASKS, generation={"max_new_tokens": 48}, engine=ENGINE
     )
 
 
@@ -68,12 +76,14 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     functions = register(spark)
     spark.createDataFrame(ROWS, "id STRING, text STRING").createOrReplaceTempView("texts")
     found = {row["id"]: row.asDict(recursive=True) for row in spark.sql(QUERY).collect()}
-    labels = run_job(job_desk, "labels", task={"kind": "classify", "labels": LABELS})
+    labels = run_job(job_desk, "labels", task={"kind": "classify", "labels": LABELS, **TASKS["classify"]})
     assert {key: row["classify"] for key, row in found.items()} == {k: row["response"] for k, row in labels.items()}
     assert [labels[key]["response"] for key in ("1", "2", "null")] == ["positive", "negative", None]
     assert found["1"]["tried"]["confidence"] == pytest.approx(labels["1"]["confidence"], abs=1e-5)
     asked = {"path": str(job_desk.folder / "input.jsonl"), "format": "json", "id": "id"}
-    texts = run_job(job_desk, "texts", input={**asked, "instruction": "ask", "context": "text"})
+    texts = run_job(
+        job_desk, "texts", input={**asked, "instruction": "ask", "context": "text"}, task={**TASKS["generate"]}
+    )
     assert [found[key]["generate"] for key in ("1", "2", "3")] == [texts[key]["response"] for key in ("1", "2", "3")]
     errors = {key: (row["tried"]["error"] or "").partition(":")[0] for key, row in found.items()}
     assert errors == {
@@ -81,6 +91,10 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     }  # fmt: skip
     assert "STRIN" in found["1"]["refused"]["error"]
     assert found["1"]["refused"]["response"] is None
+    people = run_job(job_desk, "people", task={"kind": "extract", "schema": "name STRING, age INT", **TASKS["extract"]})
+    assert {key: row["extract"] and json.loads(row["extract"]) for key, row in found.items()} == {
+        key: row["response"] for key, row in people.items()
+    }
     # A struct, not text, where Python knows the schema; and a summary of what is too long for one prompt.
     three = spark.table("texts").filter("id = '3'")
     person = three.select(functions.extract("text", "name STRING, age INT").alias("person"))
@@ -131,6 +145,13 @@ def test_schemas_are_read_as_the_job_reads_them(spark: SparkSession) -> None:
 def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:
     with pytest.raises(ConfigError, match=r"generation\.top_p"):
         dolly_batch.functions.register(spark, "tiny", generation={"top_p": 2.0})
+    for tasks, told in (
+        ({"clasify": {}}, r"tasks\.clasify: unknown"),
+        ({"classify": {"labels": LABELS}}, "an argument of dolly_classify"),
+        ({"summarize": {"max_word": 9}}, "did you mean `max_words`"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            dolly_batch.functions.register(spark, "tiny", tasks=tasks)
     with pytest.raises(ConfigError, match="stage_dir"):
         dolly_batch.functions.register(spark, "databricks/dolly-v2-3b")
 

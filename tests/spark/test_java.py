@@ -59,10 +59,36 @@ def test_a_java_on_path_is_followed_through_links_to_its_home(tmp_path: Path) ->
     assert find_java_home({"PATH": str(tmp_path / "bin")}) == find_java_home({"JAVA_HOME": str(RUNTIME), "PATH": ""})
 
 
-def test_a_java_home_that_spark_starts_with_is_kept_as_given(tmp_path: Path) -> None:
+def test_what_was_found_is_found_again(tmp_path: Path) -> None:
     given = tmp_path / "jdk"
-    given.symlink_to(find_java_home({"PATH": ""}))
-    assert find_java_home({"JAVA_HOME": str(given), "PATH": ""}) == given
+    home = find_java_home({"PATH": ""})
+    given.symlink_to(home)
+    assert find_java_home({"JAVA_HOME": str(given), "PATH": ""}) == home
+
+
+def test_no_java_warns_of_sparks_flag() -> None:
+    """That of this machine, which may be a full one: with the flag, those warn of incubator modules."""
+    started = java(find_java_home(os.environ), VECTOR, "-version")
+    assert (started.returncode, "incubator" in started.stderr) == (0, False)
+
+
+def test_a_full_java_is_taken_as_it_is_where_no_launcher_can_be_made(tmp_path: Path) -> None:
+    """It stands for a full runtime: one that takes the flag, in an environment whose folders cannot be written."""
+    settings = f"    java.home = {tmp_path}/full\\n    java.specification.version = 17\\n"
+    script(tmp_path / "full" / "bin" / "java", f"printf '{settings}' >&2")
+    (tmp_path / "file").touch()
+    packages = str(PROJECT)
+    environ = {
+        "PATH": "", "JAVA_HOME": f"{tmp_path}/full", "XDG_CACHE_HOME": f"{tmp_path}/file", "PYTHONPATH": packages
+    }  # fmt: skip
+    found = subprocess.run(
+        [sys._base_executable, "-c", FIND],  # type: ignore[attr-defined]
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.strip() == f"{tmp_path}/full", found.stderr
 
 
 @pytest.mark.parametrize("specification", ["1.8", "11"])

@@ -64,33 +64,23 @@ def test_request_keys_are_equal_exactly_for_equal_questions(
     assert all(len(key) == 32 for key in keys)
 
 
-def test_new_ids_with_old_prompts_are_new_rows(delta_desk: Desk) -> None:
-    delta_desk.put(questions(5))
-    delta_desk.run()
-    delta_desk.put([*questions(5), {**questions(1)[0], "id": "new"}])
-    report = delta_desk.run()
-    assert report.num_published_rows == 1
-    assert len(delta_desk.rows("delta")) == 6
+def test_the_same_question_is_never_asked_twice_and_another_one_is(desk: Desk) -> None:
+    desk.document["output"]["mode"] = "append"
+    rows = questions(5)
+    desk.put(rows)
+    assert desk.run(generation={"seed": 1}).num_published_rows == 5
+    assert desk.run(generation={"seed": 2}).outcome == "nothing_to_do"  # it matters only when sampling
 
+    desk.put([*rows, {**rows[0], "id": "new"}])
+    assert desk.run().num_published_rows == 1  # an old prompt under a new id is a new row
 
-def test_a_changed_prompt_is_a_new_row_beside_the_old_one(delta_desk: Desk) -> None:
-    delta_desk.put(questions(5))
-    delta_desk.run()
-    delta_desk.put([{**questions(1)[0], "instruction": "Changed."}, *questions(4, start=1)])
-    assert delta_desk.run().num_published_rows == 1
-    assert Counter(row["id"] for row in delta_desk.rows("delta"))["r00000"] == 2
+    changed = [{**rows[0], "instruction": "Changed."}, *rows[1:]]
+    desk.put(changed)
+    assert desk.run().num_published_rows == 1  # beside the old one
+    assert Counter(row["id"] for row in desk.rows()) == {"r00000": 2, "new": 1, **{row["id"]: 1 for row in rows[1:]}}
 
-
-def test_other_parameters_are_other_questions(delta_desk: Desk) -> None:
-    delta_desk.put(questions(3))
-    delta_desk.run()
-    assert delta_desk.run(generation={"max_new_tokens": 9}).num_published_rows == 3
-
-
-def test_the_seed_matters_only_when_sampling(delta_desk: Desk) -> None:
-    delta_desk.put(questions(3))
-    delta_desk.run(generation={"seed": 1})
-    assert delta_desk.run(generation={"seed": 2}).outcome == "nothing_to_do"
+    assert desk.run(generation={"max_new_tokens": 9}).num_published_rows == 5
+    assert len(desk.rows()) == 12
 
 
 def test_rows_without_ids_are_told_apart_by_content_and_number(desk: Desk) -> None:

@@ -6,8 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
+from dolly_batch.errors import Stopped
 from dolly_batch.spark.run import Options
+from dolly_batch.spark.watch import busy_hours
 from tests.spark.desk import Desk, questions
 
 OURS = [
@@ -179,3 +182,21 @@ def test_answers_do_not_reach_the_plan_of_another_job(desk: Desk) -> None:
     desk.run(name="one")
     report = desk.run(name="two", output={"path": str(desk.folder / "out2")})
     assert report.num_answered_by_model == 3
+
+
+def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(desk: Desk) -> None:
+    desk.put(questions(12))
+    plan = {"max_shard_rows": 2, "shards_per_slot": 1, "slots": 2, "waves_in_flight": 1}
+    stopped = desk.refused(limits={"max_gpu_hours": 1e-9}, plan=plan)
+    assert (type(stopped), stopped.exit_code) == (Stopped, 5)
+    assert "limits.max_gpu_hours = 1e-09" in str(stopped)
+    report = desk.run(limits={"max_gpu_hours": 1.0}, plan=plan)
+    assert (report.outcome, report.num_resumed_waves > 0) == ("complete", True)
+    assert sorted(row["id"] for row in desk.rows()) == [row["id"] for row in questions(12)]
+
+
+def test_an_engines_time_counts_once_however_many_tasks_share_it(spark: SparkSession) -> None:
+    tasks = [("a", 0.0, 7200.0), ("a", 0.0, 3600.0), ("a", 3600.0, 9000.0), ("a", 10800.0, 12600.0), ("b", 0.0, 3600.0)]
+    rows = spark.createDataFrame([*tasks, ("a", None, None)], "engine_id string, began_s double, ended_s double")
+    assert busy_hours(rows) == pytest.approx((9000 + 1800 + 3600) / 3600)
+    assert busy_hours(rows.where("false")) == 0.0

@@ -37,13 +37,18 @@ def test_what_cannot_be_held_is_refused_by_its_path(schema: dict[str, Any], mess
         check_schema(schema)
 
 
+def count(text: str) -> int:
+    """Two characters a token."""
+    return -(-len(text) // 2)
+
+
 def test_bounds_shrink_until_the_longest_answer_fits() -> None:
     schema = check_schema(
         objects(name={"type": "string"}, tags={"type": "array", "items": {"type": "string"}}, kind={"enum": ["a", "b"]})
     )
     sizes = []
     for tokens in (64, 128, 256, 4096):
-        bounded = bound_schema(schema, tokens)["properties"]
+        bounded = bound_schema(schema, tokens, count)["properties"]
         chars, items = bounded["name"]["maxLength"], bounded["tags"]["maxItems"]
         longest = {"name": "x" * chars, "tags": ["x" * chars] * items, "kind": "a"}
         assert len(json.dumps(longest)) <= 2 * tokens
@@ -51,10 +56,10 @@ def test_bounds_shrink_until_the_longest_answer_fits() -> None:
     assert sizes == sorted(sizes)
     assert sizes[-1] == (10, 200)
     own = check_schema(objects(name={"type": "string", "maxLength": 7}))
-    assert bound_schema(own, 64)["properties"]["name"]["maxLength"] == 7
-    assert bound_schema(schema, 64, max_chars=33, max_items=5)["properties"]["tags"]["maxItems"] == 5
+    assert bound_schema(own, 64, count)["properties"]["name"]["maxLength"] == 7
+    assert bound_schema(schema, 64, count, max_chars=33, max_items=5)["properties"]["tags"]["maxItems"] == 5
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        bound_schema(schema, 5)
+        bound_schema(schema, 5, count)
 
 
 def test_null_beside_a_type_is_let_through() -> None:

@@ -1,0 +1,129 @@
+"""The engines that are compared, and the ways of setting each up among which the best is chosen."""
+
+import importlib.util
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Options = dict[str, Any]
+LAYOUTS: tuple[Options, ...] = ({"processes": 2, "threads": 1}, {"processes": 1, "threads": 2})
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine. `choices` are tried one after the other, each with the best of those before it.
+
+    `splits`: it is one process by itself, so that two processes are two of it with half of the rows each.
+    `min_rows`: fewer would be all ramp-up and tail. `trial_rows`: rows for choosing.
+    """
+
+    name: str
+    runner: str
+    options: Options
+    choices: tuple[tuple[Options, ...], ...]
+    trial_rows: int
+    min_rows: int
+    splits: bool = False
+    in_peers_environment: bool = False
+    is_row_by_row: bool = False
+    without: str | None = None
+    """Why it cannot be run here."""
+    defaults: Options = field(default_factory=lambda: dict(LAYOUTS[0]))
+
+
+def ours(name: str, model: Path, *, dtype: str = "bfloat16", quantization: str = "none", kv_bytes: int) -> Engine:
+    """This project's engine in one precision."""
+    options = {"model": str(model), "dtype": dtype, "quantization": quantization, "kv_bytes": kv_bytes}
+    return Engine(name, "ours", options, (LAYOUTS,), trial_rows=256, min_rows=256)
+
+
+def peers(model: Path, converted: dict[str, str], dtype: str, python: Path) -> list[Engine]:
+    """All others, those that cannot be run too."""
+    options = {"model": str(model), "dtype": dtype}
+    batch_sizes = tuple({"batch_size": size} for size in (16, 8, 32))
+    return [
+        Engine("naive", "naive", options, (LAYOUTS,), trial_rows=10, min_rows=24, is_row_by_row=True),
+        Engine(
+            "predict_batch_udf",
+            "predict_batch_udf",
+            options,
+            (LAYOUTS, batch_sizes),
+            trial_rows=64,
+            min_rows=128,
+            defaults={**LAYOUTS[0], **batch_sizes[0]},
+        ),
+        _generate_batch(options),
+        _ctranslate2(model, converted, python),
+        Engine(
+            "vllm",
+            "vllm",
+            options,
+            (LAYOUTS,),
+            trial_rows=256,
+            min_rows=256,
+            splits=True,
+            in_peers_environment=True,
+            without=_vllm_lacks(python),
+        ),
+    ]
+
+
+def _generate_batch(options: Options) -> Engine:
+    # It is told nothing about the rows that are not in a forward, and masks the whole of what lies in one: few rows at
+    # once make small masks, many make larger products.
+    requests = tuple({"max_requests": count, "max_batch_tokens": 256} for count in (16, 8, 32))
+    pages = tuple({"page_size": size, "num_tokens": 65_536} for size in (32, 256))
+    attention = tuple({"attention": name} for name in ("sdpa", "eager"))
+    return Engine(
+        "generate_batch",
+        "generate_batch",
+        options,
+        (LAYOUTS, requests, pages, attention),
+        trial_rows=64,
+        min_rows=192,
+        splits=True,
+        defaults={**LAYOUTS[0], **requests[0], **pages[0], **attention[0]},
+    )
+
+
+def _ctranslate2(model: Path, converted: dict[str, str], python: Path) -> Engine:
+    compute_types = tuple({"compute_type": name} for name in ("int8", "float32"))
+    batches: tuple[Options, ...] = (
+        {"batch_type": "examples", "batch_size": 32},
+        {"batch_type": "examples", "batch_size": 16},
+        {"batch_type": "examples", "batch_size": 64},
+        {"batch_type": "tokens", "batch_size": 2_048},
+    )
+    spreads: tuple[Options, ...] = ({"spread": None}, {"spread": 8})
+    return Engine(
+        "ctranslate2",
+        "ctranslate2",
+        {"model": str(model), "converted": converted},
+        (LAYOUTS, compute_types, spreads, batches),
+        trial_rows=256,
+        min_rows=1_000,
+        in_peers_environment=True,
+        without=None if converted else "it could not be installed or could not convert the model",
+        defaults={**LAYOUTS[0], **compute_types[0], **spreads[0], **batches[0]},
+    )
+
+
+def _vllm_lacks(python: Path) -> str | None:
+    """Why vLLM cannot be run, or None."""
+    code = "import vllm, torch; from vllm.platforms import current_platform as p; print(p.device_type or 'no device')"
+    tried = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    if tried.returncode == 0:
+        device = tried.stdout.split()[-1]
+        return None if device in ("cpu", "cuda") else f"the vLLM that is installed runs on {device}"
+    if "No module named 'vllm'" in tried.stderr:
+        return (
+            "it is not installed: PyPI's wheel is built for CUDA and pins a torch of its own; install a build for this "
+            "machine into an environment and name it with --peers-python"
+        )
+    return tried.stderr.strip().splitlines()[-1]
+
+
+def has_module(name: str) -> bool:
+    """Whether this interpreter has a module."""
+    return importlib.util.find_spec(name) is not None

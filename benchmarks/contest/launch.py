@@ -1,0 +1,146 @@
+"""An engine at work in its own processes: started once, given rows again and again, its memory watched."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest.engines import Engine, Options
+from benchmarks.contest.memory import PeakMemory
+from benchmarks.contest.work import Row, num_answer_tokens
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class EngineFailed(Exception):
+    """An engine ended or said that it cannot."""
+
+
+@dataclass
+class Run:
+    """One list of rows through one engine."""
+
+    num_rows: int
+    num_tokens: int
+    seconds: float
+    peak_bytes: int
+    occupancy: float | None
+    stats: dict[str, float]
+    answers: dict[str, list[int]]
+    probes: tuple[list[float], list[float]] | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Answer tokens a second, from the first request to the last answer."""
+        return self.num_tokens / self.seconds
+
+
+class Started:
+    """A started engine; a context manager that ends it."""
+
+    def __init__(self, engine: Engine, options: Options, python: Path, folder: Path) -> None:
+        self.engine, self.options = engine, options
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{engine.name}-", dir=folder))
+        count = options["processes"] if engine.splits else 1
+        setup = {**engine.options, **options, **({"processes": 1} if engine.splits else {})}
+        interpreter = python if engine.in_peers_environment else Path(sys.executable)
+        self._children = [self._start(i, interpreter, setup) for i in range(count)]
+        try:
+            for index in range(count):
+                self._hear(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End its processes: they do when they are told nothing more, and are killed when they don't."""
+        for child in self._children:
+            assert child.stdin
+            child.stdin.close()
+        for child in self._children:
+            try:
+                child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def run(self, rows: list[Row]) -> Run:
+        """Answer the rows, and check that each answer is as long as it has to be."""
+        hands = _deal(rows, len(self._children))
+        files = [(self._folder / f"rows-{i}.json", self._folder / f"answers-{i}.json") for i in range(len(hands))]
+        for hand, (asked, _) in zip(hands, files, strict=True):
+            asked.write_text(json.dumps([(row.key, row.prompt_ids, row.num_new_tokens) for row in hand]))
+        with PeakMemory([child.pid for child in self._children]) as memory:
+            for child, (asked, answers) in zip(self._children, files, strict=True):
+                _tell(child, {"rows": str(asked), "answers": str(answers)})
+            said = [self._hear(index) for index in range(len(self._children))]
+        found: dict[str, list[int]] = {}
+        for _, answers in files:
+            found |= json.loads(answers.read_text())
+        wrong = [row.key for row in rows if len(found.get(row.key, ())) != row.num_new_tokens]
+        if wrong or len(found) != len(rows):
+            raise EngineFailed(
+                f"{self.engine.name}: {len(wrong)} of {len(rows)} answers of a wrong length, {wrong[:3]}"
+            )
+        # CLOCK_MONOTONIC is one clock for all processes.
+        seconds = max(reply["ended"] for reply in said) - min(reply["started"] for reply in said)
+        stats = said[0]["stats"]
+        return Run(len(rows), num_answer_tokens(rows), seconds, memory.peak_bytes, stats.get("occupancy"), stats, found)
+
+    def _start(self, index: int, python: Path, setup: Options) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(setup["threads"])
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        with (self._folder / f"log-{index}.txt").open("w") as log:
+            child = subprocess.Popen(
+                [str(python), "-m", "benchmarks.contest.child", self.engine.runner],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=_ROOT,
+            )
+        _tell(child, setup)
+        return child
+
+    def _hear(self, index: int) -> dict[str, Any]:
+        pipe = self._children[index].stdout
+        assert pipe
+        line = pipe.readline()
+        reply: dict[str, Any] = json.loads(line) if line else {"error": "it ended without a word"}
+        if "error" in reply:
+            log = (self._folder / f"log-{index}.txt").read_text(errors="replace")
+            raise EngineFailed(f"{self.engine.name} {self.options}: {reply['error']}\n{log[-1_500:]}")
+        return reply
+
+
+def _tell(child: subprocess.Popen[str], message: object) -> None:
+    assert child.stdin
+    try:
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # what it says, or that it says nothing, comes out of `_hear`
+
+
+def _deal(rows: list[Row], num_hands: int) -> list[list[Row]]:
+    """The rows in equal shares: longest first, dealt to and fro."""
+    if num_hands == 1:
+        return [rows]
+    ordered = sorted(rows, key=lambda row: -(len(row.prompt_ids) + row.num_new_tokens))
+    hands: list[list[Row]] = [[] for _ in range(num_hands)]
+    for place, row in enumerate(ordered):
+        lap, seat = divmod(place, num_hands)
+        hands[seat if lap % 2 == 0 else num_hands - 1 - seat].append(row)
+    return hands

@@ -1,0 +1,135 @@
+"""Asks again when the engine host ends, and finds the row that ends it.
+
+A host may end by a fault of the machine, or be killed; what it had is then asked of the next one. It may also end by
+what one row does to it (a fault in native code, more memory than there is), each time the row is asked. So a row that
+was in work when two hosts ended is a suspect. Suspects are asked in turns, in which nothing else is in the engine, not
+even another task's rows: a turn that ends the host is split, until it is one row. A row that ends two hosts by itself
+fails, and the others go on.
+
+The first turn on each host is a harmless question, so that a row is blamed only by an engine that works.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from dolly_batch.errors import EngineError
+from dolly_batch.host.client import EngineClient, HostEnded
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.wire import PromptRow, Row, failed
+from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+
+MAX_ENDS_IN_COMPANY = 2
+MAX_ENDS_ALONE = 2
+# Each host that ends costs a load of the model, each turn the time of its longest row: so more than halves.
+TURNS_PER_SPLIT = 8
+HARMLESS = PromptRow("harmless", "Hello.", None, GenerationParams(max_new_tokens=1, do_sample=False))
+
+
+class RetryingClient:
+    """An `EngineClient` that outlives its hosts. `engine_id` and `load_number` are those of the present one.
+
+    Making it connects; see `EngineClient.connect`. Keys of rows must differ within one call of `answer`.
+    """
+
+    def __init__(self, spec: EngineSpec, place: HostPlace) -> None:
+        self._spec = spec
+        self._place = place
+        self._client = EngineClient.connect(spec, place)
+
+    @property
+    def engine_id(self) -> str:
+        """The executor's place and device, whichever host is there."""
+        return self._client.engine_id
+
+    @property
+    def load_number(self) -> int:
+        """The number of the present host, from 1."""
+        return self._client.load_number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the host, which drops what it has not answered. Closing twice is no error."""
+        self._client.close()
+
+    def answer(self, take: Callable[[int], Sequence[Row]]) -> Iterator[Completion | Scores]:
+        """As `EngineClient.answer`: one answer for each row. A row that ends its hosts is answered by `model_error`.
+
+        Raises EngineError when no host can be had, or when the engine ends whatever it is asked.
+        """
+        again: deque[Row] = deque()
+        ends: Counter[str] = Counter()
+
+        def take_again(num_rows: int) -> Sequence[Row]:
+            rows = [again.popleft() for _ in range(min(num_rows, len(again)))]
+            return [*rows, *take(num_rows - len(rows))] if len(rows) < num_rows else rows
+
+        suspects: Sequence[Row] = ()
+        while True:
+            yield from self._answer_in_turns(suspects, ends)
+            try:
+                yield from self._client.answer(take_again)
+            except HostEnded as ended:
+                ends.update(row.key for row in ended.in_work)
+                suspects = [row for row in ended.unanswered if ends[row.key] >= MAX_ENDS_IN_COMPANY]
+                again.extend(row for row in ended.unanswered if ends[row.key] < MAX_ENDS_IN_COMPANY)
+            else:
+                return
+            self._client = EngineClient.connect(self._spec, self._place)
+
+    def _answer_in_turns(self, suspects: Sequence[Row], ends: Counter[str]) -> Iterator[Completion | Scores]:
+        """Answers rows, one of which may end the host. `ends` counts the hosts that ended with a row, by its key."""
+        alone: Counter[str] = Counter()
+        turns = _split(suspects)
+        while turns:
+            try:
+                for answer in self._client.answer_in_turns([[HARMLESS], *turns]):
+                    if answer.key != HARMLESS.key:
+                        yield answer
+            except HostEnded as ended:
+                in_work, reason = ended.in_work, ended.reason
+                if HARMLESS in in_work:
+                    raise EngineError(f"the engine cannot answer the simplest question: {ended}") from ended
+                turns = _narrowed(turns, ended)
+            else:
+                return
+            ends.update(row.key for row in in_work)
+            if len(in_work) == 1:
+                (row,) = in_work
+                alone[row.key] += 1
+                if alone[row.key] == MAX_ENDS_ALONE:
+                    turns.remove([row])
+                    yield failed(row, _blame(ends[row.key], reason))
+            self._client = EngineClient.connect(self._spec, self._place)
+
+
+def _split(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in at most `TURNS_PER_SPLIT` turns of like size."""
+    size = -(-len(rows) // TURNS_PER_SPLIT)
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size or 1)]
+
+
+def _narrowed(turns: Sequence[Sequence[Row]], ended: HostEnded) -> list[list[Row]]:
+    """What is left of the turns, the one that was in work split."""
+    left, in_work = {row.key for row in ended.unanswered}, {row.key for row in ended.in_work}
+    narrowed = []
+    for turn in turns:
+        rows = [row for row in turn if row.key in left]
+        narrowed += _split(rows) if rows and rows[0].key in in_work else [rows] if rows else []
+    return narrowed
+
+
+def _blame(num_ends: int, reason: str) -> Failure:
+    return Failure(
+        "model_error",
+        f"the engine ended {num_ends} times while it had this row, the last {MAX_ENDS_ALONE} times with no other row "
+        f"in work: {reason}",
+    )

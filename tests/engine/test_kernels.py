@@ -1,0 +1,183 @@
+"""The GPU's kernels, against what they stand for: on a GPU where there is one, else in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dolly_batch.engine import backend
+from dolly_batch.engine.backend import Unfit, check_choice, check_decode, check_prefill
+from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.kernels import decode, sample
+from dolly_batch.engine.page_attention import SPLIT_KEYS, prefill_by_sdpa
+from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
+from dolly_batch.records import GenerationParams
+
+# Of lanes that are masked afterwards; a GPU does not mention them.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# A page's and a block's borders, and two of a part of a long row.
+BORDERS = (0, 1, 15, 16, 33, SPLIT_KEYS, SPLIT_KEYS + 1)
+
+
+def shape(head_size: int, dtype: torch.dtype, num_heads: int = 1) -> CacheShape:
+    return CacheShape(1, num_heads, head_size, dtype, DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "dtype"),
+    [(64, torch.float16), (80, torch.bfloat16), (128, torch.float32), (48, torch.bfloat16), (80, torch.float32)],
+    ids=str,
+)
+def test_decode_attends_as_sdpa_does(head_size: int, dtype: torch.dtype) -> None:
+    check_decode(shape(head_size, dtype), 2048, BORDERS[: 7 if head_size == 80 else 5])
+
+
+def test_decode_reads_the_pages_of_its_own_row_and_head() -> None:
+    check_decode(shape(48, torch.float32, num_heads=3), 2048, (40, 3, 17))
+
+
+@pytest.mark.parametrize("fault", ["late", "early", "other row"])
+def test_the_trial_sees_a_fault_of_the_decode_kernel(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = decode.paged_decode
+
+    def wrong(query, key, value, pages, tables, slots, positions, scaling, num_splits):  # type: ignore[no-untyped-def]
+        if fault == "other row":
+            slots = slots.flip(0)
+        shift = {"late": 1, "early": -1}.get(fault, 0)
+        positions = (positions + shift).clamp(min=0)
+        return right(query, key, value, pages, tables, slots, positions, scaling, num_splits)
+
+    monkeypatch.setattr(decode, "paged_decode", wrong)
+    with pytest.raises(Unfit, match="off by"):
+        check_decode(shape(48, torch.bfloat16), 2048, (40, 17, 18))
+
+
+def test_the_trial_sees_a_fault_in_attention_over_prompts() -> None:
+    check_prefill(prefill_by_sdpa, shape(48, torch.float32, 2))
+    with pytest.raises(Unfit, match=r"off by .* with 7 tokens after 9"):
+        # As an attention would that aligns its mask at the keys' beginning instead of their end.
+        check_prefill(
+            lambda query, key, value, packing, scaling: torch.cat(
+                [
+                    torch.nn.functional.scaled_dot_product_attention(
+                        queries.transpose(0, 1)[None],
+                        keys.transpose(0, 1)[None],
+                        values.transpose(0, 1)[None],
+                        is_causal=True,
+                        scale=scaling,
+                    )[0].transpose(0, 1)
+                    for queries, keys, values in zip(
+                        query.split(packing.num_queries),
+                        key.split(packing.num_keys),
+                        value.split(packing.num_keys),
+                        strict=True,
+                    )
+                ]
+            ),
+            shape(48, torch.float32, 2),
+        )
+
+
+def draw(params: list[GenerationParams], logits: torch.Tensor, first_seed: int) -> tuple[list[int], list[int]]:
+    """The kernel's tokens, and the sampler's."""
+    seeds = torch.arange(first_seed, first_seed + len(params))
+    expected = choose_tokens(logits.clone(), params, seeds.tolist(), [3] * len(params))
+    limits = [logits[row].topk(each.top_k).values[-1] if each.top_k else -torch.inf for row, each in enumerate(params)]
+    found = sample.choose(
+        logits.to(DEVICE),
+        torch.tensor([each.temperature * each.do_sample for each in params], dtype=torch.float64, device=DEVICE),
+        torch.tensor([each.top_p for each in params], dtype=torch.float64, device=DEVICE),
+        torch.tensor(limits, device=DEVICE),
+        uniform(seeds[:, None], torch.full((len(params), 1), 3), torch.arange(MAX_ATTEMPTS + 1)).to(DEVICE),
+    )
+    return found.tolist(), expected.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.05, 3.0])
+def test_the_kernel_chooses_the_samplers_tokens(spread: float) -> None:
+    """Small top_p's refuse all draws and end in the search; rounded logits are full of ties."""
+    params = [
+        GenerationParams(do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k)
+        for temperature, top_p, top_k in (
+            (0.5, 1.0, 0),
+            (1.5, 0.92, 0),
+            (1.0, 0.92, 40),
+            (1.0, 0.3, 0),
+            (1.5, 0.02, 0),
+            (0.5, 1e-7, 40),
+        )
+    ]
+    params.append(GenerationParams(do_sample=False))
+    logits = (spread * torch.randn(len(params), 2_500, generator=torch.Generator().manual_seed(1)) * 8).round() / 8
+    found, expected = draw(params, logits, first_seed=int(spread * 100))
+    assert found == expected
+    assert len(set(found)) > len(found) / 2
+
+
+def test_tokens_of_broken_logits_are_in_the_vocabulary() -> None:
+    logits = torch.zeros(4, 300)
+    logits[0], logits[1], logits[2], logits[3, 7] = torch.nan, torch.inf, -torch.inf, torch.nan
+    params = [GenerationParams(top_p=0.5)] * 4
+    uniforms = torch.full((4, MAX_ATTEMPTS + 1), 0.5, dtype=torch.float64, device=DEVICE)
+    settings = [torch.tensor([value] * 4, dtype=torch.float64, device=DEVICE) for value in (1.0, params[0].top_p)]
+    found = sample.choose(logits.to(DEVICE), *settings, torch.full((4,), -torch.inf, device=DEVICE), uniforms)
+    assert all(0 <= token < 300 for token in found.tolist())
+
+
+def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_choice(700, DEVICE, num_rows=6)
+    right = backend.uniform
+    monkeypatch.setattr(backend, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
+    with pytest.raises(Unfit, match="tokens are others"):
+        check_choice(700, DEVICE, num_rows=6)
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dolly_batch.engine.kernels import decode, sample
+
+def build(kernel, types, constants, capability, num_warps):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+
+numbers = dict.fromkeys(("query", "key", "value", "key_pages", "value_pages"), "*{0}")
+numbers |= dict(tables="*i32", slots="*i64")
+for capability, dtype in ((90, "bf16"), (75, "fp16")):
+    types = {name: text.format(dtype) for name, text in numbers.items()}
+    types |= {"positions": "*i64", "output": "*fp32", "sums": "*fp32", "scale": "fp32"}
+    sizes = dict(NUM_SPLITS=2, KEYS=512, PAGE=16, BLOCK_KEYS=32, HEAD_SIZE=80, BLOCK_SIZE=128)
+    build(decode._attend, types, sizes, capability, 4)
+types = {"parts": "*fp32", "sums": "*fp32", "output": "*bf16"}
+build(decode._join, types, dict(NUM_SPLITS=2, HEAD_SIZE=80, BLOCK_SIZE=128), 90, 1)
+types = dict(logits="*bf16", tokens="*i64", temperatures="*fp64", top_ps="*fp64", limits="*fp32", numbers="*fp64")
+build(sample._choose, types, dict(MAX_ATTEMPTS=16, BLOCK=2048), 90, 8)
+print("compiled")
+"""
+
+
+@pytest.mark.chaos  # half a minute of compiling
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """What the interpreter lets pass and the compiler does not: types, above all."""
+    if sys.platform != "linux":
+        pytest.skip("triton's assembler comes for Linux")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+    )
+    assert done.stdout.split() == ["compiled"], done.stderr

@@ -1,0 +1,135 @@
+"""A host that ends takes no answer with it, and a row that ends its hosts fails alone. Real processes, really dead."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+
+import pytest
+
+from dolly_batch.errors import EngineError
+from dolly_batch.host.folder import HostFolder
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.wire import PromptRow, Row
+from dolly_batch.records import EngineSpec
+from tests.crash.processes import hosts_of, kill
+
+Prompts = Callable[..., Iterator[PromptRow]]
+
+# Hosts inherit the limit on memory. One of them has room for short rows, and not for encoding one of 900,000 bytes:
+# there the tokenizer's allocation fails, which ends the process by SIGABRT.
+THREE_TASKS = """
+import json, os, resource, sys, threading
+from itertools import islice
+from pathlib import Path
+from dolly_batch.host.client import EngineClient
+from dolly_batch.host.owner import Owner
+from dolly_batch.host.place import HostPlace
+from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.wire import PromptRow
+from dolly_batch.records import EngineSpec, GenerationParams
+
+spec, owner, root = json.loads(sys.argv[1])
+spec, place = EngineSpec(**spec), HostPlace(Owner(**owner), None, Path(root))
+threading.stack_size(1 << 20)
+with EngineClient.connect(spec, place) as client:
+    size = int(Path(f"/proc/{client.host_pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    os.kill(client.host_pid, 9)
+resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20),) * 2)
+
+answers, loads = {}, []
+def task(name):
+    texts = [f"{name} says {i}" for i in range(60)]
+    if name == "b":
+        texts[41] = "too many " * 100_000
+    params = GenerationParams(do_sample=False)
+    rows = iter([PromptRow(f"{name}{i}", text, None, params) for i, text in enumerate(texts)])
+    with RetryingClient(spec, place) as client:
+        found = list(client.answer(lambda num_rows: list(islice(rows, num_rows))))
+    answers[name] = [(answer.key, answer.text, answer.failure and answer.failure.message) for answer in found]
+    loads.append(client.load_number)
+
+tasks = [threading.Thread(target=task, args=(name,)) for name in "abc"]
+for thread in tasks: thread.start()
+for thread in tasks: thread.join()
+print(json.dumps([answers, max(loads)]))
+"""
+
+
+def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, place: HostPlace):
+    wanted = json.dumps([asdict(replace(echo, echo_delay_s=0.003)), asdict(place.owner), str(place.root)])
+    tasks = subprocess.run(
+        [sys.executable, "-c", THREE_TASKS, wanted],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    answers, num_loads = json.loads(tasks.stdout)
+    for name in "abc":
+        told = {key: (text, failure) for key, text, failure in answers[name]}
+        assert len(answers[name]) == len(told) == 60
+        if name == "b":
+            text, failure = told.pop("b41")
+            assert text == ""
+            assert "the last 2 times with no other row in work" in failure
+        assert told == {key: (f"{name} says {key[1:]}", None) for key in told}
+    print(f"{num_loads - 1} hosts after the first", file=sys.stderr)
+    assert num_loads <= 10
+
+
+def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+    """Three kills, the last one amid the turns of those that the first two made suspects."""
+    rows, killed = prompts(100), []
+    with RetryingClient(replace(echo, echo_delay_s=0.01), place) as client:
+        answers = []
+        for answer in client.answer(lambda num_rows: list(islice(rows, num_rows))):
+            answers.append((answer.key, answer.text, answer.failure))
+            if len(answers) in (10, 20, 40):
+                killed += kill_hosts(place)
+        assert client.load_number == 4
+    assert len(killed) == 3
+    assert sorted(answers) == sorted((f"key-{i}", f"row {i}", None) for i in range(100))
+
+
+def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+    spec = replace(echo, echo_delay_s=0.4)
+    folder = HostFolder(place.make_folder(spec))
+    rows, done = prompts(20), threading.Event()
+
+    def kill_in_every_first_turn() -> None:
+        while not done.wait(0.02):
+            record = folder.read_record()
+            turn = record and folder.read_turn(record.load_number)
+            if turn and turn.endswith("/0"):
+                kill_hosts(place)
+
+    def take(num_rows: int) -> Sequence[Row]:
+        threading.Timer(0.2, kill_hosts, [place]).start()
+        return list(islice(rows, num_rows))
+
+    watcher = threading.Thread(target=kill_in_every_first_turn)
+    watcher.start()
+    try:
+        with RetryingClient(spec, place) as client, pytest.raises(EngineError, match="the simplest question"):
+            list(client.answer(take))
+        assert client.load_number >= 3
+    finally:
+        done.set()
+        watcher.join()
+
+
+def kill_hosts(place: HostPlace) -> list[int]:
+    pids = [*hosts_of(place.owner.pid)]
+    for pid in pids:
+        kill(pid)
+    while any(pid in hosts_of(place.owner.pid) for pid in pids):
+        time.sleep(0.01)
+    return pids
