@@ -111,6 +111,10 @@ def truncated(folder: Path) -> None:
     os.truncate(folder / "model" / "model.safetensors", 1_000_000)
 
 
+def with_every_row_twice(folder: Path) -> None:
+    shutil.copy(folder / "questions" / "part.parquet", folder / "questions" / "again.parquet")
+
+
 def as_it_is(folder: Path) -> None:
     pass
 
@@ -127,7 +131,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "--retry on Parquet": ([*setting(), "--retry", "too_long"], as_it_is, "--retry needs output.format delta"),
     "missing column": (setting("input.instruction=instructoin"), as_it_is, "`instructoin`.*`instruction`"),
     "column of numbers": (setting("input.instruction=number"), as_it_is, "`number` is .*int.*string"),
-    "repeated ids": (setting("input.id=status"), as_it_is, "8 rows have a null or repeated id"),
+    "repeated ids": (setting(), with_every_row_twice, "16 rows have a null or repeated id"),
     "colliding column": (setting("output.keep=[status]"), as_it_is, "`status`.*output.prefix"),
     "no input": (setting("input.path=nowhere"), as_it_is, "nowhere"),
     "output is input": (setting("output.path=./questions/."), as_it_is, "questions"),
