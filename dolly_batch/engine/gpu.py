@@ -27,6 +27,7 @@ from dolly_batch.engine.transfer import Download, Mark
 
 MAX_ROWS = 1024
 STEP_TOKENS = 8_192  # of prompts; enough to keep the matrix units busy, few enough for their activations
+RECORD_AT = 4
 PACE = Pace(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=4)
 
 
@@ -64,7 +65,7 @@ class GpuEngine(FastEngine):
         self._use_kernels = use_kernels
         # The newest token of each row, by slot.
         self._last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
-        self._decoder = Decoder(loaded.model, pages, self._last_ids, max_rows, use_graphs)
+        self._decoder = Decoder(loaded.model, pages, self._last_ids, max_rows, RECORD_AT if use_graphs else None)
         self._flight: Flight | None = None
         self._decoded = Mark(loaded.device)
         self._landed: list[Sequence] = []  # ended, and not yet returned
@@ -107,7 +108,8 @@ class GpuEngine(FastEngine):
         rows, logits = self._forward(step)
         token_ids = unread_tokens(logits, rows, self._use_kernels)
         slots = self._pages.upload_slots(rows)
-        flight = Flight(rows, Download(token_ids), (start, self._decoded, Mark(self._device)))
+        marks = (start, self._decoded, Mark(self._device))
+        flight = Flight(rows, Download(token_ids), marks)  # once these have come, the device has passed the marks
         self._last_ids[slots] = token_ids.clamp(min=0)  # last, when nothing can run out of memory any more
         return flight
 

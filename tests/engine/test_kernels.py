@@ -131,11 +131,11 @@ def test_tokens_of_broken_logits_are_in_the_vocabulary() -> None:
 
 
 def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_choice(700, DEVICE, num_rows=6)
+    check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
     right = backend.uniform
     monkeypatch.setattr(backend, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
     with pytest.raises(Unfit, match="tokens are others"):
-        check_choice(700, DEVICE, num_rows=6)
+        check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
 
 
 COMPILE = """
