@@ -31,7 +31,6 @@ def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], No
 
     Raises ConfigError there when the fast one was asked for by name.
     """
-    torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     try:
         backend = choose_backend(loaded)
     except Unfit as unfit:
