@@ -45,8 +45,9 @@ def main() -> None:
         if given.model == "random-70m":
             folder = random_70m(given.data, Path(temporary) / "model")
         loaded = load_model(folder, dtype="float32", device="cpu")
-        schema = bound_schema(check_schema({"type": "object", "properties": FIELDS}), 64)
         encoder: Any = loaded.encoder
+        fields = check_schema({"type": "object", "properties": FIELDS})
+        schema = bound_schema(fields, 64, lambda text: len(encoder.encode_text(text)))
         rows = texts.json_rows(given.rows, 90210)
         prompts = encoder.encode_batch([(default_instruction(schema), row.context) for row in rows])
         params = GenerationParams(64, do_sample=False)

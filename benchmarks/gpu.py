@@ -21,7 +21,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, 
 import torch
 
 from benchmarks import gpu_checks, gpu_padded, gpu_products, gpu_profile, gpu_rates
+from benchmarks.gpu_answers import stats_of
+from benchmarks.gpu_run import drive, finished
 from benchmarks.gpu_work import SHAPES, Shape, Work, make_engine, random_model
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.quantize import quantize
 from dolly_batch.engine.stream import Engine
-from dolly_batch.records import Completion, Request
+from dolly_batch.records import Request
 
 GOALS = {"12b": 0.55, "3b": 0.40}  # shares of the floor
 _WARM_ROWS = 384
@@ -42,30 +44,15 @@ _RUN_SHARE, _PADDED_SHARE = 0.5, 0.75  # of a model's time, by when our run and 
 _STARTED = time.monotonic()
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one engine did with the rows. `is_cut`: the time was over before all had ended."""
-
-    seconds: float
-    num_rows: int
-    prompt_tokens: int
-    answer_tokens: int
-    num_failed: int
-    peak_bytes: int
-    is_cut: bool
-    stats: dict[str, float]
-
-    @property
-    def tokens_s(self) -> float:
-        return self.answer_tokens / self.seconds
-
-
 def main() -> int:
     """Check, or time the models one after the other."""
     given = _arguments()
     logging.basicConfig(level=logging.WARNING)  # why an engine falls back on something slower
-    device = torch.device(given.device)
+    device = torch.device("cuda:0" if given.device == "cuda" else given.device)
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            say("torch sees no GPU; --device cpu --models smoke tries this without one")
+            return 1
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = False
     say(f"torch {torch.__version__}, {_describe(device)}")
@@ -131,17 +118,18 @@ def _time_engine(
     device, int8 = loaded.device, kind == "int8"
     rates = gpu_rates.measure(shape, device, loaded.dtype, int8=int8)
     say(f"{name} {kind}: copy {rates.copy_bytes_s / 1e12:.2f} TB/s, products {rates.flops_s / 1e12:.0f} T/s")
+    _free(device)
     free_bytes = _free_bytes(device)
     settings = {} if given.memory_fraction is None else {"memory_fraction": given.memory_fraction}
     engine = make_engine(loaded, kv_bytes=None if _is_cuda(device) else free_bytes, **settings)
     # Where an engine does not say what it has for keys and values, it is taken to have nine tenths.
-    kv_bytes = getattr(engine, "stats", dict)().get("kv_bytes", 0.9 * free_bytes)
-    _warm_up(engine, work, shape, given)
+    kv_bytes = stats_of(engine).get("kv_bytes", 0.9 * free_bytes)
+    _warm_up(engine, work, shape, given, device)
     say(f"{name} {kind}: {type(engine).__name__} is warm, at {time.monotonic() - _STARTED:.0f} s")
     if _is_cuda(device):
         torch.cuda.reset_peak_memory_stats(device)
-    run = drive(engine, requests, device, ends)
-    done = work if not run.is_cut else _finished(run, work)
+    run = drive(engine, requests, device, say, ends)
+    done = work if not run.is_cut else finished(run, work)
     item_bytes = loaded.dtype.itemsize
     least = gpu_rates.floor(shape, done, rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
     everything = Work.whole_table()
@@ -158,8 +146,13 @@ def _time_engine(
         f"{name} {kind}: floor {least.prefill_s:.1f} s of prompts + {least.decode_s:.1f} s of answers with "
         f"{least.rows_in_flight} rows in flight ({least.overlapped_s:.1f} s if they overlapped); stats {run.stats}"
     )
+    for part, floor_s in (("prefill_s", least.prefill_s), ("decode_s", least.decode_s)):
+        if run.stats.get(part):
+            say(f"{name} {kind}: {part} {run.stats[part]:.1f} by the engine's clock, the floor {floor_s:.1f}")
     if name in GOALS and not int8:
         say(f"{name} {kind}: share {share:.1%}, the goal is {GOALS[name]:.0%}")
+    if name == "12b":
+        say(f"{name} {kind}: all {len(everything.lengths):,} rows in {all_rows_s / 60:.1f} min, the goal is 5.5")
     if run.num_failed:
         say(f"{name} {kind}: {run.num_failed} rows FAILED")
     if given.profile:
@@ -177,43 +170,11 @@ def _time_engine(
     }
 
 
-def drive(engine: Engine, requests: list[Request], device: torch.device, ends: float = float("inf")) -> Run:
-    """Submit everything and step until all have ended, or the time is over."""
-    started = told = time.monotonic()
-    for request in requests:
-        engine.submit(request)
-    completions: list[Completion] = []
-    while engine.num_unfinished and time.monotonic() < ends:
-        completions += [found for found in engine.step() if isinstance(found, Completion)]
-        if time.monotonic() - told > 15:
-            told = time.monotonic()
-            say(f"  {len(completions):,} of {len(requests):,} rows at {told - started:.0f} s")
-    taken = time.monotonic() - started
-    stats = getattr(engine, "stats", dict)()
-    return Run(
-        taken,
-        len(completions),
-        sum(completion.num_prompt_tokens for completion in completions),
-        sum(completion.num_completion_tokens for completion in completions),
-        sum(completion.failure is not None for completion in completions),
-        torch.cuda.max_memory_allocated(device) if _is_cuda(device) else 0,
-        engine.num_unfinished > 0,
-        {key: round(value, 4) for key, value in stats.items()},
-    )
-
-
-def _finished(run: Run, work: Work) -> Work:
-    """About the rows that ended: as many, of the mean lengths of those. What is in flight is not counted."""
-    if not run.num_rows:
-        return work.part(1)
-    return Work(((run.prompt_tokens // run.num_rows, max(1, run.answer_tokens // run.num_rows)),) * run.num_rows)
-
-
-def _warm_up(engine: Engine, work: Work, shape: Shape, given: argparse.Namespace) -> None:
+def _warm_up(engine: Engine, work: Work, shape: Shape, given: argparse.Namespace, device: torch.device) -> None:
     """Some rows with short answers: kernels are built, graphs recorded, the allocator has its blocks."""
     rows = work.part(min(_WARM_ROWS, given.rows))
     short = Work(tuple((prompt, min(answer, 12)) for prompt, answer in rows.lengths))
-    drive(engine, short.requests(shape.vocab_size, sampled=not given.greedy, seed=1), torch.device(given.device))
+    drive(engine, short.requests(shape.vocab_size, sampled=not given.greedy, seed=1), device, say)
 
 
 def _time_padded(

@@ -124,10 +124,8 @@ class Contest:
         standings = self._standings()
         course = self._course
         noise = {"runs": len(course.kept), "noisy_runs": course.num_noisy, "discarded_runs": course.num_discarded}
-        print(
-            f"\n{heading}. {noise['runs']} runs; {noise['discarded_runs']} more were thrown away because the machine was"
-        )
-        print(f"busy; beside {noise['noisy_runs']} of those kept it was so too, each time they were tried.\n")
+        print(f"\n{heading}.\n{noise['runs']} runs were kept; beside {noise['noisy_runs']} of them the machine was")
+        print(f"busy each time they were tried; {noise['discarded_runs']} were thrown away because it was.\n")
         print(tables.engines_table(standings, self.duels, self.left_out))
         if self.growth:
             print(f"\nGrowth of {self.main[0].name}:\n\n{tables.growth_table(self.growth)}")

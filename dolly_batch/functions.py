@@ -131,7 +131,7 @@ def register(
         max_positions=found.max_positions,
         seed=job.generation.seed,
         long_prompt=long_prompt,
-        ways=_ways(tasks or {}),
+        ways=ways(tasks or {}),
     )
     udfs = {}
     for name, ask in _ASKED.items():
@@ -151,7 +151,7 @@ _BY_CALL: dict[str, dict[str, Any]] = {
 }
 
 
-def _ways(tasks: Mapping[str, Mapping[str, Any]]) -> calls.Ways:
+def ways(tasks: Mapping[str, Mapping[str, Any]]) -> calls.Ways:
     """How the tasks are done. Raises ConfigError for a kind or a key that a job does not have, or that a call gives."""
     sections: dict[str, Any] = {}
     for kind in KINDS:

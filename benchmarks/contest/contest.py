@@ -18,7 +18,8 @@ class Course:
     """Where engines run: the work, the probe, and how much is spent on each.
 
     `scale` multiplies the rows of a choice; `tries` is how often a run is made when its probes say that the machine was
-    busy. `num_discarded` runs were made again; of those `kept` some may be noisy nevertheless, the quietest of all tries.
+    busy. `num_discarded` runs were made again; of those `kept` some may be noisy nevertheless: the quietest of all
+    tries.
     """
 
     work: Work

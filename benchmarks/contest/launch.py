@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.engines import Engine, Options
-from benchmarks.contest.memory import PeakMemory
+from benchmarks.contest.usage import Usage
 from benchmarks.contest.work import Row, num_answer_tokens
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +27,7 @@ class Run:
     num_rows: int
     num_tokens: int
     seconds: float
+    cpu_s: float
     peak_bytes: int
     occupancy: float | None
     stats: dict[str, float]
@@ -80,7 +81,7 @@ class Started:
         files = [(self._folder / f"rows-{i}.json", self._folder / f"answers-{i}.json") for i in range(len(hands))]
         for hand, (asked, _) in zip(hands, files, strict=True):
             asked.write_text(json.dumps([(row.key, row.prompt_ids, row.num_new_tokens) for row in hand]))
-        with PeakMemory([child.pid for child in self._children]) as memory:
+        with Usage([child.pid for child in self._children]) as usage:
             for child, (asked, answers) in zip(self._children, files, strict=True):
                 _tell(child, {"rows": str(asked), "answers": str(answers)})
             said = [self._hear(index) for index in range(len(self._children))]
@@ -95,7 +96,16 @@ class Started:
         # CLOCK_MONOTONIC is one clock for all processes.
         seconds = max(reply["ended"] for reply in said) - min(reply["started"] for reply in said)
         stats = said[0]["stats"]
-        return Run(len(rows), num_answer_tokens(rows), seconds, memory.peak_bytes, stats.get("occupancy"), stats, found)
+        return Run(
+            num_rows=len(rows),
+            num_tokens=num_answer_tokens(rows),
+            seconds=seconds,
+            cpu_s=usage.cpu_s,
+            peak_bytes=usage.peak_bytes,
+            occupancy=stats.get("occupancy"),
+            stats=stats,
+            answers=found,
+        )
 
     def _start(self, index: int, python: Path, setup: Options) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}

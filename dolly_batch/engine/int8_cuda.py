@@ -18,7 +18,7 @@ MAX_FUSED_ROWS = 512  # not measured yet: `benchmarks/gpu.py --products` times b
 _TRITON_FROM = (8, 0)
 _ALIGNED = 16  # cuBLAS takes multiples of 8, and is at its best from 16 bytes on
 _MIN_ROWS = 17  # of `torch._int_mm`
-_BLOCK_ITEMS = 2**24  # of a weight that are on the GPU in floating point at once
+_BLOCK_ITEMS = 2**22  # of a weight that are on the GPU in floating point at once
 
 
 class CudaInt8Linear(nn.Module):
@@ -80,7 +80,7 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """As the kernel of this name, without padding; a scale of infinity stands for NaN too."""
     rows = rows.float()
     largest = torch.maximum(rows.amax(dim=-1), -rows.amin(dim=-1))
-    scales = largest.clamp_(min=1e-30) / 127
+    scales = _by_127(largest.clamp_(min=1e-30))
     return (rows / scales[:, None]).round_().to(torch.int8), scales
 
 
@@ -106,6 +106,11 @@ def _quantize_weight(weight: Tensor, device: torch.device, cast_to: torch.dtype)
     for start in range(0, num_outputs, num_rows):
         rows = slice(start, min(start + num_rows, num_outputs))
         block = weight[rows].to(device=device, dtype=cast_to).float()
-        scales[rows] = block.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        scales[rows] = _by_127(block.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny))
         quantized[rows, :num_inputs] = (block / scales[rows, None]).round_().to(torch.int8)
     return quantized, scales
+
+
+def _by_127(numbers: Tensor) -> Tensor:
+    """Divide as IEEE says: by a plain number, torch multiplies with its reciprocal on a GPU, one bit off at times."""
+    return numbers / numbers.new_full((), 127)

@@ -39,7 +39,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
     if not runs_fast(spec, config.architecture, on_cpu=on_cpu):
         return _load_plain(spec, device, heartbeat)
     if not on_cpu:
-        return fast_engine(spec, load_on_gpu(spec, device), heartbeat)
+        return fast_engine(spec, load_alone(spec, device), heartbeat)
     spec = fit_to_machine(spec, config)
     if spec.processes is not None and spec.processes > 1:
         return EnginePool(spec, spec.processes, heartbeat)
@@ -73,8 +73,8 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     return False
 
 
-def load_on_gpu(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
-    """Load the model onto a GPU, None for the first one, in int8 if the spec says so."""
+def load_alone(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
+    """Load the model onto one device, None for the first GPU, in int8 if the spec says so."""
     from dolly_batch.engine.model import load_model
 
     return load_model(
@@ -89,24 +89,12 @@ def load_on_gpu(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
     """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
-    from dolly_batch.engine.model import load_model
     from dolly_batch.engine.packed import pack
     from dolly_batch.engine.probe import is_batch_invariant
-    from dolly_batch.engine.quantize import quantize
 
-    loaded = load_model(
-        spec.model_folder,
-        dtype=spec.dtype,
-        device="cpu",
-        expected_sha256=spec.model_sha256,
-        prompt_format=spec.prompt_format,
-    )
-    if spec.quantization == "int8":
-        quantize(loaded.model)
-    elif spec.quantization == "none":
+    loaded = load_alone(spec, "cpu")
+    if spec.quantization == "none":
         pack(loaded.model)
-    else:
-        raise ConfigError(f"model.quantization is {spec.quantization!r}, expected none or int8")
     if not is_batch_invariant(loaded):
         log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
     return loaded

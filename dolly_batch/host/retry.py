@@ -9,6 +9,7 @@ fails, and the others go on.
 The first turn on each host is a harmless question, so that a row is blamed only by an engine that works.
 """
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -19,6 +20,8 @@ from dolly_batch.host.client import EngineClient, HostEnded
 from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow, Row, failed
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
+
+log = logging.getLogger("dolly_batch.host")
 
 MAX_ENDS_IN_COMPANY = 2
 MAX_ENDS_ALONE = 2
@@ -81,9 +84,9 @@ class RetryingClient:
                 ends.update(row.key for row in ended.in_work)
                 suspects = [row for row in ended.unanswered if ends[row.key] >= MAX_ENDS_IN_COMPANY]
                 again.extend(row for row in ended.unanswered if ends[row.key] < MAX_ENDS_IN_COMPANY)
+                self._connect_after(ended)
             else:
                 return
-            self._client = EngineClient.connect(self._spec, self._place)
 
     def _answer_in_turns(self, suspects: Sequence[Row], ends: Counter[str]) -> Iterator[Completion | Scores]:
         """Answers rows, one of which may end the host. `ends` counts the hosts that ended with a row, by its key."""
@@ -95,20 +98,26 @@ class RetryingClient:
                     if answer.key != HARMLESS.key:
                         yield answer
             except HostEnded as ended:
-                in_work, reason = ended.in_work, ended.reason
-                if HARMLESS in in_work:
+                if HARMLESS in ended.in_work:
                     raise EngineError(f"the engine cannot answer the simplest question: {ended}") from ended
-                turns = _narrowed(turns, ended)
+                fault = ended
             else:
                 return
-            ends.update(row.key for row in in_work)
-            if len(in_work) == 1:
-                (row,) = in_work
+            ends.update(row.key for row in fault.in_work)
+            turns = _narrowed(turns, fault)
+            if len(fault.in_work) == 1:
+                (row,) = fault.in_work
                 alone[row.key] += 1
                 if alone[row.key] == MAX_ENDS_ALONE:
                     turns.remove([row])
-                    yield failed(row, _blame(ends[row.key], reason))
-            self._client = EngineClient.connect(self._spec, self._place)
+                    yield failed(row, _blame(ends[row.key], fault.reason))
+            self._connect_after(fault)
+
+    def _connect_after(self, ended: HostEnded) -> None:
+        """Joins the next host; the log of the executor says why."""
+        message = "the engine host (load %d) ended %s; %d rows are asked again"
+        log.warning(message, self.load_number, ended.reason, len(ended.unanswered))
+        self._client = EngineClient.connect(self._spec, self._place)
 
 
 def _split(rows: Sequence[Row]) -> list[list[Row]]:

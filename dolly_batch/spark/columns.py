@@ -63,7 +63,7 @@ def own(job: JobConfig, name: str) -> str:
 def output_schema(job: JobConfig, ids: Sequence[Chosen], kept: Sequence[Chosen]) -> T.StructType:
     """The output's columns in order: the ids (`row_key` where there are none), the kept columns, ours.
 
-    Raises OutputError when two of them have one name, or `partition_by` names none of them.
+    Raises OutputError when two of them, or two fields of a struct, have one name, or `partition_by` names none of them.
     """
     fields = [T.StructField(chosen.name, chosen.type) for chosen in ids]
     fields = fields or [T.StructField(own(job, "row_key"), T.StringType())]
@@ -77,10 +77,44 @@ def output_schema(job: JobConfig, ids: Sequence[Chosen], kept: Sequence[Chosen])
                 "or set output.prefix (it is put before this package's own columns)"
             )
         seen.add(field.name.lower())
+        if twice := _twice_in(field.dataType, field.name):
+            raise OutputError(f"output: `{twice}` stands twice in one struct, capital and small letters being the same")
     absent = [name for name in job.output.partition_by if name.lower() not in seen]
     if absent:
         raise OutputError(f"output.partition_by: the output has no column `{absent[0]}`; add it to output.keep")
     return T.StructType(fields)
+
+
+def _twice_in(kind: T.DataType, where: str) -> str | None:
+    """The path of a struct's field whose name another one has, but for the case; Spark writes no such struct."""
+    if isinstance(kind, T.ArrayType):
+        return _twice_in(kind.elementType, where)
+    if isinstance(kind, T.MapType):
+        return _twice_in(kind.keyType, where) or _twice_in(kind.valueType, where)
+    seen: set[str] = set()
+    for field in kind.fields if isinstance(kind, T.StructType) else ():
+        path = f"{where}.{field.name}"
+        if field.name.lower() in seen:
+            return path
+        seen.add(field.name.lower())
+        if deeper := _twice_in(field.dataType, path):
+            return deeper
+    return None
+
+
+def unfit_for_delta(kind: T.DataType, where: str = "") -> str | None:
+    """The path of a name with a character that Delta takes only where a table maps its columns, None without one."""
+    if isinstance(kind, T.ArrayType):
+        return unfit_for_delta(kind.elementType, where)
+    if isinstance(kind, T.MapType):
+        return unfit_for_delta(kind.keyType, where) or unfit_for_delta(kind.valueType, where)
+    for field in kind.fields if isinstance(kind, T.StructType) else ():
+        path = f"{where}.{field.name}" if where else field.name
+        if set(field.name) & set(" ,;{}()\n\t="):
+            return path
+        if deeper := unfit_for_delta(field.dataType, path):
+            return deeper
+    return None
 
 
 def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:

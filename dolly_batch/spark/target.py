@@ -13,10 +13,20 @@ from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.columns import Chosen, answer_fields, output_schema, own, quoted_path, schema_difference
+from dolly_batch.spark.columns import (
+    Chosen,
+    answer_fields,
+    output_schema,
+    own,
+    quoted_path,
+    schema_difference,
+    unfit_for_delta,
+)
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.keys import NULL_KEY, row_key
 from dolly_batch.spark.source import Source, input_files
+
+_MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,13 @@ def open_target(spark: SparkSession, job: JobConfig, source: Source) -> Target:
             raise OutputError(
                 f"output {job.output.name} has another schema than this job writes:\n{lines}\n"
                 "write to another output, or change id, output.keep or output.prefix to fit"
+            )
+    elif job.output.format == "delta" and spark.conf.get(_MAPPING, "none") == "none":
+        name = unfit_for_delta(target.schema)
+        if name is not None:
+            raise OutputError(
+                f"output {job.output.name}: a new Delta table takes no name with a blank, a tab, a line break or "
+                f"one of ,;{{}}()= in it, as `{name}` has; rename it, write Parquet, or set {_MAPPING}=name"
             )
     return target
 

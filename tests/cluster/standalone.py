@@ -170,7 +170,7 @@ def submit_several(folder: Path, commands: list[list[str]], *options: str) -> En
 
 
 def run_command(command: list[str], folder: Path, env: dict[str, str]) -> Ended:
-    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False)
     lines = ended.stdout.splitlines()
     report = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     return Ended(ended.returncode, report, ended.stdout + ended.stderr)

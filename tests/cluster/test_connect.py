@@ -1,4 +1,4 @@
-"""plan, run and status through Spark Connect: the client holds no JVM, the server is a process of its own."""
+"""plan, run, status and evaluate through Spark Connect: the client holds no JVM, the server is a process of its own."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -111,6 +112,46 @@ def test_plan_run_and_status_through_connect(remote: str, job: Path) -> None:
     assert (again.code, again.report["outcome"]) == (0, "nothing_to_do"), again.output
 
     assert answers(job.parent / "out") == asked_directly()
+
+
+def test_evaluate_through_connect_gives_what_it_gives_here(remote: str, tmp_path: Path) -> None:
+    """In both quantizations, with a finished table beside; the page and the Parquet lie where they were asked for."""
+    rows = [{"label": "a", "response": "a"}, {"label": "b", "response": "a"}]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = {
+        "name": "check",
+        "model": {"path": "tiny", "dtype": "float32"},
+        "quantizations": ["none", "int8"],
+        "tasks": {"piqa": str(PROJECT / "dolly_batch" / "samples" / "evaluate" / "piqa.jsonl")},
+        "quality": [{"kind": "classify", "path": "answers.jsonl", "format": "json", "gold": "label"}],
+        "output": {"path": "out"},
+        "engine": {"num_threads": 1},
+        "work_dir": "work",
+    }
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(document))
+    ended = command("evaluate", tmp_path / "evaluate.yaml", **{"spark.remote": remote})
+    assert ended.code == 0, ended.output
+    assert [row["value"] for row in ended.report["quality"][:2]] == [0.5, pytest.approx(1 / 3)]
+    scores = {row["quantization"]: row for row in ended.report["benchmarks"] if row["benchmark"] == "piqa"}
+    spec = EngineSpec("plain", str(TINY), dtype="float32", prompt_format="none")
+    assert scores["none"]["acc"] == accuracy(load_engine(spec, device="cpu"))
+    assert scores["int8"]["num_questions"] == scores["none"]["num_questions"]
+    stored = pq.read_table(tmp_path / "out" / "benchmarks").to_pylist()
+    assert [(row["quantization"], row["value"]) for row in stored] == [
+        (row["quantization"], row["value"]) for row in ended.report["benchmarks"]
+    ]
+    assert "What int8 costs" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def accuracy(engine: Any) -> float:
+    """The share of the sampled questions whose right solution is the likelier one, without Spark."""
+    lines = (PROJECT / "dolly_batch" / "samples" / "evaluate" / "piqa.jsonl").read_text(encoding="utf-8").splitlines()
+    right = 0
+    for row in map(json.loads, lines):
+        choices = [engine.encoder.encode_text(f" {row[name]}") for name in ("sol1", "sol2")]
+        first, second = engine.score(engine.encoder.encode_text(f"Question: {row['goal']}\nAnswer:"), choices)
+        right += (0 if first >= second else 1) == row["label"]
+    return right / len(lines)
 
 
 def test_a_refusal_through_connect_names_the_thing(remote: str, job: Path) -> None:

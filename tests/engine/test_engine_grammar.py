@@ -14,9 +14,11 @@ from dolly_batch.engine.lark import fault_of, to_lark
 from dolly_batch.engine.model import LoadedModel, load_model
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import generate
+from dolly_batch.errors import ConfigError
+from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
-from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tasks.schema import bound_schema, check_schema, shortest_answer
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.engine.questions import dolly, mixed_requests
 
@@ -36,7 +38,8 @@ WIDE = {
 
 
 def schema_of(properties: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
-    return bound_schema(check_schema({"type": "object", "properties": properties}), max_new_tokens)
+    schema = check_schema({"type": "object", "properties": properties})
+    return bound_schema(schema, max_new_tokens, lambda text: -(-len(text) // 2))
 
 
 def check_value(value: Any, schema: dict[str, Any]) -> None:
@@ -69,6 +72,8 @@ def judge(completions: list[Completion], schema: dict[str, Any]) -> Counter[str]
         counts[str(completion.finish_reason)] += 1
         if completion.finish_reason == "stop":
             check_value(json.loads(completion.text), schema)
+        else:
+            assert completion.text.startswith("{")
     return counts
 
 
@@ -101,6 +106,42 @@ def test_a_random_model_writes_valid_objects_or_is_cut_off(
     assert counts["stop"] >= 2, counts
     alone = {completion.key: completion for completion in generate(PlainEngine(loaded), free)}
     assert {c.key: c for c in found if c.key.startswith("row")} == alone
+
+
+# Names that take many tokens a character.
+ODD_NAMES: list[dict[str, Any]] = [
+    {"a": {"type": "boolean"}},
+    {"имя": {"type": "string"}, "名前🙂🙂": {"type": "integer"}, 'q"uo\\te \n': {"type": "number"}},
+    {
+        f"🧑🚀{n}": {"type": "array", "items": {"type": "object", "properties": {"é": {"type": "string"}}}}
+        for n in range(9)
+    },
+]
+
+
+@pytest.mark.parametrize("properties", ODD_NAMES)
+@pytest.mark.parametrize("folder", ["neox_folder", None])
+def test_an_answer_of_nulls_fits_exactly_where_a_schema_is_taken(
+    folder: str | None, properties: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    encoder = PromptEncoder.from_folder(request.getfixturevalue(folder) if folder else MODEL_FOLDER)
+    schema = check_schema({"type": "object", "properties": properties})
+    wanted = [*encoder.encode_text(shortest_answer(schema)), encoder.end_id]
+
+    def count(text: str) -> int:
+        return len(encoder.encode_text(text))
+
+    with pytest.raises(ConfigError, match=f"takes {len(wanted)} tokens"):
+        bound_schema(schema, len(wanted) - 1, count)
+    grammar = grammar_of(bound_schema(schema, len(wanted), count))
+    vocab_size = 2048
+    constraint = Grammars(encoder, vocab_size).constraint(Request("", (5,), GenerationParams(), grammar=grammar))
+    assert constraint is not None
+    for token in wanted:  # what a model that wants only nulls writes
+        logits = torch.zeros(vocab_size)
+        constraint.mask(logits)
+        assert logits[token] == 0
+        assert constraint.take(token) is None
 
 
 def test_tiny_completes_what_it_is_asked_for(tiny: LoadedModel) -> None:

@@ -71,6 +71,15 @@ def test_merge_needs_ids_that_tell_rows_apart(delta_desk: Desk) -> None:
     assert isinstance(error, InputError)
 
 
+def test_a_name_that_delta_refuses_is_refused_before_any_work(delta_desk: Desk) -> None:
+    delta_desk.put([{"id": "a", "instruction": "x", "context": "c", "odd name": "y"}])
+    assert "as `odd name` has" in str(delta_desk.refused(output={"keep": ["odd name"]}))
+    assert not delta_desk.out.exists()
+    assert delta_desk.run(output={"keep": ["odd name"], "format": "parquet", "mode": "overwrite"}).by_status == {
+        "ok": 1
+    }
+
+
 def test_overwrite_leaves_exactly_the_inputs_rows(delta_desk: Desk) -> None:
     delta_desk.put(questions(6))
     delta_desk.run(output={"mode": "overwrite"})

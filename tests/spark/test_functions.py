@@ -13,10 +13,14 @@ from pyspark.sql import types as T
 
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
+from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.spark import calls
+from dolly_batch.spark.asking import open_asking
 from dolly_batch.spark.struct import json_schema
 from dolly_batch.tasks.ddl import parse_ddl
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.conftest import PROJECT
-from tests.spark.desk import Desk
+from tests.spark.desk import Desk, echo_document, load_job_text
 from tests.tasks.test_schema import DDL
 
 ENGINE = {"kind": "plain", "num_threads": 1}
@@ -103,6 +107,32 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     long = spark.table("texts").filter("id IN ('long', 'null')")
     summaries = long.selectExpr("id", "try_dolly_summarize(text, 9) AS summary").collect()
     assert {row.id: row.summary.response is not None for row in summaries} == {"long": True, "null": False}
+
+
+SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}'
+
+
+@pytest.mark.parametrize("told", [TASKS, {}])
+def test_a_call_asks_what_the_job_asks(told: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Whatever both are told: the same task, the same text, the same room for the answer. No Spark."""
+    params = GenerationParams(max_new_tokens=48, do_sample=False)
+    spec = EngineSpec("plain", str(MODEL_FOLDER))
+    caller = calls.Caller(spec, params, 2048, 42, "error", dolly_batch.functions.ways(told))
+    asked = {
+        "generate": ({}, calls.ask_generate(caller, "the instruction", "the text")),
+        "classify": ({"labels": LABELS}, calls.ask_classify(caller, "the text", LABELS)),
+        "summarize": ({}, calls.ask_summarize(caller, "the text")),
+        "extract": ({"schema": SCHEMA}, calls.ask_extract(caller, "the text", SCHEMA)),
+    }
+    for kind, (own, question) in asked.items():
+        document = echo_document(tmp_path)
+        del document["input"]["context"]
+        document["generation"] = {"max_new_tokens": 48, "do_sample": False}
+        job = load_job_text(tmp_path, {**document, "task": {"kind": kind, **own, **told.get(kind, {})}})
+        asking = open_asking(job, str(MODEL_FOLDER), 2048)
+        assert (question.task, question.literals) == (asking.task, asking.literals)
+        assert (question.num_reserved, question.any_length) == (asking.num_reserved, asking.any_length)
+        assert question.context == "the text"
 
 
 CONNECT = """

@@ -195,13 +195,15 @@ def test_an_open_plan_is_not_gone_on_with_by_another_task(desk: Desk) -> None:
             {"kind": "extract", "schema": {"type": "object", "properties": {"a": {"type": "string", "maxLenght": 3}}}},
             "maxLength",
         ),
+        ({"kind": "extract", "schema": "p STRUCT<a INT, b STRING, A STRING>"}, "`response.p.A` stands twice"),
         ({"kind": "summarize"}, "max_new_tokens"),
+        ({"kind": "summarize", "max_words": 901}, "cannot hold the 901 words"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(desk: Desk, task: dict[str, Any], message: str) -> None:
     desk.put([{"id": "a", "text": "some text"}])
     text_input(desk)
     refused = desk.refused(task=task, generation={"max_new_tokens": 900})
-    assert isinstance(refused, (ConfigError, InputError))
+    assert isinstance(refused, (ConfigError, InputError, OutputError))
     assert message in str(refused)
     assert not desk.out.exists()
