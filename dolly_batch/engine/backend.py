@@ -23,9 +23,10 @@ from dolly_batch.records import GenerationParams, Request
 
 Result = TypeVar("Result")
 
-# Relative distance from the same in float64 that one attention may have, and a whole model.
+# Relative distance that one attention may have from the same in float64, and a whole model, in int8 perhaps, from
+# itself through another attention. A hidden state of another row or position is off by about 1.
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-_MODEL_ERROR = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
 # Rows at and around the borders of pages, of blocks of keys and of parts.
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100)
 
