@@ -50,7 +50,8 @@ def choose_backend(loaded: LoadedModel) -> Backend:
     shape = CacheShape.of(loaded)
     if shape.dtype not in _ATTENTION_ERROR:
         raise Unfit(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
-    torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
+    if loaded.device.index is not None:
+        torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     max_positions = loaded.folder.max_positions
     _try("the decode kernel", lambda: check_decode(shape, max_positions))
     _try("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
