@@ -6,7 +6,7 @@
     python benchmarks/gpu.py --models smoke --device cpu --rows 16      that it runs
 
 Needs torch, transformers and this checkout; no data, no weights. Models have Dolly's shapes and random weights, made on
-the device. The rows have the lengths of databricks-dolly-15k's (`dolly15k_lengths.csv`) and random ids, and each runs
+the device. The rows have the lengths of databricks-dolly-15k's (`gpu_work.DOLLY_15K`) and random ids, and each runs
 to its own length, at most 256 tokens; they are sampled as Dolly's pipeline does, or greedy.
 
 The floor is the least time of this work on this device: arithmetic of the prompts at the rate of the model's own

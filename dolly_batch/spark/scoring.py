@@ -23,6 +23,7 @@ from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import ScoreRow
 from dolly_batch.records import EngineSpec
 from dolly_batch.report import ProgressLine
+from dolly_batch.spark.cancel import JobTag
 from dolly_batch.spark.device import task_device
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.partition import ROWS_PER_BATCH, Progress
@@ -172,10 +173,10 @@ def _key(spec: EngineSpec, prompts: Sequence[Prompted]) -> str:
 
 def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[], None]) -> None:
     """Run Spark jobs in a thread and `tick` about four times a second; any exception, Ctrl-C too, cancels the jobs."""
-    tag = f"dolly_batch-{uuid.uuid4().hex[:12]}"
+    tag = JobTag(spark)
 
     def tagged() -> None:
-        spark.addTag(tag)
+        tag.mark()
         work()
 
     with ThreadPoolExecutor(1) as pool:
@@ -186,7 +187,7 @@ def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[]
             running.result()
         except BaseException:
             while wait([running], timeout=0.5).not_done:
-                spark.interruptTag(tag)
+                tag.cancel()
             raise
 
 

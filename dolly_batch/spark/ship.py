@@ -5,6 +5,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from zipimport import zipimporter
 
@@ -27,12 +28,18 @@ def ship_package(spark: SparkSession) -> None:
     archive = archive_of_package()
     if archive is None or archive.suffix in (".zip", ".egg", ".jar"):
         return
-    # Spark serves the file to executors for as long as the application lives.
+    spark.sparkContext.addPyFile(str(_renamed(archive)))
+
+
+@cache
+def _renamed(archive: Path) -> Path:
+    """A copy named `.zip`, for as long as this process lives: Spark serves the file to executors of its application.
+
+    The same one for every job of the process: an application takes a file's name from one path only.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dolly-batch-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    shipped = folder / f"{archive.stem}.zip"
-    shutil.copyfile(archive, shipped)
-    spark.sparkContext.addPyFile(str(shipped))
+    return Path(shutil.copyfile(archive, folder / f"{archive.stem}.zip"))
 
 
 def archive_of_package() -> Path | None:

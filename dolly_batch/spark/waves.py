@@ -16,6 +16,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config import JobConfig
 from dolly_batch.spark.asking import Asking, open_asking
+from dolly_batch.spark.cancel import JobTag
 from dolly_batch.spark.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.partition import ShardTask, answer_shard, staged_schema
@@ -60,10 +61,9 @@ class Generation:
     def _asking(self) -> Asking:
         return open_asking(self.job, self.model.folder, self.model.max_positions)
 
-    @property
-    def tag(self) -> str:
-        """The tag of all Spark jobs of this start's waves."""
-        return f"dolly_batch-{self.start_id}"
+    @cached_property
+    def _tag(self) -> JobTag:
+        return JobTag(self.spark)
 
     def left(self) -> list[Wave]:
         """The waves without staged answers, in order."""
@@ -90,12 +90,12 @@ class Generation:
             except BaseException:
                 # Again and again: a wave that is just being started has no job yet that could be cancelled.
                 while running:
-                    self.spark.interruptTag(self.tag)
+                    self._tag.cancel()
                     running = wait(running, timeout=0.5).not_done
                 raise
 
     def _run_wave(self, wave: Wave) -> None:
-        self.spark.addTag(self.tag)
+        self._tag.mark()
         own = self.folder.of("staging", f".wave={wave.number}.{self.start_id}")
         source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
         todo = self.spark.read.schema(TODO_SCHEMA).parquet(source).select(*TODO_SCHEMA.names)

@@ -123,10 +123,10 @@ def test_evaluate_through_connect_gives_what_it_gives_here(remote: str, tmp_path
         "model": {"path": "tiny", "dtype": "float32"},
         "quantizations": ["none", "int8"],
         "tasks": {"piqa": str(PROJECT / "dolly_batch" / "samples" / "evaluate" / "piqa.jsonl")},
-        "quality": [{"kind": "classify", "path": "answers.jsonl", "format": "json", "gold": "label"}],
-        "output": {"path": "out"},
+        "quality": [{"kind": "classify", "path": str(tmp_path / "answers.jsonl"), "format": "json", "gold": "label"}],
+        "output": {"path": str(tmp_path / "out")},
         "engine": {"num_threads": 1},
-        "work_dir": "work",
+        "work_dir": str(tmp_path / "work"),
     }
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(document))
     ended = command("evaluate", tmp_path / "evaluate.yaml", **{"spark.remote": remote})

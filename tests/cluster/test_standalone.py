@@ -42,7 +42,7 @@ def test_executors_with_gpus_and_without_a_shared_folder(
     rows = questions(40)
     (tmp_path / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     jobs: dict[str, dict[str, Any]] = {
-        "answered": {"engine": {"kind": "echo", "echo_delay_s": 0.02}, "work": {"keep_days": 1.0}},
+        "answered": {"engine": {"kind": "echo", "echo_delay_s": 0.02}},
         "bfloat16": {"engine": {"kind": "plain"}, "model": {"path": "tiny", "dtype": "bfloat16"}},
     }
     if hidden is not None:
@@ -51,7 +51,12 @@ def test_executors_with_gpus_and_without_a_shared_folder(
             "model": {"path": "tiny", "stage_dir": str(tmp_path / "models")},
         }
     for name, sections in jobs.items():
-        document = {**echo_document(tmp_path), "plan": {"max_shard_rows": 4}, **sections}
+        document = {
+            **echo_document(tmp_path),
+            "plan": {"max_shard_rows": 4},
+            "work": {"keep_days": 1.0},
+            **sections,
+        }
         document["output"] = {**document["output"], "path": str(tmp_path / name)}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     ended = submit_several(
