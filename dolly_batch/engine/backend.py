@@ -23,9 +23,10 @@ from dolly_batch.records import GenerationParams, Request
 
 Result = TypeVar("Result")
 
-# Relative distance from the same in float64 that one attention may have, and a whole model.
+# Relative distance that one attention may have from the same in float64, and a whole model, in int8 perhaps, from
+# itself through another attention. A hidden state of another row or position is off by about 1.
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-_MODEL_ERROR = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
 # Rows at and around the borders of pages, of blocks of keys and of parts.
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100)
 
@@ -49,9 +50,11 @@ def choose_backend(loaded: LoadedModel) -> Backend:
     shape = CacheShape.of(loaded)
     if shape.dtype not in _ATTENTION_ERROR:
         raise Unfit(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
+    if loaded.device.index is not None:
+        torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     max_positions = loaded.folder.max_positions
     _try("the decode kernel", lambda: check_decode(shape, max_positions))
-    _try("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.device))
+    _try("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
     why_not = None
     try:
@@ -95,8 +98,9 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
     for before in (num_before, (0, 9, 16, 0, 23, 200)):
         num_keys = [own + known for own, known in zip(num_queries, before, strict=True)]
         packing = Packing.of(num_queries, num_keys, shape.device)
-        query = _random(shape, (sum(num_queries), shape.num_heads), numbers)
-        key, value = (_random(shape, (sum(num_keys), shape.num_heads), numbers) for _ in range(2))
+        # Head by head, as the modules give them.
+        query = _random(shape, (shape.num_heads, sum(num_queries)), numbers).transpose(0, 1)
+        key, value = (_random(shape, (shape.num_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2))
         scaling = shape.head_size**-0.5
         expected = prefill_by_sdpa(query.double(), key.double(), value.double(), packing, scaling)
         found = prefill(query, key, value, packing, scaling)
@@ -108,7 +112,7 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
             start += own
 
 
-def check_choice(vocab_size: int, device: torch.device, num_rows: int = 32) -> None:
+def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_rows: int = 32) -> None:
     """Hold the sampling kernel against the sampler that it stands for."""
     from dolly_batch.engine.kernels.sample import choose
 
@@ -117,7 +121,7 @@ def check_choice(vocab_size: int, device: torch.device, num_rows: int = 32) -> N
     params = [
         GenerationParams(do_sample=row % 4 > 0, temperature=0.7, top_p=top_ps[row % 3]) for row in range(num_rows)
     ]
-    logits = 4 * torch.randn((len(params), vocab_size), generator=numbers, device=device)
+    logits = (4 * torch.randn((len(params), vocab_size), generator=numbers, device=device)).to(dtype)
     seeds = torch.arange(len(params), device=device)
     expected = choose_tokens(logits, params, seeds.tolist(), seeds.tolist())
     found = choose(
@@ -140,7 +144,7 @@ def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, u
         CacheShape.of(loaded), 0, max_rows=4, max_positions=max_positions, prefill=prefill, use_kernel=use_kernels
     )
     last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
-    decoder = Decoder(loaded.model, pages, last_ids, 4, use_graphs)
+    decoder = Decoder(loaded.model, pages, last_ids, 4, record_at=1 if use_graphs else None)
     texts = [[7 * (at + length) % loaded.folder.vocab_size for at in range(length)] for length in (5, 18, 33)]
     rows = [Sequence(Request(str(row), tuple(text[:-2]), GenerationParams(3))) for row, text in enumerate(texts)]
     step = Step()

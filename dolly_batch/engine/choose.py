@@ -35,9 +35,10 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
 
     With the kernel nothing here waits for the device, unless a row `needs_reading`.
     """
-    sound = logits.isfinite().all(dim=-1)
     if not rows:
-        return sound.long()
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    lowest, highest = logits.aminmax(dim=-1)  # both are NaN where one logit is; read once
+    sound = lowest.isfinite() & highest.isfinite()
     if any(_is_bound(row) for row in rows):
         logits = logits.float()
         _bind(logits, rows)
@@ -66,8 +67,9 @@ def _choose_by_kernel(
     from dolly_batch.engine.kernels.sample import choose  # needs triton
 
     device, num_rows = logits.device, len(params)
-    settings = [row.temperature if row.do_sample else 0.0 for row in params] + [row.top_p for row in params]
-    temperatures, top_ps = upload(settings, torch.float64, device).view(2, num_rows)
+    # Apart, as the kernel is built anew for numbers that start anywhere else than at a multiple of 16 bytes.
+    temperatures = upload([row.temperature if row.do_sample else 0.0 for row in params], torch.float64, device)
+    top_ps = upload([row.top_p for row in params], torch.float64, device)
     limits = torch.full((num_rows,), -torch.inf, device=device)
     numbers = torch.zeros((num_rows, MAX_ATTEMPTS + 1), dtype=torch.float64, device=device)
     if any(row.do_sample for row in params):

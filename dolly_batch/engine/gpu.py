@@ -10,6 +10,7 @@ nothing by mixing them.
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,16 +28,18 @@ from dolly_batch.engine.transfer import Download, Mark
 
 MAX_ROWS = 1024
 STEP_TOKENS = 8_192  # of prompts; enough to keep the matrix units busy, few enough for their activations
+RECORD_AT = 4
+_PARTS = ("decode_s", "prefill_s", "choose_s")  # the last with the output layer
 PACE = Pace(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=4)
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step that was launched: the rows whose next tokens it chooses, the tokens, and when its parts began."""
+    """A step that was launched: the rows whose next tokens it chooses, the tokens, and when its parts were run."""
 
     rows: list[Sequence]
     token_ids: Download
-    marks: tuple[Mark, Mark, Mark]  # of the decoding rows' forward, of the prompts', and the end
+    marks: list[Mark]  # between its parts, as `_PARTS` names them
 
 
 class GpuEngine(FastEngine):
@@ -64,14 +67,14 @@ class GpuEngine(FastEngine):
         self._use_kernels = use_kernels
         # The newest token of each row, by slot.
         self._last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
-        self._decoder = Decoder(loaded.model, pages, self._last_ids, max_rows, use_graphs)
+        self._decoder = Decoder(loaded.model, pages, self._last_ids, max_rows, RECORD_AT if use_graphs else None)
         self._flight: Flight | None = None
-        self._decoded = Mark(loaded.device)
+        self._marks: list[Mark] = []
         self._landed: list[Sequence] = []  # ended, and not yet returned
-        self._seconds = {"decode_s": 0.0, "prefill_s": 0.0, "waiting_s": 0.0}
+        self._seconds = dict.fromkeys((*_PARTS, "waiting_s"), 0.0)
 
     def stats(self) -> dict[str, float]:
-        """As on the CPU; and the device's seconds in both parts of the steps, and the host's that it waited for it."""
+        """As on the CPU; and the device's seconds in the parts of the steps, and the host's that it waited for them."""
         own = {"kv_bytes": self._pages.data.nbytes, "num_graphs": self._decoder.num_graphs}
         return {**super().stats(), **self._seconds, **own}
 
@@ -103,25 +106,27 @@ class GpuEngine(FastEngine):
     def _launch(self, step: Step) -> Flight:
         """Run a step's rows and choose their tokens, without waiting for any of it."""
         self._heartbeat()
-        start = Mark(self._device)
         rows, logits = self._forward(step)
         token_ids = unread_tokens(logits, rows, self._use_kernels)
         slots = self._pages.upload_slots(rows)
-        flight = Flight(rows, Download(token_ids), (start, self._decoded, Mark(self._device)))
+        marks = [*self._marks, Mark(self._device)]
+        flight = Flight(rows, Download(token_ids), marks)  # once these have come, the device has passed the marks
         self._last_ids[slots] = token_ids.clamp(min=0)  # last, when nothing can run out of memory any more
         return flight
 
     def _forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
         """Return the rows whose next token can be chosen, and their logits, [rows, vocabulary]."""
+        self._marks = [Mark(self._device)]
         self._pages.write_tables()
         rows, parts = list(step.decoding), []
         if rows:
             parts.append(self._decoder.run([row.place.slot for row in rows], self._positions(rows)))
-        self._decoded = Mark(self._device)
+        self._marks.append(Mark(self._device))
         if step.chunks:
             started, hidden = self._prefill(step.chunks)
             rows += started
             parts.append(hidden)
+        self._marks.append(Mark(self._device))
         return rows, self._model.get_output_embeddings()(torch.cat(parts))
 
     def _prefill(self, chunks: SequenceOf[Chunk]) -> tuple[list[Sequence], Tensor]:
@@ -147,9 +152,8 @@ class GpuEngine(FastEngine):
             return
         token_ids = flight.token_ids.wait()
         self._seconds["waiting_s"] += flight.token_ids.waited_s
-        start, middle, end = flight.marks
-        self._seconds["decode_s"] += middle.since(start)
-        self._seconds["prefill_s"] += end.since(middle)
+        for part, (start, end) in zip(_PARTS, pairwise(flight.marks), strict=True):
+            self._seconds[part] += end.since(start)
         for row in flight.rows:
             row.num_pending -= 1
         ended = self._take(flight.rows, token_ids, [token_id >= 0 for token_id in token_ids])

@@ -5,6 +5,7 @@ Replayed, their arguments are fixed: so the inputs lie in buffers that each step
 than its size fills up with lines of padding, which write to a page that is nobody's.
 """
 
+from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -40,9 +41,13 @@ def run_modules(model: Any, ids: Tensor, positions: Tensor, attention: StepAtten
 
 
 class Decoder:
-    """Runs a token of each decoding row. `last_ids` holds the newest token by slot, [slots], on the device."""
+    """Runs a token of each decoding row. `last_ids` holds the newest token by slot, [slots], on the device.
 
-    def __init__(self, model: Any, pages: Pages, last_ids: Tensor, max_rows: int, use_graphs: bool) -> None:
+    A size is recorded when it is run for the `record_at`-th time: sizes that a batch only passes through are not worth
+    it. With None nothing is.
+    """
+
+    def __init__(self, model: Any, pages: Pages, last_ids: Tensor, max_rows: int, record_at: int | None = None) -> None:
         self._model = model
         self._pages = pages
         self._last_ids = last_ids
@@ -50,9 +55,10 @@ class Decoder:
         device = last_ids.device
         self._inputs = torch.zeros((2, max_rows), dtype=torch.int32, device=device)  # slots and positions
         self._hidden = torch.zeros((max_rows, model.config.hidden_size), dtype=pages.shape.dtype, device=device)
-        self._use_graphs = use_graphs
+        self._record_at = record_at
+        self._num_runs: Counter[tuple[int, int]] = Counter()  # by size and reach
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self._memory = torch.cuda.graph_pool_handle() if use_graphs else None
+        self._memory: Any = None  # shared by all graphs: none is replayed while another runs
 
     @property
     def num_graphs(self) -> int:
@@ -66,14 +72,14 @@ class Decoder:
         values = [*slots, *[self._pages.padding_slot] * padding, *positions, *[0] * padding]
         self._inputs[:, :size] = upload(values, torch.int32, self._inputs.device).view(2, size)
         reach = self._pages.reach(max(positions))
-        if not self._use_graphs:
-            self._forward(size, reach)
-        elif (size, reach) in self._graphs:
-            self._graphs[size, reach].replay()
+        graph = self._graphs.get((size, reach))
+        if graph is not None:
+            graph.replay()
         else:
-            # Run once as it is, which compiles what is compiled at first use, then recorded for the next time.
             self._forward(size, reach)
-            self._graphs[size, reach] = self._record(size, reach)
+            self._num_runs[size, reach] += 1
+            if self._num_runs[size, reach] == self._record_at:
+                self._graphs[size, reach] = self._record(size, reach)
         return self._hidden[: len(slots)]
 
     def _forward(self, size: int, reach: int) -> None:
@@ -82,6 +88,8 @@ class Decoder:
         self._hidden[:size] = run_modules(self._model, self._last_ids[slots.long()], positions.long(), attention)
 
     def _record(self, size: int, reach: int) -> torch.cuda.CUDAGraph:
+        """Record what has just been run, so that all that is compiled or allocated at first use is there."""
+        self._memory = self._memory or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             self._forward(size, reach)

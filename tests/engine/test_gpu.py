@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.backend import Backend, Unfit, choose_backend
+from dolly_batch.engine.backend import Backend, choose_backend
 from dolly_batch.engine.cache import CacheShape
 from dolly_batch.engine.config import ModelConfig
 from dolly_batch.engine.folder import read_config
 from dolly_batch.engine.gpu import GpuEngine
 from dolly_batch.engine.gpu_load import StepSize, engine_over_pages, kv_bytes
+from dolly_batch.engine.gpu_load import gpu_engine as make_gpu_engine
 from dolly_batch.engine.graphs import size_for
 from dolly_batch.engine.load import load_engine, runs_fast
 from dolly_batch.engine.model import LoadedModel, load_model
@@ -299,9 +300,16 @@ def test_what_runs_fast(neox_folder: Path) -> None:
         runs_fast(replace(spec, dtype="float64", kind="fast"), "gpt_neox", on_cpu=False)
 
 
-def test_where_there_is_no_gpu_the_trial_says_what_is_missing(neox_folder: Path, double: LoadedModel) -> None:
-    with pytest.raises(Unfit, match="does not compute in float64"):
-        choose_backend(double)
+def test_what_fails_its_trial_is_named_and_the_plain_engine_runs(
+    double: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = EngineSpec("auto", "")
+    assert isinstance(make_gpu_engine(spec, double, no_heartbeat), PlainEngine)
+    assert "the decode kernel does not compute in float64" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"'fast', which cannot run on this GPU: the decode kernel .* use auto or plain"
+    ):
+        make_gpu_engine(replace(spec, kind="fast"), double, no_heartbeat)
 
 
 def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelConfig, CacheShape]:

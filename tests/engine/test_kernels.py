@@ -7,16 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
 from dolly_batch.engine import backend
 from dolly_batch.engine.backend import Unfit, check_choice, check_decode, check_prefill
 from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.gpu import Flight, GpuEngine
 from dolly_batch.engine.kernels import decode, sample
+from dolly_batch.engine.model import load_model
 from dolly_batch.engine.page_attention import SPLIT_KEYS, prefill_by_sdpa
+from dolly_batch.engine.pages import Pages
+from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
-from dolly_batch.records import GenerationParams
+from dolly_batch.engine.sequence import Step
+from dolly_batch.records import GenerationParams, Request
+from tests.engine.fast import answer
 
 # Of lanes that are masked afterwards; a GPU does not mention them.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -131,18 +138,48 @@ def test_tokens_of_broken_logits_are_in_the_vocabulary() -> None:
 
 
 def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_choice(700, DEVICE, num_rows=6)
+    check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
     right = backend.uniform
     monkeypatch.setattr(backend, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
     with pytest.raises(Unfit, match="tokens are others"):
-        check_choice(700, DEVICE, num_rows=6)
+        check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
+
+
+class NeverAsked(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = function.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "equal", "masked_select", "unique"}, name
+        return function(*args, **(kwargs or {}))
+
+
+class Launching(GpuEngine):
+    """Launches its steps under that guard."""
+
+    def _launch(self, step: Step) -> Flight:
+        with NeverAsked():
+            return super()._launch(step)
+
+
+def test_the_engine_with_kernels_answers_as_the_plain_one_and_never_waits_in_a_step(neox_folder: Path) -> None:
+    loaded = load_model(neox_folder, dtype="float32", device=str(DEVICE))
+    pages = Pages(CacheShape.of(loaded), 2**20, max_rows=4, max_positions=2048, use_kernel=True)
+    rows = [
+        Request("greedy", (5, 6, 7) * 6, GenerationParams(3, do_sample=False)),
+        Request("sampled", (5, 6, 7) * 6, GenerationParams(3, top_p=0.8, top_k=50), 7),
+    ]
+    found = answer(Launching(loaded, pages, max_rows=4, use_kernels=True), rows)
+    assert found == answer(PlainEngine(loaded), rows)
 
 
 COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from dolly_batch.engine.gpu import Flight, GpuEngine
 from dolly_batch.engine.kernels import decode, sample
+from dolly_batch.engine.model import load_model
 
 def build(kernel, types, constants, capability, num_warps):
     names = kernel.arg_names
