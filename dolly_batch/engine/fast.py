@@ -77,6 +77,7 @@ class FastEngine(ModelEngine):
             token_ids, sound = next_tokens(logits, rows)
         self._schedule.advance(step)
         ended = self._take(rows, token_ids, sound)
+        self._schedule.read(rows)
         for row in ended:
             self._schedule.end(row)
         return ended

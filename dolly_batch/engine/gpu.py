@@ -157,6 +157,7 @@ class GpuEngine(FastEngine):
         for row in flight.rows:
             row.num_pending -= 1
         ended = self._take(flight.rows, token_ids, [token_id >= 0 for token_id in token_ids])
+        self._schedule.read(flight.rows)
         for row in ended:
             self._schedule.end(row)
         self._landed += ended

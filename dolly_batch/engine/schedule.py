@@ -1,6 +1,7 @@
 """Which rows run in the next step: longest first, refilled as slots fall free, admitted as memory allows."""
 
 from bisect import insort
+from collections.abc import Sequence as SequenceOf
 from dataclasses import asdict, dataclass
 
 from dolly_batch.engine.cache import Cache
@@ -68,6 +69,7 @@ class Schedule:
         self._limit = RowLimit(max_rows)
         self._prefixes = Prefixes() if prefix_sharing else None
         self._donor: Sequence | None = None  # ended, and kept as long as no running row can give its prefix
+        self._unread: set[Sequence] = set()  # prompts that are computed, of which no token is known yet
         self._pace = pace
         self._num_slots = max_rows
         self._pause = 0  # steps until rows are admitted again
@@ -104,9 +106,20 @@ class Schedule:
         for chunk in step.chunks:
             chunk.row.num_cached = chunk.stop
             self.usage.num_prompt_tokens += chunk.stop - chunk.start
-            if self._prefixes is not None and chunk.is_last and not chunk.row.token_ids:
-                self._prefixes.add(chunk.row)
-                self._drop_donor()
+            if chunk.is_last and not chunk.row.token_ids:
+                self._unread.add(chunk.row)
+
+    def read(self, rows: SequenceOf[Sequence]) -> None:
+        """The rows' newest tokens are known. Prompts that gave a sound one may be copied from now on.
+
+        Not before: what a NaN in a prompt has spoilt begins at the prompt's first token.
+        """
+        for row in rows:
+            if row in self._unread:
+                self._unread.remove(row)
+                if self._prefixes is not None and row.failure is None:
+                    self._prefixes.add(row)
+                    self._drop_donor()
 
     def end(self, row: Sequence) -> None:
         """A row has ended: its place is free for the next step."""
@@ -140,6 +153,7 @@ class Schedule:
             if self._prefixes is not None:
                 self._prefixes.remove(row)
             # What was being written when memory ran out is not known, so nothing is left of it.
+            self._unread.discard(row)
             self._cache.release(row)
             row.restart()
             self.add(row)
@@ -185,10 +199,11 @@ class Schedule:
         return self._cache.has_room(row)
 
     def _should_wait(self, row: Sequence, step: Step) -> bool:
-        """Whether a row that is being computed in this step will have much of this one's prompt that none has yet."""
+        """Whether a row that is being computed will have much of this one's prompt that none has yet."""
         if self._prefixes is None:
             return False
-        in_work = max((num_common(chunk.row, row) for chunk in step.chunks), default=0)
+        others = {*(chunk.row for chunk in step.chunks), *self._unread}
+        in_work = max((num_common(other, row) for other in others), default=0)
         return in_work >= _WORTH_WAITING + self._prefixes.longest(row)[1]
 
     def _admit(self, row: Sequence) -> bool:

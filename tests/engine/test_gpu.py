@@ -241,6 +241,23 @@ def test_broken_logits_fail_their_row_alone(neox_folder: Path, poison: float) ->
     assert {key: found[key] for key in clean} == {key: expected[key] for key in clean}
 
 
+def test_a_broken_prompt_is_not_copied_before_it_is_known_to_be_sound(neox_folder: Path) -> None:
+    """Each third row has a broken twin that is one token longer, and so taken in just before it."""
+    spoilt = load_model(neox_folder, dtype="float32", device="cpu")
+    requests = [row for row in mixed_requests(dolly(spoilt), 40, do_sample=False) if 200 not in row.prompt_ids]
+    expected = answer(gpu_engine(spoilt), requests)
+    requests = [row for row in requests if 200 not in expected[row.key].token_ids]
+    twins = [replace(row, key=f"bad {row.key}", prompt_ids=(*row.prompt_ids, 200)) for row in requests[::3]]
+    with torch.no_grad():
+        spoilt.model.gpt_neox.embed_in.weight[200] = torch.nan
+    engine = gpu_engine(spoilt)
+    for _ in range(2):  # the second time in places that the broken rows have left
+        found = answer(engine, [*requests, *twins])
+        assert {found[row.key].failure.status for row in twins} == {"model_error"}  # type: ignore[union-attr]
+        assert {row.key: found[row.key] for row in requests} == {row.key: expected[row.key] for row in requests}
+    assert engine.stats()["num_shared_tokens"] > 0
+
+
 def test_grammars_penalties_and_scores_go_along(double: LoadedModel) -> None:
     schema = json.dumps(
         {

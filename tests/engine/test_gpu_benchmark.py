@@ -51,7 +51,8 @@ def test_shapes_are_dollys() -> None:
 
 def test_rows_have_the_tables_lengths_and_nothing_else_of_it() -> None:
     whole = Work.whole_table()
-    assert (len(whole.lengths), whole.prompt_tokens, whole.answer_tokens) == (14_968, 1_711_926, 1_032_945)
+    totals = (len(whole.lengths), whole.prompt_tokens, whole.answer_tokens)
+    assert totals == (14_968, pytest.approx(1_711_926, rel=0.001), pytest.approx(1_032_945, rel=0.003))
     part = whole.part(500)
     for mean_of in (lambda work: work.prompt_tokens, lambda work: work.answer_tokens):
         assert mean_of(part) / 500 == pytest.approx(mean_of(whole) / len(whole.lengths), rel=0.05)
