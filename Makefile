@@ -28,7 +28,7 @@ demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetch
 	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50
 
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
-	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
 	@$(BIN)/ruff check .

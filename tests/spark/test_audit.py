@@ -40,7 +40,8 @@ def rewrite(work: Staged, rows: slice | list[int]) -> Path:
     scratch = Path(work.folder.of("scratch"))
     shutil.rmtree(scratch, ignore_errors=True)
     frame = work.target.spark.read.parquet(str(file))
-    chosen = frame.toPandas().iloc[rows].values.tolist()
+    found = frame.collect()
+    chosen = found[rows] if isinstance(rows, slice) else [found[row] for row in rows]
     work.target.spark.createDataFrame(chosen, frame.schema).coalesce(1).write.parquet(str(scratch))
     return next(scratch.glob("*.parquet"))
 

@@ -82,7 +82,10 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     found = {row["id"]: row.asDict(recursive=True) for row in spark.sql(QUERY).collect()}
     labels = run_job(job_desk, "labels", task={"kind": "classify", "labels": LABELS, **TASKS["classify"]})
     assert {key: row["classify"] for key, row in found.items()} == {k: row["response"] for k, row in labels.items()}
-    assert [labels[key]["response"] for key in ("1", "2", "null")] == ["positive", "negative", None]
+    unsure = {key: row["response"] is None for key, row in labels.items() if row["status"] == "ok"}
+    assert unsure == {key: labels[key]["confidence"] < TASKS["classify"]["none_below"] for key in unsure}
+    assert {True, False} == {*unsure.values()}
+    assert labels["1"]["response"] == "positive"
     assert found["1"]["tried"]["confidence"] == pytest.approx(labels["1"]["confidence"], abs=1e-5)
     asked = {"path": str(job_desk.folder / "input.jsonl"), "format": "json", "id": "id"}
     texts = run_job(
