@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="answer what is left of a table; starts or goes on", epilog=EPILOG)
     _add_job(run)
     run.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
-    run.add_argument("--retry", metavar="STATUS,...", help="answer rows of these statuses again; truncated ones go on")
+    run.add_argument(
+        "--retry", metavar="STATUS,...", help="Delta: answer rows of these statuses again; truncated ones go on"
+    )
     run.add_argument("--abandon", action="store_true", help="close the open plan without finishing it")
     run.add_argument("--show", type=_positive, metavar="N", help="print N rows of the output at the end")
 

@@ -7,12 +7,14 @@ than its size fills up with lines of padding, which write to a page that is nobo
 
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dolly_batch.engine.cache import StepAttention
+from dolly_batch.engine.memory import OUT_OF_MEMORY
 from dolly_batch.engine.pages import Pages
 from dolly_batch.engine.transfer import upload
 
@@ -79,7 +81,8 @@ class Decoder:
             self._forward(size, reach)
             self._num_runs[size, reach] += 1
             if self._num_runs[size, reach] == self._record_at:
-                self._graphs[size, reach] = self._record(size, reach)
+                with suppress(*OUT_OF_MEMORY):  # then this size goes on as it is
+                    self._graphs[size, reach] = self._record(size, reach)
         return self._hidden[: len(slots)]
 
     def _forward(self, size: int, reach: int) -> None:

@@ -75,6 +75,8 @@ def varlen_prefill() -> Prefiller:
     known = inspect.signature(attend).parameters
     # Torch 2.10 has a flag of its own; there, as in GPT-NeoX, the scaling is that of the head size.
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "num_splits" in known:
+        causal["num_splits"] = 1  # left to itself it splits keys by the longest row, and so by a row's neighbours
 
     def prefill(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
         settings = {**causal, "scale": scaling} if "scale" in known else causal

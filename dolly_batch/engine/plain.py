@@ -95,7 +95,8 @@ class PlainEngine(ModelEngine):
         output = self._model(
             input_ids=batch.input_ids,
             attention_mask=batch.mask,
-            position_ids=batch.positions,
+            # Rows that have ended go on beside longer ones, maybe past the last position; nobody reads what they give.
+            position_ids=batch.positions.clamp(max=self.max_positions - 1),
             past_key_values=batch.cache,
             use_cache=True,
             logits_to_keep=1,

@@ -25,6 +25,10 @@ class Prefixes:
         if row in self._rows:
             self._rows.remove(row)
 
+    def holds_only(self, row: Sequence) -> bool:
+        """Whether this row's prompt is the only one."""
+        return self._rows == [row]
+
     def longest(self, row: Sequence) -> tuple[Sequence | None, int]:
         """The row that shares the longest start with this one, and how many tokens: all but the last at most."""
         place = bisect_left(self._rows, _prompt(row), key=_prompt)

@@ -127,7 +127,7 @@ class Schedule:
         self.usage.num_answer_tokens += len(row.token_ids)
         self.usage.num_begun_tokens += row.num_begun
         if self._prefixes is not None:
-            if len(self._prefixes) == 1 and row.failure is None:
+            if self._prefixes.holds_only(row) and row.failure is None:
                 self._donor = row
                 return
             self._prefixes.remove(row)

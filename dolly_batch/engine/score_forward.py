@@ -63,7 +63,7 @@ class _Seen(DynamicCache):
 
 
 def _taken(tensor: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:
-    return tensor.expand(num_rows, -1, -1, -1) if rows is None else tensor.index_select(0, rows)
+    return tensor.expand(num_rows, -1, -1, -1) if rows is None else tensor.index_select(0, rows.to(tensor.device))
 
 
 def run_prefix(model: Any, ids: tuple[int, ...]) -> Prefix:

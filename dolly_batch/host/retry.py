@@ -27,7 +27,8 @@ MAX_ENDS_IN_COMPANY = 2
 MAX_ENDS_ALONE = 2
 # Each host that ends costs a load of the model, each turn the time of its longest row: so more than halves.
 TURNS_PER_SPLIT = 8
-HARMLESS = PromptRow("harmless", "Hello.", None, GenerationParams(max_new_tokens=1, do_sample=False))
+# Of several tokens, so that decoding is tried too, and not the prompt alone.
+HARMLESS = PromptRow("harmless", "Hello.", None, GenerationParams(max_new_tokens=8, do_sample=False))
 
 
 class RetryingClient:

@@ -100,8 +100,10 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
                 place = HostPlace.of_this_executor(task_device())
                 client = stack.enter_context(RetryingClient(caller.spec, place))
             if client is not None:
-                for task in {task for task, _ in begun.values()} - prepared.keys():
-                    prepared[task] = ask_first(client, task)
+                tasks = {
+                    task for task, _ in begun.values()
+                }  # of many labels or schemas no more than a batch's are kept
+                prepared = {task: prepared.get(task) or ask_first(client, task) for task in tasks}
                 works = {number: prepared[task].begin(subject) for number, (task, subject) in begun.items()}
                 answers |= answer_all(client, works)
             yield [answers.get(number) for number in range(len(columns[0]))]

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config import JobConfig
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.keys import content_row_key, request_header, request_key
+from dolly_batch.spark.keys import NULL_KEY, content_row_key, request_header, request_key
 from dolly_batch.spark.manifest import plan_folders
 from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO
 from dolly_batch.spark.target import Target
@@ -75,7 +75,7 @@ def with_earlier_keys(keyed: DataFrame, reopening: Reopening, kept: Sequence[Col
     for i, header in enumerate(reopening.earlier):
         name = f"earlier_{i}_request_key"
         keyed = keyed.withColumn(name, request_key(header, F.col("instruction"), F.col("context")))
-        row_key = F.col("row_key") if has_ids else content_row_key(F.col(name), kept)
+        row_key = F.coalesce("row_key", F.lit(NULL_KEY)) if has_ids else content_row_key(F.col(name), kept)
         keyed = keyed.withColumn(f"earlier_{i}_row_key", row_key)
     return keyed
 

@@ -7,6 +7,7 @@ from dolly_batch.errors import Stopped
 from dolly_batch.report import ProgressLine
 from dolly_batch.spark.files import LocalFiles
 from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.partition import staged_schema
 from dolly_batch.spark.waves import Generation
 
 
@@ -53,7 +54,9 @@ def _check_budget(generation: Generation, max_gpu_hours: float) -> None:
     staged = [folder.staged(number) for number in sorted(folder.staged_waves())]
     if not staged:
         return
-    hours = busy_hours(generation.spark.read.parquet(*staged))
+    # By the schema of today: waves that an earlier version staged do not say when their tasks began and ended.
+    schema = staged_schema(generation.job.task.kind)
+    hours = busy_hours(generation.spark.read.schema(schema).parquet(*staged))
     if hours > max_gpu_hours:
         raise Stopped(
             f"stopped: engines have been busy for {hours:.3g} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "

@@ -69,11 +69,12 @@ def _check(schema: Any, where: str) -> dict[str, Any]:
         found["items"] = _check(schema.get("items"), f"{where}.items")
     if "format" in found and found["format"] not in _FORMATS:
         raise ConfigError(f"{where}.format: {found['format']!r} is not one of {', '.join(sorted(_FORMATS))}")
-    enum = found.get("enum")
-    if enum is not None and (not enum or any(not isinstance(value, (str, int)) for value in enum if value is not None)):
-        raise ConfigError(f"{where}.enum: must list strings, or integers, found {enum!r}")
-    if enum is not None:
-        found["enum"] = [value for value in enum if value is not None]
+    if "enum" in found:
+        listed = found["enum"] if isinstance(found["enum"], list) else []
+        values = [value for value in listed if value is not None]
+        if not values or not all(isinstance(value, (str, int)) for value in values):
+            raise ConfigError(f"{where}.enum: must list strings, or integers, found {found['enum']!r}")
+        found["enum"] = values
     return found
 
 

@@ -142,3 +142,15 @@ def test_a_stored_text_is_taken_for_its_tokens_only_where_it_tells_them() -> Non
     assert begun_ids(broken, len(model.encoder.encode_text(broken))) == ()
     marker = "### End of it"
     assert begun_ids(marker, len(model.encoder.encode_text(marker)) - 2) == ()  # written as the marker's own token
+
+
+def test_a_row_that_has_ended_may_stand_beside_longer_ones_at_the_last_position(loaded: dict[str, LoadedModel]) -> None:
+    """Its place in the batch goes on, beyond the positions that the model has."""
+    model = loaded["gptj"]
+    longest = model.folder.max_positions
+    last = Request("last", (9,) * (longest - 5), GenerationParams(5, do_sample=False))
+    params = GenerationParams(60, do_sample=False)
+    others = [Request(str(row), (7 + row,) * (longest - 80), params) for row in range(4)]
+    together = answer(PlainEngine(model, max_batch_tokens=20_000), [last, *others])
+    assert together == answer(PlainEngine(model, max_batch_tokens=1), [last, *others])
+    assert all(completion.failure is None for completion in together.values())

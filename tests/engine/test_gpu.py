@@ -163,16 +163,23 @@ class Optimist(Pages):
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
 def test_rows_that_outgrow_the_pages_are_suspended_and_go_on(double: LoadedModel, prefix_sharing: bool) -> None:
-    draw = random.Random(3)
-    rows = [
-        Request(str(row), tuple(draw.choices(range(4, 390), k=30 + row % 7)), GenerationParams(90, row % 2 > 0), row)
-        for row in range(48)
-    ]
-    engine = gpu_engine(double, pages=Optimist, kv_bytes=TIGHT, prefix_sharing=prefix_sharing)
-    assert answer(engine, rows) == answer(PlainEngine(double), rows)
-    assert engine.stats()["num_suspended"] > 5
+    engine, plain = (
+        gpu_engine(double, pages=Optimist, kv_bytes=TIGHT, prefix_sharing=prefix_sharing),
+        PlainEngine(double),
+    )
+    for seed in (3, 4, 5):  # what one batch leaves behind, the next one finds
+        draw = random.Random(seed)
+        start = draw.choices(range(4, 390), k=12)
+        prompts = [(*start, *draw.choices(range(4, 390), k=18 + row % 7)) for row in range(36)]
+        rows = [Request(str(row), ids, GenerationParams(90, row % 2 > 0), row) for row, ids in enumerate(prompts)]
+        assert answer(engine, rows) == answer(plain, rows)
+        assert_empty(engine)
+    assert engine.stats()["num_suspended"] > 15
     assert engine.stats()["num_out_of_memory"] == 0
-    assert_empty(engine)
+    longest = Request("longest", tuple(draw.choices(range(4, 390), k=2040)), GenerationParams(8))
+    engine.submit(longest)
+    ended = [completion for _ in range(40) for completion in engine.step()]
+    assert [completion.key for completion in ended] == ["longest"]  # it needs all the pages that there are
 
 
 def test_rows_are_admitted_by_what_others_came_to_need(double: LoadedModel) -> None:

@@ -9,10 +9,11 @@ from benchmarks.contest.work import Row
 
 
 def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
-    """`setup`: model, dtype; the number of threads is in the environment (VLLM_CPU_OMP_THREADS_BIND)."""
+    """`setup`: model, dtype. vLLM binds its threads to cores itself. Prompts of earlier runs are forgotten."""
     llm = LLM(model=setup["model"], dtype=setup["dtype"], enable_prefix_caching=True, max_model_len=2048)
 
     def answer(rows: list[Row]) -> Any:
+        llm.reset_prefix_cache()
         prompts = [{"prompt_token_ids": list(row.prompt_ids)} for row in rows]
         params = [SamplingParams(temperature=0.0, max_tokens=row.num_new_tokens, ignore_eos=True) for row in rows]
         results = llm.generate(prompts, params, use_tqdm=False)
