@@ -39,7 +39,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
     if not runs_fast(spec, config.architecture, on_cpu=on_cpu):
         return _load_plain(spec, device, heartbeat)
     if not on_cpu:
-        return fast_engine(spec, load_alone(spec, device), heartbeat)
+        return fast_engine(spec, load_weights(spec, device), heartbeat)
     spec = fit_to_machine(spec, config)
     if spec.processes is not None and spec.processes > 1:
         return EnginePool(spec, spec.processes, heartbeat)
@@ -73,8 +73,8 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
     return False
 
 
-def load_alone(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
-    """Load the model onto one device, None for the first GPU, in int8 if the spec says so."""
+def load_weights(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
+    """Load the model as the spec says, onto one device (None: the first GPU, else the CPU) or several GPUs."""
     from dolly_batch.engine.model import load_model
 
     return load_model(
@@ -83,6 +83,7 @@ def load_alone(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
         device=device,
         expected_sha256=spec.model_sha256,
         prompt_format=spec.prompt_format,
+        num_gpus=spec.gpus,
         quantization=spec.quantization,
     )
 
@@ -92,7 +93,7 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
     from dolly_batch.engine.packed import pack
     from dolly_batch.engine.probe import is_batch_invariant
 
-    loaded = load_alone(spec, "cpu")
+    loaded = load_weights(spec, "cpu")
     if spec.quantization == "none":
         pack(loaded.model)
     if not is_batch_invariant(loaded):
@@ -137,19 +138,10 @@ def _is_cpu(device: str | None) -> bool:
 def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], None]) -> Engine:
     import torch
 
-    from dolly_batch.engine.model import load_model
     from dolly_batch.engine.plain import PlainEngine
 
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)
     elif spec.max_cores is not None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores(spec)))
-    loaded = load_model(
-        spec.model_folder,
-        dtype=spec.dtype,
-        device=device,
-        expected_sha256=spec.model_sha256,
-        prompt_format=spec.prompt_format,
-        num_gpus=spec.gpus,
-    )
-    return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)
+    return PlainEngine(load_weights(spec, device), max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)

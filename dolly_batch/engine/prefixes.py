@@ -13,9 +13,6 @@ class Prefixes:
     def __init__(self) -> None:
         self._rows: list[Sequence] = []
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def add(self, row: Sequence) -> None:
         """The row's prompt has been computed."""
         insort(self._rows, row, key=_prompt)

@@ -1,7 +1,10 @@
 """Spark jobs that one thread starts and another one cancels."""
 
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -26,8 +29,17 @@ class JobTag:
         else:
             self.spark.sparkContext.addJobTag(self.name)
 
-    def cancel(self) -> None:
-        """Cancel the marked jobs that are running. One that is just being started has to be cancelled again."""
+    def cancel_all(self, running: Iterable[Future[Any]]) -> None:
+        """Cancel the marked jobs until these threads, which started them, have ended.
+
+        Again and again: a thread that is just starting has no job yet that could be cancelled.
+        """
+        left = wait(running, timeout=0).not_done
+        while left:
+            self._cancel()
+            left = wait(left, timeout=0.5).not_done
+
+    def _cancel(self) -> None:
         if is_connect(self.spark):
             self.spark.interruptTag(self.name)
         else:

@@ -55,12 +55,12 @@ def open_again(
 
 def _planned_limits(header: str, files: Files, work: str) -> Iterable[int]:
     """The `max_new_tokens` of plans that asked the same but for it."""
+    ours = json.loads(header)
+    ours["params"].pop("max_new_tokens", None)
     for folder in plan_folders(files, work):
         plan = folder.plan()
         theirs = json.loads(plan.header) if plan is not None else {}
         limit = theirs.get("params", {}).pop("max_new_tokens", None)
-        ours = json.loads(header)
-        ours["params"].pop("max_new_tokens", None)
         if limit is not None and theirs == ours:
             yield limit
 

@@ -186,8 +186,7 @@ def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[]
                 tick()
             running.result()
         except BaseException:
-            while wait([running], timeout=0.5).not_done:
-                tag.cancel()
+            tag.cancel_all([running])
             raise
 
 

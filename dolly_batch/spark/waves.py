@@ -88,10 +88,7 @@ class Generation:
                         future.result()
                     tick()
             except BaseException:
-                # Again and again: a wave that is just being started has no job yet that could be cancelled.
-                while running:
-                    self._tag.cancel()
-                    running = wait(running, timeout=0.5).not_done
+                self._tag.cancel_all(running)
                 raise
 
     def _run_wave(self, wave: Wave) -> None:
