@@ -14,7 +14,7 @@ from dolly_batch.engine import int8_cuda
 from dolly_batch.engine.int8_cuda import CudaInt8Linear, load_kernels, quantize_rows
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import Int8Linear, quantize
+from dolly_batch.engine.quantize import Int8Linear, PLAIN, quantize
 from dolly_batch.records import EngineSpec
 
 _ROWS = (1, 8, 16, 17, 33, 64, 100, 128, 335, 511, 513, 1030)
@@ -54,7 +54,7 @@ def layers_to_the_bit(device: torch.device) -> str:
     """Layers on the device give the bits of the CPU's, with and without Triton, at both sides of the threshold."""
     kernels = load_kernels(device) if device.type == "cuda" else None
     linear = nn.Linear(320, 200)
-    reference = Int8Linear(linear, packed=False, dtype=torch.float32)
+    reference = Int8Linear(linear, PLAIN, torch.float32)
     for used in {kernels, None}:
         layer = CudaInt8Linear(linear, device, torch.float32, torch.float32, used)
         for num_rows in (1, 40, int8_cuda.MAX_FUSED_ROWS + 9):

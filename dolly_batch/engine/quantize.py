@@ -1,11 +1,14 @@
 """int8: weights with a scale per output channel, activations with a scale per row, integer products.
 
-The sums are integers, so they are exact in any order: no neighbour and no number of rows can change an answer. Where
-oneDNN has a kernel of its own for packed weights it is used on CPUs, after a trial against torch's own product; GPUs
-have layers of their own (`int8_cuda.py`).
+The sums are integers, so they are exact in any order: no neighbour and no number of rows can change an answer. On CPUs
+it is oneDNN's kernel for packed weights, after a trial; GPUs have layers of their own (`int8_cuda.py`).
+
+CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of products in 16 bits, where two of 255 x 127
+saturate. There weights have 7 bits: two of 255 x 64 fit.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,20 +20,30 @@ from dolly_batch.errors import ConfigError
 _ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
 _SMALLEST = 1e-30
 
+Multiply = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Product:
+    """A way to multiply that keeps its largest sums here: `make(weight, scales)`, for weights up to `max_weight`."""
+
+    make: Callable[[Tensor, Tensor], Multiply]
+    max_weight: int
+
 
 class Int8Linear(nn.Module):
     """A linear layer in int8: [..., features] to [..., features], into float32 where `dtype` says so."""
 
-    def __init__(self, linear: nn.Linear, packed: bool, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, product: Int8Product, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
         weight = linear.weight.detach().float()
-        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / product.max_weight
         self.out_features, self.in_features = weight.shape
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         self._scales = scales
-        self._product = _packed_product(weight, scales) if packed else _plain_product(weight, scales)
+        self._product = product.make(weight, scales)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""
@@ -45,17 +58,23 @@ class Int8Linear(nn.Module):
         return outputs.to(self._dtype).view(*inputs.shape[:-1], self.out_features)
 
 
-def quantize(model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+def quantize(
+    model: nn.Module,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    product: Int8Product | None = None,
+) -> None:
     """Put every linear layer of a model into int8, in place; each layer's original is released as soon as it is packed.
 
     For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
     goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
-    weight. None leaves the model where and as it is. Layers that are in int8 stay as they are.
+    weight. None leaves the model where and as it is. Layers that are in int8 stay as they are. `product` is how a CPU
+    multiplies, None its fastest exact way.
     Raises ConfigError where the CPU or the GPU has no integer products.
     """
     device = device or next(model.parameters()).device
     dtype = dtype or next(model.parameters()).dtype
-    make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers()
+    make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers(product or cpu_product())
     for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
         for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
             # Logits stay as exact as they come.
@@ -73,14 +92,19 @@ def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linea
     return lambda linear, output_dtype: CudaInt8Linear(linear, device, dtype, output_dtype, kernels)
 
 
-def _cpu_layers() -> Callable[[nn.Linear, torch.dtype], nn.Module]:
-    packed = _is_exact(_packed_product)
-    if not packed and not _is_exact(_plain_product):
-        raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
-    return lambda linear, output_dtype: Int8Linear(linear, packed, output_dtype)
+def _cpu_layers(product: Int8Product) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    return lambda linear, output_dtype: Int8Linear(linear, product, output_dtype)
 
 
-def _packed_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+def cpu_product() -> Int8Product:
+    """The fastest exact product of this CPU. Raises ConfigError where it has none."""
+    for product in (PACKED, PACKED_7_BITS, PLAIN):
+        if is_exact(product):
+            return product
+    raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
+
+
+def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
     """[rows, in] uint8 -> [rows, out] float32, each output times its scale; weights in oneDNN's own layout."""
     onednn: Any = torch.ops.onednn
     packed = onednn.qlinear_prepack(weight, None)
@@ -94,7 +118,7 @@ def _packed_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor
     return multiply
 
 
-def _plain_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
     """The same by torch's own integer product."""
     transposed = weight.t()
 
@@ -105,15 +129,21 @@ def _plain_product(weight: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]
     return multiply
 
 
-def _is_exact(product: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]) -> bool:
-    """Whether a product is there and keeps its largest sums: CPUs without VNNI may saturate pairs of products."""
+def is_exact(product: Int8Product) -> bool:
+    """Whether a product is there and keeps its largest sums, and its smallest."""
     numbers = torch.Generator().manual_seed(0)
-    weight = torch.randint(-127, 128, (64, 256), generator=numbers, dtype=torch.int8)
+    largest = product.max_weight
+    weight = torch.randint(-largest, largest + 1, (64, 256), generator=numbers, dtype=torch.int8)
     rows = torch.randint(1, 256, (16, 256), generator=numbers, dtype=torch.uint8)
-    weight[:8], rows[:4] = 127, 255
+    weight[:8], weight[8:16], rows[:4] = largest, -largest, 255
     expected = (rows.long() - _ZERO_POINT) @ weight.long().t()
     try:
-        found = product(weight, torch.ones(64))(rows)
+        found = product.make(weight, torch.ones(64))(rows)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return torch.equal(found.long(), expected)
+
+
+PACKED = Int8Product(_packed_product, 127)
+PACKED_7_BITS = Int8Product(_packed_product, 64)
+PLAIN = Int8Product(_plain_product, 127)  # some forty times slower

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dolly_batch.engine import int8_cuda
 from dolly_batch.engine.int8_cuda import CudaInt8Linear, quantize_rows
 from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import Int8Linear, quantize
+from dolly_batch.engine.quantize import Int8Linear, PLAIN, quantize
 
 kernels = pytest.importorskip("dolly_batch.engine.kernels.int8", reason="triton is not installed")
 
@@ -83,7 +83,7 @@ def test_layers_give_the_bits_of_the_cpus(num_rows: int, bias: bool, monkeypatch
     torch.manual_seed(5)
     linear = nn.Linear(100, 72, bias=bias)
     rows = rows_of(num_rows, 100)[None]
-    expected = Int8Linear(linear, packed=False, dtype=torch.float32)(rows.cpu())
+    expected = Int8Linear(linear, PLAIN, torch.float32)(rows.cpu())
     for kernels_used in (kernels, None):
         layer = CudaInt8Linear(linear, DEVICE, torch.float32, torch.float32, kernels_used)
         assert torch.equal(layer(rows).cpu(), expected)
@@ -97,7 +97,7 @@ def test_bfloat16_layers_round_once() -> None:
     """Outputs are the float32 ones, rounded; Triton's interpreter cuts off where a GPU rounds."""
     linear = nn.Linear(64, 48, dtype=torch.bfloat16)
     rows = rows_of(24, 64).bfloat16()
-    exact = Int8Linear(linear, packed=False, dtype=torch.float32)(rows.cpu())
+    exact = Int8Linear(linear, PLAIN, torch.float32)(rows.cpu())
     by_torch = CudaInt8Linear(linear, DEVICE, torch.bfloat16, torch.bfloat16, None)(rows)
     assert torch.equal(by_torch.cpu(), exact.bfloat16())
     fused = CudaInt8Linear(linear, DEVICE, torch.bfloat16, torch.bfloat16, kernels)(rows)
