@@ -14,7 +14,7 @@ from dolly_batch.engine import int8_cuda
 from dolly_batch.engine.int8_cuda import CudaInt8Linear, load_kernels, quantize_rows
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import Int8Linear, PLAIN, quantize
+from dolly_batch.engine.quantize import PLAIN, Int8Linear, quantize
 from dolly_batch.records import EngineSpec
 
 _ROWS = (1, 8, 16, 17, 33, 64, 100, 128, 335, 511, 513, 1030)

@@ -75,7 +75,7 @@ class Duel:
     ours: list[Run] = field(default_factory=list)
     theirs: list[Run] = field(default_factory=list)
     ours_on_all: list[Run] = field(default_factory=list)
-    """Where theirs are fewer rows than there are: ours on all of them, once, or once a round."""
+    """Where theirs goes row by row and answers fewer rows than there are: ours on all of them, once a round."""
 
     @property
     def ratio(self) -> float:
@@ -84,7 +84,7 @@ class Duel:
 
     @property
     def ratio_on_all(self) -> float:
-        """The same with ours on all rows, where theirs are a sample of them."""
+        """The same with ours on all rows, where theirs goes row by row through a sample of them."""
         return _paired(self.ours_on_all or self.ours, self.theirs)
 
 
@@ -117,7 +117,7 @@ def duel(
         for _ in range(rounds):
             result.ours.append(course.run(our_engine, rows))
             result.theirs.append(course.run(their_engine, rows))
-            if is_sample and (theirs.is_row_by_row or not result.ours_on_all):
+            if is_sample and theirs.is_row_by_row:
                 result.ours_on_all.append(course.run(our_engine, course.work.rows))
             speeds = [runs[-1].tokens_per_s for runs in (result.theirs, result.ours)]
             say(f"  {theirs.name}: {speeds[0]:.0f}, ours {speeds[1]:.0f} tokens/s on {len(rows)} rows")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dolly_batch.engine import int8_cuda
 from dolly_batch.engine.int8_cuda import CudaInt8Linear, quantize_rows
 from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import Int8Linear, PLAIN, quantize
+from dolly_batch.engine.quantize import PLAIN, Int8Linear, quantize
 
 kernels = pytest.importorskip("dolly_batch.engine.kernels.int8", reason="triton is not installed")
 
