@@ -1,8 +1,8 @@
 """Make `tiny` from nothing: tokenizer, model, training, evaluation. Run `python -m dolly_batch.tiny.train`.
 
-A GPT-NeoX of 2.4 million parameters; hidden matrices learn by Muon (Jordan et al. 2024, as `torch.optim.Muon`), which
-needs about half the steps of AdamW here, the rest by AdamW. Loss on the response alone, with its end marker. Ends with
-exit code 1 when a bar is missed.
+A GPT-NeoX of 2.4 million parameters; hidden matrices learn by Muon, which needs about half the steps of AdamW here, the
+rest by AdamW. Loss on the response alone, with its end marker. Products are in bfloat16 where the CPU has it. Ends
+with exit code 1 when a bar is missed.
 """
 
 import argparse
@@ -19,8 +19,10 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from dolly_batch.engine.model import resolve_dtype
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from dolly_batch.tiny.measure import Model, answer_rows, share_ended, share_right
+from dolly_batch.tiny.muon import Muon
 from dolly_batch.tiny.tokenizer import encode_row, save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 1536
@@ -80,35 +82,36 @@ def _padded(pairs: list[tuple[list[int], list[int]]]) -> Batch:
     return ids, labels
 
 
-def loss_of(model: Model, batch: Batch) -> torch.Tensor:
+def loss_of(model: Model, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """Mean cross-entropy of the response tokens; the output layer runs on their positions alone."""
     ids, labels = batch
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         hidden = model.gpt_neox(ids, use_cache=False).last_hidden_state
         counted = labels != IGNORED
         logits = model.get_output_embeddings()(hidden[counted])
     return functional.cross_entropy(logits.float(), labels[counted])
 
 
-def _optimizers(model: Model) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Model, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     matrices = [weight for weight in model.gpt_neox.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=MUON_RATE, weight_decay=0.05, dtype=dtype),
         torch.optim.AdamW(others, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def train(model: Model, tokenizer: Tokenizer, steps: int) -> None:
     """Train in place: warm-up over 5 % of the steps, then a cosine to nothing."""
-    optimizers = _optimizers(model)
+    dtype = resolve_dtype("auto", torch.device("cpu"))
+    optimizers = _optimizers(model, dtype)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     start, seen, mean = time.monotonic(), 0, 0.0
     for step, batch in enumerate(batches(tokenizer, steps)):
         factor = min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = loss_of(model, batch)
+        loss = loss_of(model, batch, dtype)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, rates, strict=True):
