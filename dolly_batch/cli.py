@@ -1,16 +1,19 @@
-"""The command line: `dolly-batch run | plan | status | evaluate | stage-model`. The scripts of jobs/ call `main`."""
+"""The command line: `dolly-batch run | plan | status | evaluate | report | stage-model`. jobs/ calls `main`."""
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dolly_batch import __version__
 from dolly_batch.config import JobConfig, load_job
 from dolly_batch.config_evaluate import load_evaluation
 from dolly_batch.errors import DollyBatchError, UsageError
-from dolly_batch.report import Report, print_plan, print_rows, print_summary, say
+from dolly_batch.report import ERROR_STATUSES, Report, print_plan, print_rows, print_summary, say
 from dolly_batch.report_evaluate import EvaluateReport, print_evaluation
 
 EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
@@ -27,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_terminal()
     if arguments.command == "stage-model":
         return _stage_model(arguments)
+    if arguments.command == "report":
+        return _report_plans(arguments)
     return _with_report(arguments)
 
 
@@ -93,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("source", metavar="SOURCE", help="a hub id, modelscope:ORG/NAME, a folder, or tiny")
     stage.add_argument("dest", metavar="DEST", help="the folder to make")
     stage.add_argument("--revision", help="branch, tag or commit of the hub's repository")
+
+    reported = commands.add_parser("report", help="all plans under a work folder: a table, and a page beside them")
+    reported.add_argument("work_dir", metavar="WORK_DIR", help="the work_dir of jobs, a plain folder or a mount")
+    reported.add_argument("--json", action="store_true", help="print the plans as one JSON list on the last line")
     return parser
 
 
@@ -226,6 +235,27 @@ def _stage_model(arguments: argparse.Namespace) -> int:
         say(f"dolly-batch: {error}")
         return error.exit_code
     say(f"{staged.folder} is {staged.source} at revision {staged.revision}; give this folder as model.path")
+    return 0
+
+
+def _report_plans(arguments: argparse.Namespace) -> int:
+    from dolly_batch.report_page import plans_page, print_plans
+    from dolly_batch.spark.overview import read_plans
+
+    try:
+        plans = read_plans(arguments.work_dir)
+    except DollyBatchError as error:
+        say(f"dolly-batch: {error}")
+        return error.exit_code
+    print_plans(plans)
+    page = Path(arguments.work_dir.removeprefix("file:"), "report.html")
+    try:
+        page.write_text(plans_page(f"Plans under {arguments.work_dir}", plans, ERROR_STATUSES), encoding="utf-8")
+        say(f"page: {page}")
+    except OSError as error:
+        say(f"dolly-batch: {page} could not be written: {error}")
+    if arguments.json:
+        print(json.dumps([asdict(plan) for plan in plans]), flush=True)  # noqa: T201 - as above
     return 0
 
 
