@@ -61,7 +61,7 @@ class Pools:
     """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
 
     The slots of a pool that no row fills come on top: at most `_POOL_TOKENS` tokens a class in use. The memory of pools
-    that go is kept for the next ones, as far as the budget goes: new memory costs as much as many steps.
+    that go is kept for the next ones, as far as the budget goes: new memory has to be faulted in, page by page.
     """
 
     def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
