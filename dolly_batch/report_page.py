@@ -11,12 +11,14 @@ from rich.text import Text
 
 _HEADER = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
 _NUMBERS_FROM = 3  # columns from here on are numbers
+_STAGES = ("session", "plan", "generate", "publish", "audit")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.05rem; margin: 2.2rem 0 .2rem } p { margin: .2rem 0; color: #55616e }
 table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .25rem .8rem .25rem 0; text-align: left }
 th { font-weight: 600; border-bottom: 1px solid #cfd6dd } .n { text-align: right; font-variant-numeric: tabular-nums }
-.parts { display: flex; flex-wrap: wrap; gap: 0 3rem } .bar { width: 9rem } .bar i { display: block; height: .7rem;
+.parts { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 3rem }
+.bar { width: 9rem } .bar i { display: block; height: .7rem;
 background: #2f6fb3; min-width: 1px } .error i { background: #b3402f }
 """
 
@@ -89,9 +91,13 @@ def _sections(plan: PlanFacts, error_statuses: Sequence[str]) -> Iterator[str]:
     if report:
         facts += [f"loaded {report.get('model_loads', 0)} time(s)", f"output {report.get('output')}"]
     yield f"<p>{html.escape(', '.join(facts))}</p><div class=parts>"
-    yield _bars("status", report.get("by_status", {}), error_statuses)
-    yield _bars("prompt tokens", plan.token_histogram)
-    yield _bars("seconds", {stage: round(spent, 1) for stage, spent in report.get("seconds", {}).items()})
+    # JSON has put their names in the order of the alphabet.
+    by_status = dict(sorted(report.get("by_status", {}).items(), key=lambda item: -item[1]))
+    lengths = dict(sorted(plan.token_histogram.items(), key=lambda item: (item[0][0], int(item[0].split()[-1]))))
+    seconds = report.get("seconds", {})
+    yield _bars("status", by_status, error_statuses)
+    yield _bars("prompt tokens", lengths)
+    yield _bars("seconds", {stage: round(seconds[stage], 1) for stage in _STAGES if stage in seconds})
     yield "</div>"
 
 
