@@ -5,7 +5,6 @@ prompt and moves, once a class, when it outgrows it; so rows of like length lie 
 Pools come as they are needed and go when their rows fit into the others of their class.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import chain
 
@@ -19,7 +18,6 @@ from dolly_batch.engine.sequence import Sequence, Step
 _POOL_TOKENS = 2_048
 _MAX_SLOTS = 16
 _CLASS_STEP = 64
-_MAX_SPARES = 2
 
 
 def capacity_for(num_tokens: int) -> int:
@@ -29,23 +27,21 @@ def capacity_for(num_tokens: int) -> int:
 
 
 class Pool:
-    """Room for a few rows of one length class, [layers, keys and values, slots, heads, capacity, head size], in memory
-    that holds at least so many numbers.
+    """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size]."""
 
-    None of them may be a NaN: what lies behind a row's end is read, with weight 0.
-    """
-
-    def __init__(self, memory: Tensor, sizes: tuple[int, ...]) -> None:
-        self.memory = memory
-        self.capacity = sizes[4]
-        self.tensor = memory[: math.prod(sizes)].view(sizes)
+    def __init__(self, shape: CacheShape, capacity: int, num_slots: int) -> None:
+        self.capacity = capacity
+        # Zeros: what lies behind a row's end is read with weight 0, and must not be a NaN.
+        self.tensor = torch.zeros(
+            (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size), dtype=shape.dtype
+        )
         self.layers: tuple[Tensor, ...] = self.tensor.unbind(0)
-        self.rows: list[Sequence | None] = [None] * sizes[2]
+        self.rows: list[Sequence | None] = [None] * num_slots
 
     @property
     def num_bytes(self) -> int:
         """Bytes that it takes."""
-        return self.memory.nbytes
+        return self.tensor.nbytes
 
     @property
     def num_free(self) -> int:
@@ -60,8 +56,7 @@ class Pool:
 class Pools:
     """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
 
-    The slots of a pool that no row fills come on top: at most `_POOL_TOKENS` tokens a class in use. The memory of pools
-    that go is kept for the next ones, as far as the budget goes: new memory has to be faulted in, page by page.
+    The slots of a pool that no row fills come on top: at most `_POOL_TOKENS` tokens a class in use.
     """
 
     def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
@@ -73,7 +68,6 @@ class Pools:
         self._reserved_bytes = 0
         self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
         self._classes: dict[int, list[Pool]] = {}
-        self._spares: list[Tensor] = []
 
     def has_room(self, row: Sequence) -> bool:
         """Whether the row can be taken in, to its full length; a row larger than the budget is, when it is alone."""
@@ -135,25 +129,11 @@ class Pools:
         if pools:
             pool = min(pools, key=lambda pool: pool.num_free)
         else:
-            pool = self._new_pool(capacity)
+            pool = Pool(self.shape, capacity, max(1, min(_MAX_SLOTS, self._pool_tokens // capacity)))
             self._classes.setdefault(capacity, []).append(pool)
+            self.num_bytes += pool.num_bytes
+            self.peak_bytes = max(self.peak_bytes, self.num_bytes)
         return pool, pool.rows.index(None)
-
-    def _new_pool(self, capacity: int) -> Pool:
-        """A pool in the smallest spare memory that it fits in, or in new memory instead of all spares."""
-        shape, num_slots = self.shape, max(1, min(_MAX_SLOTS, self._pool_tokens // capacity))
-        sizes = (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size)
-        fitting = [spare for spare in self._spares if len(spare) >= math.prod(sizes)]
-        if fitting:
-            memory = min(fitting, key=len)
-            self._spares = [spare for spare in self._spares if spare is not memory]
-            return Pool(memory, sizes)
-        self.num_bytes -= sum(spare.nbytes for spare in self._spares)
-        self._spares.clear()
-        pool = Pool(torch.zeros(math.prod(sizes), dtype=shape.dtype), sizes)
-        self.num_bytes += pool.num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
-        return pool
 
     def _move(self, origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:
         _copy(origin, target, num_tokens)
@@ -181,10 +161,7 @@ class Pools:
             self._move((pool, slot), place, row.num_cached)
             row.place = place
             place[0].rows[place[1]] = row
-        if len(self._spares) < _MAX_SPARES and self.num_bytes <= self.budget_bytes:
-            self._spares.append(pool.memory)
-        else:
-            self.num_bytes -= pool.num_bytes
+        self.num_bytes -= pool.num_bytes
         if not pools:
             self._classes.pop(pool.capacity)
 

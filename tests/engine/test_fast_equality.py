@@ -145,14 +145,8 @@ def test_rows_move_through_the_classes_and_leave_nothing(double: LoadedModel) ->
     pools = engine._cache
     assert pools.num_moves > 24
     assert engine.stats()["peak_kv_bytes"] < 24 * 6 * 64 * pools.shape.token_bytes
-    # The last row stays as a donor of Dolly's prefix, and the memory of two pools for the next ones.
-    kept = sum(memory.nbytes for memory in pools._spares)
-    assert len(pools._spares) == 2
-    assert pools.num_bytes - kept <= 16 * 256 * pools.shape.token_bytes
-    # What earlier rows have left there is seen by nobody, and nothing new is needed.
-    peak = pools.peak_bytes
-    assert answer(engine, rows) == found
-    assert pools.peak_bytes == peak
+    # The last row stays as a donor of Dolly's prefix, nothing else does.
+    assert pools.num_bytes <= 16 * 256 * pools.shape.token_bytes
 
 
 def test_equal_greedy_requests_are_computed_once(double: LoadedModel) -> None:
