@@ -151,9 +151,9 @@ class Contest:
             return self._texts(started.run(list(compared.values())))
 
     def _standings(self) -> list[tables.Standing]:
-        all_rows = len(self._course.work.rows)
         ours_runs = [run for met in self.duels.values() for run in (*met.ours, *met.ours_on_all)]
-        found = [self._standing(*self.main, [run for run in ours_runs if run.num_rows == all_rows])]
+        most = max(run.num_rows for run in ours_runs)  # all rows, unless every peer had a sample of them
+        found = [self._standing(*self.main, [run for run in ours_runs if run.num_rows == most])]
         found += [self._standing(met.engine, met.options, met.theirs) for met in self.duels.values()]
         return found
 

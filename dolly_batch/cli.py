@@ -242,15 +242,16 @@ def _report_plans(arguments: argparse.Namespace) -> int:
     from dolly_batch.report_page import plans_page, print_plans
     from dolly_batch.spark.overview import read_plans
 
+    work_dir = arguments.work_dir.removeprefix("file:")
     try:
-        plans = read_plans(arguments.work_dir)
+        plans = read_plans(work_dir)
     except DollyBatchError as error:
         say(f"dolly-batch: {error}")
         return error.exit_code
     print_plans(plans)
-    page = Path(arguments.work_dir.removeprefix("file:"), "report.html")
+    page = Path(work_dir, "report.html")
     try:
-        page.write_text(plans_page(f"Plans under {arguments.work_dir}", plans, ERROR_STATUSES), encoding="utf-8")
+        page.write_text(plans_page(f"Plans under {work_dir}", plans, ERROR_STATUSES), encoding="utf-8")
         say(f"page: {page}")
     except OSError as error:
         say(f"dolly-batch: {page} could not be written: {error}")

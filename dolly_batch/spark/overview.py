@@ -14,11 +14,10 @@ def read_plans(work_dir: str) -> list[PlanFacts]:
 
     Raises Refused where there is no such folder, or no plan in it.
     """
-    path = work_dir.removeprefix("file:")
-    if not Path(path).is_dir():
+    if not Path(work_dir).is_dir():
         raise Refused(f"WORK_DIR {work_dir}: no such folder here; `report` reads plain folders and mounts")
     files = LocalFiles()
-    found = [facts for folder in plan_folders(files, path) if (facts := _facts(folder)) is not None]
+    found = [facts for folder in plan_folders(files, work_dir) if (facts := _facts(folder)) is not None]
     if not found:
         raise Refused(f"WORK_DIR {work_dir}: holds no plans; give the work_dir of a job that has run")
     return sorted(found, key=lambda facts: facts.created_at, reverse=True)
@@ -28,7 +27,7 @@ def _facts(folder: PlanFolder) -> PlanFacts | None:
     plan = folder.plan()
     if plan is None:
         return None
-    staged = folder.staged_waves()
+    staged = {wave.number for wave in plan.waves} if folder.has(PUBLISHED) else folder.staged_waves()
     return PlanFacts(
         plan_id=plan.plan_id,
         name=plan.name,
@@ -36,7 +35,7 @@ def _facts(folder: PlanFolder) -> PlanFacts | None:
         state=_state(folder, len(staged), len(plan.waves)),
         model=plan.model,
         num_input_rows=plan.num_rows,
-        num_answered=sum(wave.num_rows for wave in plan.waves if folder.has(PUBLISHED) or wave.number in staged),
+        num_answered=sum(wave.num_rows for wave in plan.waves if wave.number in staged),
         num_todo=plan.num_todo,
         token_histogram=plan.token_histogram,
         report=json.loads(folder.files.read(folder.of("report.json")) or "{}"),
