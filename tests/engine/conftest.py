@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dolly_batch.engine.model import LoadedModel, load_model
 from tests.random_models import write_random_model
 
 
@@ -17,6 +18,12 @@ def neox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gptj_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("gptj"), "gptj", max_positions=512, manifest=True)
+
+
+@pytest.fixture(scope="session")
+def double(neox_folder: Path) -> LoadedModel:
+    """In float64, where engines' answers are equal however rows are batched. Not to be changed by a test."""
+    return load_model(neox_folder, dtype="float64", device="cpu")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -26,11 +26,6 @@ WAYS = [{}, {"max_rows": 5}, {"prefix_sharing": False}, {"kv_bytes": 200_000}, {
 
 
 @pytest.fixture(scope="module")
-def double(neox_folder: Path) -> LoadedModel:
-    return load_model(neox_folder, dtype="float64", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def requests(double: LoadedModel) -> list[Request]:
     """Short and long prompts, some equal at their start for longer than Dolly's prefix, some equal altogether."""
     short = mixed_requests(dolly(double), 36, do_sample=False)

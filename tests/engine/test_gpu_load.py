@@ -1,0 +1,77 @@
+"""Loading the GPU's engine: which engine runs, what is refused, how memory is divided. No GPU is needed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.config import ModelConfig
+from dolly_batch.engine.folder import read_config
+from dolly_batch.engine.gpu_load import StepSize, kv_bytes
+from dolly_batch.engine.gpu_load import gpu_engine as make_gpu_engine
+from dolly_batch.engine.graphs import size_for
+from dolly_batch.engine.load import runs_fast
+from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.stream import no_heartbeat
+from dolly_batch.errors import ConfigError
+from dolly_batch.records import EngineSpec
+
+
+def test_sizes_of_recorded_steps_hold_all_rows_with_little_padding() -> None:
+    sizes = [size_for(number, 1000) for number in range(1, 1001)]
+    assert all(number <= size <= 1000 for number, size in enumerate(sizes, start=1))
+    assert max(size / number for number, size in enumerate(sizes, start=1) if number > 16) < 1.42
+    assert len(set(sizes)) < 50
+    assert sizes == sorted(sizes)
+
+
+def test_what_runs_fast(neox_folder: Path) -> None:
+    spec = EngineSpec("auto", str(neox_folder))
+    assert runs_fast(spec, "gpt_neox", on_cpu=False)
+    assert runs_fast(replace(spec, quantization="int8", kind="fast"), "gpt_neox", on_cpu=False)
+    assert not runs_fast(replace(spec, dtype="float64"), "gpt_neox", on_cpu=False)
+    assert not runs_fast(spec, "gptj", on_cpu=False)
+    with pytest.raises(ConfigError, match="float64 on a GPU"):
+        runs_fast(replace(spec, dtype="float64", kind="fast"), "gpt_neox", on_cpu=False)
+
+
+def test_what_fails_its_trial_is_named_and_the_plain_engine_runs(
+    double: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = EngineSpec("auto", "")
+    assert isinstance(make_gpu_engine(spec, double, no_heartbeat), PlainEngine)
+    assert "the decode kernel does not compute in float64" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"'fast', which cannot run on this GPU: the decode kernel .* use auto or plain"
+    ):
+        make_gpu_engine(replace(spec, kind="fast"), double, no_heartbeat)
+
+
+def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelConfig, CacheShape]:
+    config = replace(
+        read_config(folder), num_layers=num_layers, hidden_size=hidden_size, vocab_size=50_280, max_positions=2048
+    )
+    return config, CacheShape(num_layers, 40, hidden_size // 40, torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "free_gib", "least_tokens", "max_rows"),
+    [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 512), (36, 5120, 4, 0, 64)],
+    ids=["12b on 80 GB", "3b on 80 GB", "7b on 24 GB", "12b where it hardly fits"],
+)
+def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(
+    double: LoadedModel, neox_folder: Path, num_layers: int, hidden_size: int, free_gib: int, least_tokens: int,
+    max_rows: int,
+) -> None:  # fmt: skip
+    config, shape = real_shape(neox_folder, num_layers, hidden_size)
+    loaded = replace(double, dtype=torch.bfloat16, folder=replace(double.folder, config=config))
+    spec = EngineSpec("auto", "")
+    size = StepSize.within(free_gib << 30, loaded)
+    spare = (free_gib << 30) - size.working_bytes(loaded)
+    assert size.max_rows == max_rows
+    assert kv_bytes(spec, shape, spare) // shape.token_bytes >= least_tokens
+    assert kv_bytes(replace(spec, max_batch_tokens=100), shape, spare) <= 100 * shape.token_bytes
+    assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == 12_345

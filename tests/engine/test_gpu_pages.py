@@ -1,0 +1,71 @@
+"""What the GPU's engine does with its pages: prefixes held once, rows that outgrow them, rows admitted beforehand."""
+
+import random
+
+import pytest
+
+from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.pages import PAGE_TOKENS, Pages
+from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.sequence import Sequence
+from dolly_batch.records import GenerationParams, Request
+from tests.engine.fast import answer
+from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+
+
+def test_a_common_prefix_is_held_once(double: LoadedModel) -> None:
+    draw = random.Random(1)
+    start = tuple(draw.choices(range(4, 390), k=200))
+    params = GenerationParams(max_new_tokens=3, do_sample=False)
+    rows = [Request(str(row), (*start, *draw.choices(range(4, 390), k=20)), params) for row in range(30)]
+    engine, without = gpu_engine(double), gpu_engine(double, prefix_sharing=False)
+    assert answer(engine, rows) == answer(without, rows)
+    assert engine.stats()["num_prompt_tokens"] <= 220 + 29 * 20
+    token_bytes = engine._pages.shape.token_bytes
+    assert engine.stats()["peak_kv_bytes"] <= (208 + 30 * 48) * token_bytes
+    assert without.stats()["peak_kv_bytes"] >= 30 * 220 * token_bytes
+
+
+class Optimist(Pages):
+    """Expects every row to end at once."""
+
+    def _num_expected(self, row: Sequence) -> int:
+        return -(-row.num_tokens // PAGE_TOKENS)
+
+
+@pytest.mark.parametrize("prefix_sharing", [False, True])
+def test_rows_that_outgrow_the_pages_are_suspended_and_go_on(double: LoadedModel, prefix_sharing: bool) -> None:
+    engine, plain = (
+        gpu_engine(double, pages=Optimist, kv_bytes=TIGHT, prefix_sharing=prefix_sharing),
+        PlainEngine(double),
+    )
+    for seed in (3, 4, 5):  # what one batch leaves behind, the next one finds
+        draw = random.Random(seed)
+        start = draw.choices(range(4, 390), k=12)
+        prompts = [(*start, *draw.choices(range(4, 390), k=18 + row % 7)) for row in range(36)]
+        rows = [Request(str(row), ids, GenerationParams(90, row % 2 > 0), row) for row, ids in enumerate(prompts)]
+        assert answer(engine, rows) == answer(plain, rows)
+        assert_empty(engine)
+    assert engine.stats()["num_suspended"] > 15
+    assert engine.stats()["num_out_of_memory"] == 0
+    longest = Request("longest", tuple(draw.choices(range(4, 390), k=2040)), GenerationParams(8))
+    engine.submit(longest)
+    ended = [completion for _ in range(40) for completion in engine.step()]
+    assert [completion.key for completion in ended] == ["longest"]  # it needs all the pages that there are
+
+
+def test_rows_are_admitted_by_what_others_came_to_need(double: LoadedModel) -> None:
+    """Answers that end by themselves long before they must leave room for more rows."""
+    pages = Pages(CacheShape.of(double), TIGHT, max_rows=64, max_positions=2048)
+    params = GenerationParams(max_new_tokens=512)
+    ended, other = (Sequence(Request("", (5,) * 40, params)) for _ in range(2))
+    for number in range(200):
+        pages.place(ended, 60)
+        if number == 0:
+            assert pages._num_outstanding == -(-(40 + 511) // PAGE_TOKENS) - 4
+        ended.token_ids, ended.finish_reason = [7] * 19, "stop"
+        pages.release(ended)
+        ended.token_ids, ended.finish_reason = [], None
+    pages.place(other, 41)
+    assert 41 + 20 <= PAGE_TOKENS * (len(other.place.pages) + pages._num_outstanding) <= 41 + 80
