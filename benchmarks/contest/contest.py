@@ -1,16 +1,18 @@
-"""Choosing each engine's best setting, and pairs of engines in turn: A/B/A/B, with a probe around every run."""
+"""Choosing each engine's best setting, and all engines in turn, round by round, with a probe around every run."""
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.contest.engines import Engine, Options
-from benchmarks.contest.launch import EngineFailed, Run, Started
+from benchmarks.contest.launch import EngineFailed, Run, Started, TooSlow
 from benchmarks.contest.probe import Probe
 from benchmarks.contest.work import Row, Work
 
 MAX_NOISE = 1.15
+_HOPELESS = 1.25  # a setting that takes so many times as long as the best one is stopped
 
 
 @dataclass
@@ -41,12 +43,12 @@ class Course:
             raise
         return started
 
-    def run(self, started: Started, rows: list[Row]) -> Run:
+    def run(self, started: Started, rows: list[Row], limit_s: float | None = None) -> Run:
         """Run the rows while the machine is quiet, or as quiet as it gets."""
         runs: list[Run] = []
         for _ in range(self.tries):
             before = self.probe.measure()
-            run = started.run(rows)
+            run = started.run(rows, limit_s)
             run.probes = (before, self.probe.measure())
             runs.append(run)
             if self.noise(run) <= MAX_NOISE:
@@ -54,6 +56,11 @@ class Course:
         self.num_discarded += len(runs) - 1
         self.kept.append(min(runs, key=self.noise))
         return self.kept[-1]
+
+    def run_alone(self, engine: Engine, options: Options, rows: list[Row]) -> Run:
+        """Run the rows in processes of their own, which end with it: no other engine holds memory meanwhile."""
+        with self.start(engine, options) as started:
+            return self.run(started, rows)
 
     @property
     def num_noisy(self) -> int:
@@ -67,25 +74,23 @@ class Course:
 
 @dataclass
 class Duel:
-    """Ours against another engine, in turn, on the same rows."""
+    """Another engine's runs, and those of ours that they are paired with, one of each a round.
+
+    Ours answers the same rows, unless the other is `steady`: then ours answers all rows, the other `rows`.
+    """
 
     engine: Engine
     options: Options
     rows: list[Row]
     ours: list[Run] = field(default_factory=list)
     theirs: list[Run] = field(default_factory=list)
-    ours_on_all: list[Run] = field(default_factory=list)
-    """Where theirs goes row by row and answers fewer rows than there are: ours on all of them, once a round."""
 
     @property
     def ratio(self) -> float:
-        """The median of the paired ratios, same rows on both sides."""
-        return _paired(self.ours, self.theirs)
-
-    @property
-    def ratio_on_all(self) -> float:
-        """The same with ours on all rows, where theirs goes row by row through a sample of them."""
-        return _paired(self.ours_on_all or self.ours, self.theirs)
+        """The median of the paired ratios of answer tokens a second."""
+        return statistics.median(
+            ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in zip(self.ours, self.theirs, strict=True)
+        )
 
 
 def choose(course: Course, engine: Engine) -> tuple[Options, float]:
@@ -94,34 +99,45 @@ def choose(course: Course, engine: Engine) -> tuple[Options, float]:
         raise EngineFailed(engine.without)
     rows = course.work.sample(max(4, round(engine.trial_rows * course.scale)))
     best = dict(engine.defaults)
-    speeds: dict[str, float] = {}
+    runs: dict[str, Run] = {}
     for alternatives in engine.choices:
         tried = {str(i): {**best, **alternative} for i, alternative in enumerate(alternatives)}
         for options in tried.values():
-            if str(options) not in speeds:
-                speeds[str(options)] = _speed(course, engine, options, rows)
-                say(f"  {engine.name} {_brief(options)}: {speeds[str(options)]:.0f} tokens/s on {len(rows)} rows")
-        best = max(tried.values(), key=lambda options: speeds[str(options)])
-    if not speeds[str(best)]:
+            if str(options) not in runs:
+                _try(course, engine, options, rows, runs)
+        best = max(tried.values(), key=lambda options: _speed(runs, options))
+    if not _speed(runs, best):
         raise EngineFailed(f"{engine.name} runs in none of its settings")
-    return best, speeds[str(best)]
+    return best, _speed(runs, best)
 
 
-def duel(
-    course: Course, ours: tuple[Engine, Options], theirs: Engine, options: Options, rows: list[Row], rounds: int
-) -> Duel:
-    """Run both in turn, so many rounds."""
-    result = Duel(theirs, options, rows)
-    is_sample = len(rows) < len(course.work.rows)
-    with course.start(*ours) as our_engine, course.start(theirs, options) as their_engine:
-        for _ in range(rounds):
-            result.ours.append(course.run(our_engine, rows))
-            result.theirs.append(course.run(their_engine, rows))
-            if is_sample and theirs.is_row_by_row:
-                result.ours_on_all.append(course.run(our_engine, course.work.rows))
-            speeds = [runs[-1].tokens_per_s for runs in (result.theirs, result.ours)]
-            say(f"  {theirs.name}: {speeds[0]:.0f}, ours {speeds[1]:.0f} tokens/s on {len(rows)} rows")
-    return result
+def play_round(course: Course, ours: tuple[Engine, Options], duels: Sequence[Duel]) -> tuple[Run, dict[str, str]]:
+    """Ours on all rows, then each other engine, where it needs that with ours on the same rows just before it.
+
+    Returns the run of ours on all rows, and by engine why one failed. Such a duel has no run of this round.
+    """
+    failed: dict[str, str] = {}
+    on_all = course.run_alone(*ours, course.work.rows)
+    say(f"  {ours[0].name}: {on_all.tokens_per_s:.0f} tokens/s on {len(course.work.rows)} rows")
+    for duel in duels:
+        is_sample = len(duel.rows) < len(course.work.rows)
+        try:
+            if is_sample and not duel.engine.is_steady:
+                beside = course.run_alone(*ours, duel.rows)
+            else:
+                beside = on_all
+            theirs = course.run_alone(duel.engine, duel.options, duel.rows)
+        except EngineFailed as error:
+            say(f"  {error}")
+            failed[duel.engine.name] = str(error).splitlines()[0]
+            continue
+        duel.ours.append(beside)
+        duel.theirs.append(theirs)
+        say(
+            f"  {duel.engine.name}: {theirs.tokens_per_s:.0f} tokens/s on {len(duel.rows)} rows, "
+            f"ours {beside.tokens_per_s:.0f} on {beside.num_rows}"
+        )
+    return on_all, failed
 
 
 def rows_for(course: Course, engine: Engine, tokens_per_s: float, seconds: float) -> list[Row]:
@@ -135,18 +151,25 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _speed(course: Course, engine: Engine, options: Options, rows: list[Row]) -> float:
-    """Answer tokens a second, 0 for a setting that does not work."""
+def _try(course: Course, engine: Engine, options: Options, rows: list[Row], runs: dict[str, Run]) -> None:
+    """Add the run of one setting to `runs` if it works, and is not hopeless beside the best one."""
+    limit_s = _HOPELESS * min(run.seconds for run in runs.values()) if runs else None
+    said = f"  {engine.name} {_brief(options)}:"
     try:
         with course.start(engine, options) as started:
-            return course.run(started, rows).tokens_per_s
+            runs[str(options)] = course.run(started, rows, limit_s)
+    except TooSlow as slow:
+        say(f"{said} {slow}")
     except EngineFailed as error:
         say(f"  {error}")
-        return 0.0
+    else:
+        say(f"{said} {runs[str(options)].tokens_per_s:.0f} tokens/s on {len(rows)} rows")
 
 
-def _paired(ours: list[Run], theirs: list[Run]) -> float:
-    return statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=False))
+def _speed(runs: dict[str, Run], options: Options) -> float:
+    """Answer tokens a second, 0 for a setting that does not work or was stopped."""
+    run = runs.get(str(options))
+    return run.tokens_per_s if run else 0.0
 
 
 def _brief(options: Options) -> str:

@@ -15,7 +15,8 @@ class Engine:
     """One engine. `choices` are tried one after the other, each with the best of those before it.
 
     `splits`: it is one process by itself, so that two processes are two of it with half of the rows each.
-    `min_rows`: fewer would be all ramp-up and tail. `trial_rows`: rows for choosing.
+    `min_rows`: fewer would be all ramp-up and tail. `trial_rows`: rows for choosing. `is_steady`: it answers row by row
+    or in batches of its own size, so that few rows are no disadvantage.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Engine:
     min_rows: int
     splits: bool = False
     in_peers_environment: bool = False
-    is_row_by_row: bool = False
+    is_steady: bool = False
     without: str | None = None
     """Why it cannot be run here."""
     defaults: Options = field(default_factory=lambda: dict(LAYOUTS[0]))
@@ -41,16 +42,17 @@ def ours(name: str, model: Path, *, dtype: str = "bfloat16", quantization: str =
 def peers(model: Path, converted: dict[str, str], dtype: str, python: Path) -> list[Engine]:
     """All others, those that cannot be run too."""
     options = {"model": str(model), "dtype": dtype}
-    batch_sizes = tuple({"batch_size": size} for size in (16, 8, 32))
+    batch_sizes = tuple({"batch_size": size} for size in (8, 16))
     return [
-        Engine("naive", "naive", options, (LAYOUTS,), trial_rows=10, min_rows=24, is_row_by_row=True),
+        Engine("naive", "naive", options, (LAYOUTS,), trial_rows=10, min_rows=24, is_steady=True),
         Engine(
             "predict_batch_udf",
             "predict_batch_udf",
             options,
             (LAYOUTS, batch_sizes),
-            trial_rows=64,
-            min_rows=128,
+            trial_rows=32,
+            min_rows=48,
+            is_steady=True,
             defaults={**LAYOUTS[0], **batch_sizes[0]},
         ),
         _generate_batch(options),
@@ -101,7 +103,7 @@ def _ctranslate2(model: Path, converted: dict[str, str], python: Path) -> Engine
         "ctranslate2",
         {"model": str(model), "converted": converted},
         (LAYOUTS, compute_types, spreads, batches),
-        trial_rows=256,
+        trial_rows=192,
         min_rows=1_000,
         in_peers_environment=True,
         without=None if converted else "it could not be installed or could not convert the model",

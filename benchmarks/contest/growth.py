@@ -25,18 +25,20 @@ class Growth:
     bound_bytes: int
 
 
-def measure(course: Course, engine: Engine, options: Options, num_prompts: int) -> Growth:
-    """Every number of rows and every length in processes of its own, so that no run inherits another's memory."""
+def measure(course: Course, engine: Engine, options: Options, on_all: Run, num_prompts: int) -> Growth:
+    """Every number of rows and every length in processes of its own, so that no run inherits another's memory.
+
+    `on_all` is a run of the engine on all rows, also in processes of its own.
+    """
     num_rows = len(course.work.rows)
     by_rows = {}
-    for count in (max(1, num_rows // 8), num_rows // 4, num_rows // 2, num_rows):
-        with course.start(engine, options) as started:
-            by_rows[count] = course.run(started, course.work.sample(count))
+    for count in (max(1, num_rows // 8), num_rows // 4, num_rows // 2):
+        by_rows[count] = course.run_alone(engine, options, course.work.sample(count))
         say(f"  {count} rows: {by_rows[count].seconds:.0f} s")
+    by_rows[num_rows] = on_all
     by_prompt = {}
     for length in PROMPT_LENGTHS:
-        with course.start(engine, options) as started:
-            by_prompt[length] = course.run(started, _random_rows(num_prompts, length))
+        by_prompt[length] = course.run_alone(engine, options, _random_rows(num_prompts, length))
         say(f"  prompts of {length} tokens: {by_prompt[length].seconds:.0f} s")
     return Growth(by_rows, by_prompt, bound_bytes(engine, options))
 

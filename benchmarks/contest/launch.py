@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 class EngineFailed(Exception):
     """An engine ended or said that it cannot."""
+
+
+class TooSlow(EngineFailed):
+    """An engine was stopped because it took longer than it was given."""
 
 
 @dataclass
@@ -75,13 +83,13 @@ class Started:
                 child.kill()
                 child.wait()
 
-    def run(self, rows: list[Row]) -> Run:
-        """Answer the rows, and check that each answer is as long as it has to be."""
+    def run(self, rows: list[Row], limit_s: float | None = None) -> Run:
+        """Answer the rows, and check that each answer is as long as it has to be; TooSlow after `limit_s` seconds."""
         hands = _deal(rows, len(self._children))
         files = [(self._folder / f"rows-{i}.json", self._folder / f"answers-{i}.json") for i in range(len(hands))]
         for hand, (asked, _) in zip(hands, files, strict=True):
             asked.write_text(json.dumps([(row.key, row.prompt_ids, row.num_new_tokens) for row in hand]))
-        with Usage([child.pid for child in self._children]) as usage:
+        with Usage([child.pid for child in self._children]) as usage, self._killed_after(limit_s):
             for child, (asked, answers) in zip(self._children, files, strict=True):
                 _tell(child, {"rows": str(asked), "answers": str(answers)})
             said = [self._hear(index) for index in range(len(self._children))]
@@ -106,6 +114,28 @@ class Started:
             stats=stats,
             answers=found,
         )
+
+    @contextmanager
+    def _killed_after(self, limit_s: float | None) -> Iterator[None]:
+        """Whoever listens to the engine hears its end when the time is over."""
+        if limit_s is None:
+            yield
+            return
+        ends = time.monotonic() + limit_s
+        timer = threading.Timer(limit_s, self._kill)
+        timer.start()
+        try:
+            yield
+        except EngineFailed:
+            if time.monotonic() >= ends:
+                raise TooSlow(f"not done in {limit_s:.0f} s") from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _kill(self) -> None:
+        for child in self._children:
+            child.kill()
 
     def _start(self, index: int, python: Path, setup: Options) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}

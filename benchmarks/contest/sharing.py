@@ -9,7 +9,8 @@ from benchmarks.contest.engines import Engine, Options
 from benchmarks.contest.launch import Run
 from benchmarks.contest.work import Row
 
-NEW_TOKENS = (1, 8, 32)
+# How many tokens an answer has, and in what part of the rows that is tried.
+CASES = ((8, 1.0), (1, 0.25), (32, 0.25))
 _INSTRUCTION_TOKENS, _CONTEXT_TOKENS = 200, 50
 
 
@@ -32,8 +33,8 @@ def measure(course: Course, engine: Engine, options: Options, num_rows: int, rou
     results = []
     without = replace(engine, options={**engine.options, "prefix_sharing": False})
     with course.start(engine, options) as shares, course.start(without, options) as does_not:
-        for count in NEW_TOKENS:
-            rows = _rows(num_rows, count)
+        for count, part in CASES:
+            rows = _rows(max(1, round(part * num_rows)), count)
             result = Sharing(count, [], [])
             for _ in range(rounds):
                 result.on.append(course.run(shares, rows))

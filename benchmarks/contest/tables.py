@@ -48,8 +48,8 @@ def engines_table(standings: SequenceOf[Standing], duels: dict[str, Duel], left_
     """The first table: every engine at its best."""
     lines = [
         "| engine | setting | rows | runs | tokens/s | rows/s | tokens/CPU s | peak GB (PSS) | slots in use "
-        "| text as fp32 | ours, times as fast: same rows | ours on all rows |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| text as fp32 | ours, times as fast |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for standing in standings:
         figures = standing.as_json()
@@ -66,10 +66,9 @@ def engines_table(standings: SequenceOf[Standing], duels: dict[str, Duel], left_
             "" if figures["occupancy"] is None else f"{figures['occupancy']:.0%}",
             f"{figures['same_text_as_fp32']:.0%}",
             "" if duel is None else f"{duel.ratio:.2f}",
-            "" if duel is None else f"{duel.ratio_on_all:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {name} | not run: {reason} | | | | | | | | | | |" for name, reason in left_out.items()]
+    lines += [f"| {name} | not run: {reason} | | | | | | | | | |" for name, reason in left_out.items()]
     return "\n".join(lines)
 
 
@@ -118,16 +117,11 @@ def json_line(
     sharing: SequenceOf[Sharing],
     notes: dict[str, Any],
 ) -> str:
-    """One object. `ratios`: ours to theirs on the same rows; for those that go row by row ours runs all."""
-    ratios = {
-        name: round(duel.ratio_on_all if duel.engine.is_row_by_row else duel.ratio, 2) for name, duel in duels.items()
-    }
+    """One object. `ratios`: ours to theirs in answer tokens a second."""
     return json.dumps(
         {
             "engines": {standing.engine.name: standing.as_json() for standing in standings},
-            "ratios": ratios,
-            "ratios_same_rows": {name: round(duel.ratio, 2) for name, duel in duels.items()},
-            "ratios_all_rows": {name: round(duel.ratio_on_all, 2) for name, duel in duels.items()},
+            "ratios": {name: round(duel.ratio, 2) for name, duel in duels.items()},
             "prefix_sharing": {str(result.num_new_tokens): round(result.ratio, 2) for result in sharing},
             "growth": None
             if growth is None
