@@ -143,7 +143,7 @@ def play_round(course: Course, ours: tuple[Engine, Options], duels: Sequence[Due
 def rows_for(course: Course, engine: Engine, tokens_per_s: float, seconds: float) -> list[Row]:
     """As many rows as an engine of that speed answers in so many seconds, all of them if it can."""
     mean_tokens = statistics.fmean(row.num_new_tokens for row in course.work.rows)
-    return course.work.sample(max(round(engine.min_rows * course.scale), round(seconds * tokens_per_s / mean_tokens)))
+    return course.work.sample(max(engine.min_rows, round(seconds * tokens_per_s / mean_tokens)))
 
 
 def say(line: str) -> None:

@@ -18,6 +18,7 @@ from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.sequence import Sequence, Step
 
 ATTENTION = "dolly_batch"
+HEADROOM = 16  # tokens that a row may grow before its first move
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.cache import CacheShape, StepAttention
+from dolly_batch.engine.cache import HEADROOM, CacheShape, StepAttention
 from dolly_batch.engine.pool_attention import PoolAttention, Stay, Visit
 from dolly_batch.engine.sequence import Sequence, Step
 
@@ -56,7 +56,9 @@ class Pool:
 class Pools:
     """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
 
-    The slots of a pool that no row fills come on top: at most `_POOL_TOKENS` tokens a class in use.
+    It bounds the pools too, with the slots that no row fills: where a new pool would pass it, the others are closed up
+    first, and it is made no larger than what is left. Rows that run have room to grow all the same: where nothing is
+    left, a pool of one slot is made for them, which takes some percent more than the budget at times.
     """
 
     def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
@@ -71,7 +73,12 @@ class Pools:
 
     def has_room(self, row: Sequence) -> bool:
         """Whether the row can be taken in, to its full length; a row larger than the budget is, when it is alone."""
-        return not self._reserved_bytes or self._reserved_bytes + self._bytes_for(row) <= self.budget_bytes
+        if not self._reserved_bytes:
+            return True
+        if self._reserved_bytes + self._bytes_for(row) > self.budget_bytes:
+            return False
+        capacity = capacity_for(min(row.max_tokens, row.num_tokens + HEADROOM))
+        return bool(self._with_free_slot(capacity)) or self._num_slots_left(capacity) > 0
 
     def place(self, row: Sequence, num_tokens: int) -> None:
         """Make room for the row's first `num_tokens` tokens, moving it to a larger class if need be."""
@@ -79,6 +86,7 @@ class Pools:
         if here is not None and num_tokens <= here[0].capacity:
             return
         pool, slot = self._free_slot(capacity_for(num_tokens))
+        here = row.place  # again: making room may have moved the row within its class
         if here is not None:
             self._move(here, (pool, slot), row.num_cached)
             self._vacate(*here)
@@ -125,15 +133,27 @@ class Pools:
 
     def _free_slot(self, capacity: int) -> tuple[Pool, int]:
         """A slot of the fullest pool that has one, or of a new pool."""
-        pools = [pool for pool in self._classes.get(capacity, ()) if pool.num_free]
+        pools = self._with_free_slot(capacity)
         if pools:
             pool = min(pools, key=lambda pool: pool.num_free)
         else:
-            pool = Pool(self.shape, capacity, max(1, min(_MAX_SLOTS, self._pool_tokens // capacity)))
+            num_slots = min(_MAX_SLOTS, self._pool_tokens // capacity, self._num_slots_left(capacity))
+            pool = Pool(self.shape, capacity, max(1, num_slots))
             self._classes.setdefault(capacity, []).append(pool)
             self.num_bytes += pool.num_bytes
             self.peak_bytes = max(self.peak_bytes, self.num_bytes)
         return pool, pool.rows.index(None)
+
+    def _with_free_slot(self, capacity: int) -> list[Pool]:
+        return [pool for pool in self._classes.get(capacity, ()) if pool.num_free]
+
+    def _num_slots_left(self, capacity: int) -> int:
+        """Slots that the budget has room for, once all classes are closed up where it has none."""
+        slot_bytes = capacity * self.shape.token_bytes
+        if self.num_bytes + slot_bytes > self.budget_bytes:
+            for pools in list(self._classes.values()):
+                self._close_up(pools, spare=0)
+        return (self.budget_bytes - self.num_bytes) // slot_bytes
 
     def _move(self, origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:
         _copy(origin, target, num_tokens)
@@ -145,13 +165,20 @@ class Pools:
         One pool's worth of slots is left free, so that a row more and a row less don't make and drop a pool in turn.
         """
         pool.rows[slot] = None
-        pools = self._classes[pool.capacity]
-        num_slots = len(pool.rows)
+        self._close_up(self._classes[pool.capacity], spare=len(pool.rows))
+
+    def _close_up(self, pools: list[Pool], spare: int) -> None:
+        """Drop pools whose rows fit into the others of their class, if `spare` slots stay free there.
+
+        Of a class without rows all go.
+        """
         while pools:
+            emptiest = max(pools, key=lambda pool: pool.num_free)
             num_free = sum(pool.num_free for pool in pools)
-            if num_free < min(2, len(pools)) * num_slots:
+            has_rows = num_free < sum(len(pool.rows) for pool in pools)
+            if num_free - len(emptiest.rows) < (spare if has_rows else 0):
                 break
-            self._drop(pools, max(pools, key=lambda pool: pool.num_free))
+            self._drop(pools, emptiest)
 
     def _drop(self, pools: list[Pool], pool: Pool) -> None:
         """Move the rows of a pool into others of its class and let it go."""

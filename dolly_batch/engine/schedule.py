@@ -4,7 +4,7 @@ from bisect import insort
 from collections.abc import Sequence as SequenceOf
 from dataclasses import asdict, dataclass
 
-from dolly_batch.engine.cache import Cache
+from dolly_batch.engine.cache import HEADROOM, Cache
 from dolly_batch.engine.memory import OUT_OF_MEMORY, RowLimit, allocator_errors
 from dolly_batch.engine.prefixes import MIN_SHARED, Prefixes, num_common
 from dolly_batch.engine.requests import num_positions
@@ -14,7 +14,6 @@ MAX_ROWS = 64
 # Chunks end at multiples of this in the row's own positions, so that where a row is cut depends on no other row.
 CHUNK_TOKENS = 256
 STEP_TOKENS = 512  # of prompts; beyond some hundred, more at once is no faster
-_HEADROOM = 16  # tokens that a row may grow before its first move
 _WORTH_WAITING = 16
 
 
@@ -210,7 +209,7 @@ class Schedule:
         """Take in the first row that waits. False, and it goes on waiting, when rows run and leave no memory for it."""
         try:
             with allocator_errors():
-                self._cache.place(row, min(row.max_tokens, row.num_tokens + _HEADROOM))
+                self._cache.place(row, min(row.max_tokens, row.num_tokens + HEADROOM))
         except OUT_OF_MEMORY:
             if not self.running:
                 raise
