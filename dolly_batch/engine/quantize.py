@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / product.max_weight
         self.out_features, self.in_features = weight.shape
-        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.bias = None if linear.bias is None else linear.bias.detach().to(torch.float32, copy=True)
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         self._scales = scales
         self._product = product.make(weight, scales)
@@ -81,7 +81,8 @@ def quantize(
             output_dtype = torch.float32 if name == "lm_head" else dtype
             setattr(module, name, make(getattr(module, name), output_dtype))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device=device, dtype=dtype)
+        # Copies, all of them: the last tensor that lies in a mapped file would keep the whole file in memory.
+        parameter.data = parameter.data.to(device=device, dtype=dtype, copy=True)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))  # in their own dtype: rotary tables are not rounded
