@@ -90,6 +90,7 @@ def load_weights(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
     """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
+    from dolly_batch.engine.memory import trim_heap
     from dolly_batch.engine.packed import pack
     from dolly_batch.engine.probe import is_batch_invariant
 
@@ -98,6 +99,7 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
         pack(loaded.model)
     if not is_batch_invariant(loaded):
         log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
+    trim_heap()
     return loaded
 
 

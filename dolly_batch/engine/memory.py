@@ -1,9 +1,12 @@
-"""What running out of memory looks like, and what is learnt from it."""
+"""Memory: taking it from the system and giving it back, what running out looks like, and what is learnt from that."""
 
+import ctypes
+import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
+from torch import Tensor
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -20,6 +23,27 @@ def allocator_errors() -> Iterator[None]:
     else:
         return
     raise MemoryError(message)  # out of the except block, where the traceback would keep the step's tensors alive
+
+
+def map_zeros(count: int, dtype: torch.dtype) -> Tensor:
+    """So many zeros in a mapping of their own: memory is taken as it is written to, and given back with the tensor.
+
+    From the heap it would be neither, below the C library's threshold. Raises MemoryError where there is none.
+    """
+    try:
+        memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory for {count * dtype.itemsize:,} bytes of keys and values") from error
+    return torch.frombuffer(memory, dtype=dtype)
+
+
+def trim_heap() -> None:
+    """Give memory that has been freed back to the system, where the C library can: glibc keeps much of it.
+
+    Loading frees a model's worth of it, part of that in heaps of threads which have ended.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class RowLimit:

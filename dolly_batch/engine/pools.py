@@ -5,13 +5,14 @@ prompt and moves, once a class, when it outgrows it; so rows of like length lie 
 Pools come as they are needed and go when their rows fit into the others of their class.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 
-import torch
 from torch import Tensor
 
 from dolly_batch.engine.cache import HEADROOM, CacheShape, StepAttention
+from dolly_batch.engine.memory import map_zeros
 from dolly_batch.engine.pool_attention import PoolAttention, Stay, Visit
 from dolly_batch.engine.sequence import Sequence, Step
 
@@ -27,14 +28,15 @@ def capacity_for(num_tokens: int) -> int:
 
 
 class Pool:
-    """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size]."""
+    """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size].
+
+    Zeros at first: what lies behind a row's end is read with weight 0, and must not be a NaN.
+    """
 
     def __init__(self, shape: CacheShape, capacity: int, num_slots: int) -> None:
         self.capacity = capacity
-        # Zeros: what lies behind a row's end is read with weight 0, and must not be a NaN.
-        self.tensor = torch.zeros(
-            (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size), dtype=shape.dtype
-        )
+        sizes = (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size)
+        self.tensor = map_zeros(math.prod(sizes), shape.dtype).view(sizes)
         self.layers: tuple[Tensor, ...] = self.tensor.unbind(0)
         self.rows: list[Sequence | None] = [None] * num_slots
 

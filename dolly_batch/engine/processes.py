@@ -30,6 +30,7 @@ from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, S
 # Requests that a process has beyond those it runs: enough to refill a slot at once, few to be left at the end.
 WINDOW = 80
 _LOOK_S = 0.2
+_END_S = 5.0
 
 
 class EngineProcess:
@@ -113,7 +114,11 @@ class EnginePool:
         for process in self._processes:
             process.channel.close()
         self._life.close()
-        self._leader.wait()
+        try:
+            self._leader.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._leader.kill()  # stopped, or stuck where no thread of it runs
+            self._leader.wait()
 
     def _hand_out(self) -> None:
         while self._waiting:

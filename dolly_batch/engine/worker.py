@@ -2,14 +2,16 @@
 
     python -m dolly_batch.engine.worker LIFE_DESCRIPTOR CHANNEL_DESCRIPTOR...
 
-The first process loads the model and forks one process for each channel; packed weights are theirs in common, page by
-page. Each serves its channel; the first waits, and ends when one of them does. All end with the pool: the kernel kills
-a process whose parent is gone, and where it does not, the end of the life line does.
+The first process, the leader, loads the model and forks one process for each further channel; packed weights are theirs
+in common, page by page. Each serves its channel; the leader, which serves the first, ends when one of the others does.
+All end with the pool: the kernel kills a process whose parent is gone, and where it does not, the end of the life line
+does.
 """
 
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -110,6 +112,17 @@ def watch(life: socket.socket) -> None:
     threading.Thread(target=wait, name="life line", daemon=True).start()
 
 
+def watch_others(count: int) -> None:
+    """End this process when one of the processes that it has forked ends."""
+
+    def wait() -> None:
+        os.wait()
+        os._exit(_EXIT_FAULT)
+
+    if count:
+        threading.Thread(target=wait, name="others", daemon=True).start()
+
+
 def main() -> None:
     """Load, fork, serve."""
     die_with_parent()
@@ -123,30 +136,34 @@ def main() -> None:
         spec = EngineSpec(**messages[0]["spec"])
         import torch
 
-        # Before anything is computed: threads of the first process would not be there in the forked ones.
+        # Before anything is computed: threads of the leader would not be there in the forked ones.
         torch.set_num_threads(1)
         from dolly_batch.engine.load import load_packed
 
         loaded = load_packed(spec)
     except BaseException as error:  # The last place where it can be told.
         end_by(error, channels[0])
-    for channel in channels:
+    # What is loaded by now is left out of collections: they write to every object, and what is written to is shared no
+    # longer.
+    gc.collect()
+    gc.freeze()
+    mine = channels[0]
+    for channel in channels[1:]:
         if os.fork() == 0:
-            for other in channels:
-                if other is not channel:
-                    other.close()
             die_with_parent()
-            watch(life)
-            try:
-                serve(channel, spec, loaded, len(channels))
-            except BaseException as error:  # As above.
-                end_by(error, channel)
-            os._exit(0)
-    for channel in channels:
-        channel.close()
+            mine = channel
+            break
+    else:
+        watch_others(len(channels) - 1)
+    for other in channels:
+        if other is not mine:
+            other.close()
     watch(life)
-    os.wait()
-    os._exit(_EXIT_FAULT)
+    try:
+        serve(mine, spec, loaded, len(channels))
+    except BaseException as error:  # As above.
+        end_by(error, mine)
+    os._exit(0)
 
 
 if __name__ == "__main__":
