@@ -115,6 +115,7 @@ def fast_engine(
 
         return gpu_engine(spec, loaded, heartbeat)
     from dolly_batch.engine.cache import CacheShape
+    from dolly_batch.engine.compiled import find_decode
     from dolly_batch.engine.fast import FastEngine
     from dolly_batch.engine.pools import Pools
 
@@ -124,7 +125,8 @@ def fast_engine(
     num_bytes //= num_sharing
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
-    return FastEngine(loaded, Pools(shape, num_bytes), prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)
+    pools = Pools(shape, num_bytes, find_decode(shape.head_size, shape.dtype))
+    return FastEngine(loaded, pools, prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)
 
 
 def _is_cpu(device: str | None) -> bool:

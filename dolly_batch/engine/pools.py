@@ -12,8 +12,9 @@ from itertools import chain
 from torch import Tensor
 
 from dolly_batch.engine.cache import HEADROOM, CacheShape, StepAttention
+from dolly_batch.engine.compiled import Kernel, as_array
 from dolly_batch.engine.memory import map_zeros
-from dolly_batch.engine.pool_attention import PoolAttention, Stay, Visit
+from dolly_batch.engine.pool_attention import CompiledStays, PoolAttention, Stay, Visit
 from dolly_batch.engine.sequence import Sequence, Step
 
 _POOL_TOKENS = 2_048
@@ -38,6 +39,7 @@ class Pool:
         sizes = (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size)
         self.tensor = map_zeros(math.prod(sizes), shape.dtype).view(sizes)
         self.layers: tuple[Tensor, ...] = self.tensor.unbind(0)
+        self.arrays = [as_array(layer) for layer in self.layers]
         self.rows: list[Sequence | None] = [None] * num_slots
 
     @property
@@ -58,17 +60,20 @@ class Pool:
 class Pools:
     """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
 
-    It bounds the pools too, with the slots that no row fills: where a new pool would pass it, the others are closed up
-    first, and it is made no larger than what is left. Rows that run have room to grow all the same: where nothing is
-    left, a pool of one slot is made for them, which takes some percent more than the budget at times.
+    `decode` is the compiled attention of decoding rows, None torch's own products.
+
+    The budget bounds the pools too, with the slots that no row fills: where a new pool would pass it, the others are
+    closed up first, and it is made no larger than what is left. Rows that run have room to grow all the same: where
+    nothing is left, a pool of one slot is made for them, which takes some percent more than the budget at times.
     """
 
-    def __init__(self, shape: CacheShape, budget_bytes: int) -> None:
+    def __init__(self, shape: CacheShape, budget_bytes: int, decode: Kernel | None = None) -> None:
         self.shape = shape
         self.budget_bytes = budget_bytes
         self.num_bytes = 0
         self.peak_bytes = 0
         self.num_moves = 0
+        self._decode = decode
         self._reserved_bytes = 0
         self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
         self._classes: dict[int, list[Pool]] = {}
@@ -115,20 +120,26 @@ class Pools:
     def plan(self, step: Step) -> tuple[list[Sequence], StepAttention]:
         """Return the decoding rows pool by pool, and the step's attention."""
         decoding = set(step.decoding)
-        ordered: list[Sequence] = []
-        stays = []
+        seats = []
         for pool in chain.from_iterable(self._classes.values()):
             rows = [(slot, row) for slot, row in pool.seated() if row in decoding]
             if rows:
-                stays.append(Stay.of(pool.layers, rows, len(ordered)))
-                ordered += [row for _, row in rows]
-        visits = []
+                seats.append((pool, rows))
+        ordered = [row for _, rows in seats for _, row in rows]
+        parts: list[Stay | CompiledStays | Visit] = []
+        if self._decode is None:
+            start = 0
+            for pool, rows in seats:
+                parts.append(Stay.of(pool.layers, rows, start))
+                start += len(rows)
+        elif seats:
+            parts.append(CompiledStays.of(self._decode, [(pool.arrays, rows) for pool, rows in seats]))
         start = len(ordered)
         for chunk in step.chunks:
             pool, slot = chunk.row.place
-            visits.append(Visit.of(pool.layers, slot, chunk, start))
+            parts.append(Visit.of(pool.layers, slot, chunk, start))
             start += chunk.stop - chunk.start
-        return ordered, PoolAttention(stays, visits)
+        return ordered, PoolAttention(parts)
 
     def _bytes_for(self, row: Sequence) -> int:
         return capacity_for(row.max_tokens) * self.shape.token_bytes

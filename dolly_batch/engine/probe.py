@@ -3,6 +3,7 @@
 import torch
 
 from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.compiled import find_decode
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.pools import Pools
@@ -41,7 +42,7 @@ def is_batch_invariant(loaded: LoadedModel) -> bool:
 
 def _logits(loaded: LoadedModel, rows: list[Request]) -> dict[str, list[torch.Tensor]]:
     shape = CacheShape.of(loaded)
-    engine = _Witness(loaded, Pools(shape, 16 * 256 * shape.token_bytes))
+    engine = _Witness(loaded, Pools(shape, 16 * 256 * shape.token_bytes, find_decode(shape.head_size, shape.dtype)))
     engine.seen = {}
     for row in rows:
         engine.submit(row)

@@ -31,6 +31,9 @@ from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, S
 WINDOW = 80
 _LOOK_S = 0.2
 _END_S = 5.0
+# glibc's settings. By its own it gives a step's memory back to the system and takes it again for the next one, page by
+# page: some percent of all time. What lasts longer than a step, keys and values, does not lie in the heap.
+_KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 
 
 class EngineProcess:
@@ -190,6 +193,7 @@ def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.s
     environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(spec.num_threads or 1)
+    environment = {**_KEEP_HEAP, **environment}
     try:
         leader = subprocess.Popen(
             [sys.executable, "-P", "-m", "dolly_batch.engine.worker", *(str(sock.fileno()) for sock in theirs)],

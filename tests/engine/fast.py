@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dolly_batch.engine.cache import CacheShape
+from dolly_batch.engine.compiled import find_decode
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.pools import Pools
@@ -15,7 +16,9 @@ ROOMY = 2**30
 def fast_engine(
     loaded: LoadedModel, kind: type[FastEngine] = FastEngine, *, kv_bytes: int = ROOMY, **settings: int
 ) -> FastEngine:
-    return kind(loaded, Pools(CacheShape.of(loaded), kv_bytes), **settings)  # type: ignore[arg-type]
+    shape = CacheShape.of(loaded)
+    pools = Pools(shape, kv_bytes, find_decode(shape.head_size, shape.dtype))
+    return kind(loaded, pools, **settings)  # type: ignore[arg-type]
 
 
 def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, Completion]:
