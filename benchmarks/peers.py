@@ -117,7 +117,7 @@ class Contest:
         int8 = ours("ours_int8", model, dtype=dtype, quantization="int8", kv_bytes=_kv_bytes(dtype))
         *self._others, (engine, options, _) = sorted(self._choose([plain, int8]), key=lambda choice: choice[2])
         self.main = (engine, options)
-        self._reference: dict[str, str] = {}
+        self._standings: list[tables.Standing] = []
         self._heading = ""
 
     def run(self, entrants: list[Engine], arguments: argparse.Namespace) -> None:
@@ -132,7 +132,9 @@ class Contest:
             self.runs.append(on_all)
             self.left_out |= failed
             self.duels = [duel for duel in self.duels if duel.engine.name not in failed]
-        self._reference = self._answer_exactly()
+        reference = self._answer_exactly()
+        self._standings = [self._standing(*self.main, self.runs, reference)]
+        self._standings += [self._standing(duel.engine, duel.options, duel.theirs, reference) for duel in self.duels]
 
     def print_engines(self, heading: str) -> None:
         """The first table, and how quiet the machine was."""
@@ -140,16 +142,12 @@ class Contest:
         noise = self._noise()
         print(f"\n{heading}.\n{noise['runs']} runs were kept; beside {noise['noisy_runs']} of them the machine was")
         print(f"busy each time they were tried; {noise['discarded_runs']} were thrown away because it was.")
-        show("Engines", tables.engines_table(self._standings(), self._by_name(), self.left_out))
+        show("Engines", tables.engines_table(self._standings, self._by_name(), self.left_out))
 
     def json_line(self) -> str:
         """All of it in one line."""
         notes = {"work": self._heading, **self._noise()}
-        return tables.json_line(self._standings(), self._by_name(), self.left_out, self.growth, self.sharing, notes)
-
-    def _standings(self) -> list[tables.Standing]:
-        ours_runs = self._standing(*self.main, self.runs)
-        return [ours_runs, *(self._standing(duel.engine, duel.options, duel.theirs) for duel in self.duels)]
+        return tables.json_line(self._standings, self._by_name(), self.left_out, self.growth, self.sharing, notes)
 
     def _by_name(self) -> dict[str, Duel]:
         return {duel.engine.name: duel for duel in self.duels}
@@ -180,9 +178,11 @@ class Contest:
         compared |= {row.key: row for row in self._course.work.rows[:_COMPARED_ROWS]}
         return self._texts(self._course.run_alone(exact, self.main[1], list(compared.values())))
 
-    def _standing(self, engine: Engine, options: Options, runs: list[Run]) -> tables.Standing:
-        texts = {key: text for key, text in self._texts(runs[-1]).items() if key in self._reference}
-        same = sum(text == self._reference[key] for key, text in texts.items()) / len(texts)
+    def _standing(
+        self, engine: Engine, options: Options, runs: list[Run], reference: dict[str, str]
+    ) -> tables.Standing:
+        texts = {key: text for key, text in self._texts(runs[-1]).items() if key in reference}
+        same = sum(text == reference[key] for key, text in texts.items()) / len(texts)
         return tables.Standing(engine, options, runs, same)
 
     def _texts(self, run: Run) -> dict[str, str]:

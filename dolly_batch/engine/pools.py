@@ -86,7 +86,10 @@ class Pools:
         if self._reserved_bytes + self._bytes_for(row) > self.budget_bytes:
             return False
         capacity = capacity_for(min(row.max_tokens, row.num_tokens + HEADROOM))
-        return bool(self._with_free_slot(capacity)) or self._num_slots_left(capacity) > 0
+        if self._with_free_slot(capacity):
+            return True
+        self._make_room(capacity)
+        return self._num_slots_left(capacity) > 0
 
     def place(self, row: Sequence, num_tokens: int) -> None:
         """Make room for the row's first `num_tokens` tokens, moving it to a larger class if need be."""
@@ -152,6 +155,7 @@ class Pools:
         if pools:
             pool = min(pools, key=lambda pool: pool.num_free)
         else:
+            self._make_room(capacity)
             num_slots = min(_MAX_SLOTS, self._pool_tokens // capacity, self._num_slots_left(capacity))
             pool = Pool(self.shape, capacity, max(1, num_slots))
             self._classes.setdefault(capacity, []).append(pool)
@@ -162,13 +166,15 @@ class Pools:
     def _with_free_slot(self, capacity: int) -> list[Pool]:
         return [pool for pool in self._classes.get(capacity, ()) if pool.num_free]
 
-    def _num_slots_left(self, capacity: int) -> int:
-        """Slots that the budget has room for, once all classes are closed up where it has none."""
-        slot_bytes = capacity * self.shape.token_bytes
-        if self.num_bytes + slot_bytes > self.budget_bytes:
+    def _make_room(self, capacity: int) -> None:
+        """Close all classes up where the budget has no room for a slot more."""
+        if not self._num_slots_left(capacity):
             for pools in list(self._classes.values()):
                 self._close_up(pools, spare=0)
-        return (self.budget_bytes - self.num_bytes) // slot_bytes
+
+    def _num_slots_left(self, capacity: int) -> int:
+        """Slots of that capacity that the budget has room for."""
+        return max(0, self.budget_bytes - self.num_bytes) // (capacity * self.shape.token_bytes)
 
     def _move(self, origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:
         _copy(origin, target, num_tokens)
