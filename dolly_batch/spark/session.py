@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyspark.sql import SparkSession
 from dolly_batch.config import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
 from dolly_batch.errors import Refused
 from dolly_batch.spark.java import prepare_java
+from dolly_batch.spark.packages import fetching_alone
 from dolly_batch.spark.ship import ship_package
 
 DELTA_CONF = {
@@ -65,7 +67,8 @@ def start_session(name: str, config: SparkConfig, *, uses_delta: bool) -> SparkS
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         builder = _own(builder, config, uses_delta)
-    spark = builder.getOrCreate()
+    with fetching_alone() if launcher == "this" and _fetches(config, uses_delta) else nullcontext():
+        spark = builder.getOrCreate()
     if launcher == "spark-submit":
         _quieten(spark)
     if uses_delta:
@@ -134,6 +137,11 @@ def _with_delta(builder: Any, conf: dict[str, str]) -> Any:
         ) from error
     extra = [package for package in conf.get("spark.jars.packages", "").split(",") if package]
     return configure_spark_with_delta_pip(builder, extra_packages=extra)
+
+
+def _fetches(config: SparkConfig, uses_delta: bool) -> bool:
+    """Whether a session of our own may have packages to fetch when it starts."""
+    return (uses_delta and delta_jars() is None) or "spark.jars.packages" in config.conf
 
 
 def _with_conf(builder: Any, conf: dict[str, str]) -> Any:

@@ -1,0 +1,31 @@
+"""Fetching packages from Maven: Ivy's cache breaks when two processes fill it at once, and Spark does not start then."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def fetching_alone(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Hold a lock that only one process of this user has at a time. Where none can be made, go on without it.
+
+    The kernel lets go of it when a process ends, whatever ends it.
+    """
+    lock = None
+    with suppress(OSError):
+        lock = _open(environ)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _open(environ: Mapping[str, str]) -> int:
+    home = environ.get("HOME") or os.path.expanduser("~")
+    folder = Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "dolly-batch")
+    folder.mkdir(parents=True, exist_ok=True)
+    return os.open(folder / "packages.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
