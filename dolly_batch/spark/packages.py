@@ -1,4 +1,4 @@
-"""Fetching packages from Maven: Ivy's cache breaks when two processes fill it at once, and Spark does not start then."""
+"""Fetching packages from Maven: two processes that fill Ivy's cache at once break it, and Spark does not start."""
 
 import fcntl
 import os
