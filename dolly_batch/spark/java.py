@@ -185,9 +185,14 @@ def _cache_folders(environ: Mapping[str, str]) -> list[Path]:
     folders = []
     if sys.prefix != sys.base_prefix:
         folders.append(Path(sys.prefix, "share", "dolly-batch"))
-    home = environ.get("HOME") or os.path.expanduser("~")
-    folders.append(Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "dolly-batch"))
+    folders.append(user_cache(environ))
     return folders
+
+
+def user_cache(environ: Mapping[str, str]) -> Path:
+    """This user's own cache folder, which need not be there."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "dolly-batch")
 
 
 def _make(folder: Path, runtime: Path, script: str) -> Path:

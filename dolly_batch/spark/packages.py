@@ -4,7 +4,8 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+
+from dolly_batch.spark.java import user_cache
 
 
 @contextmanager
@@ -25,7 +26,6 @@ def fetching_alone(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
 
 
 def _open(environ: Mapping[str, str]) -> int:
-    home = environ.get("HOME") or os.path.expanduser("~")
-    folder = Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "dolly-batch")
+    folder = user_cache(environ)
     folder.mkdir(parents=True, exist_ok=True)
     return os.open(folder / "packages.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
