@@ -15,12 +15,12 @@ from dolly_batch.engine.cache import HEADROOM, CacheShape, StepAttention
 from dolly_batch.engine.compiled import Kernel, as_array
 from dolly_batch.engine.memory import map_zeros
 from dolly_batch.engine.pool_attention import CompiledStays, PoolAttention, Stay, Visit
-from dolly_batch.engine.sequence import Chunk, Sequence, Step
+from dolly_batch.engine.sequence import Sequence, Step
 
 _POOL_TOKENS = 2_048
 _MAX_SLOTS = 16
 _CLASS_STEP = 64
-_QUERY_BLOCK = 128
+_QUERY_BLOCK = 128  # of a chunk, that sees nothing of what is behind it: less is computed in vain
 
 
 def capacity_for(num_tokens: int) -> int:
@@ -141,7 +141,7 @@ class Pools:
         start = len(ordered)
         for chunk in step.chunks:
             pool, slot = chunk.row.place
-            for block in _blocks(chunk):
+            for block in chunk.cut(_QUERY_BLOCK):
                 parts.append(Visit.of(pool.layers, slot, block, start))
                 start += block.stop - block.start
         return ordered, PoolAttention(parts)
@@ -212,18 +212,6 @@ class Pools:
         self.num_bytes -= pool.num_bytes
         if not pools:
             self._classes.pop(pool.capacity)
-
-
-def _blocks(chunk: Chunk) -> Iterator[Chunk]:
-    """A chunk in parts, each of which sees nothing of what is behind it: half of what a prompt's first chunk computes.
-
-    They end at multiples in the row's own positions, as chunks do, so that no neighbour decides where.
-    """
-    start = chunk.start
-    while start < chunk.stop:
-        stop = min(chunk.stop, (start // _QUERY_BLOCK + 1) * _QUERY_BLOCK)
-        yield Chunk(chunk.row, start, stop)
-        start = stop
 
 
 def _copy(origin: tuple[Pool, int], target: tuple[Pool, int], num_tokens: int) -> None:

@@ -228,13 +228,13 @@ class Schedule:
 
     def _add_chunks(self, step: Step, row: Sequence, max_tokens: int) -> int:
         """Add the row's next chunks to the step, the last one as long as it is; return the number of their tokens."""
-        start = begin = row.num_cached
-        size = self._pace.chunk_tokens
-        while start < row.num_tokens and start - begin < max_tokens:
-            stop = min(row.num_tokens, (start // size + 1) * size)
-            step.chunks.append(Chunk(row, start, stop))
-            start = stop
-        return start - begin
+        num_tokens = 0
+        for chunk in Chunk(row, row.num_cached, row.num_tokens).cut(self._pace.chunk_tokens):
+            if num_tokens >= max_tokens:
+                break
+            step.chunks.append(chunk)
+            num_tokens += chunk.stop - chunk.start
+        return num_tokens
 
     def _drop_donor(self) -> None:
         if self._donor is not None and self._prefixes is not None:

@@ -1,5 +1,6 @@
 """A row on its way through the fast engine, and the work of one step."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,14 @@ class Chunk:
     def is_last(self) -> bool:
         """Whether the row's next token can be chosen after it."""
         return self.stop == self.row.num_tokens
+
+    def cut(self, size: int) -> "Iterator[Chunk]":
+        """It in parts that end at multiples of `size` in the row's own positions: no neighbour decides where."""
+        start = self.start
+        while start < self.stop:
+            stop = min(self.stop, (start // size + 1) * size)
+            yield Chunk(self.row, start, stop)
+            start = stop
 
 
 @dataclass(slots=True)
