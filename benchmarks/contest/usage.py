@@ -8,11 +8,11 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
-_INTERVAL_S = 0.5
+_INTERVAL_S = 2.0  # more often would take percents of the engine's time: each look walks through all of its pages
 
 
 class Usage:
-    """Looks at the memory every half second while its block runs; the CPU seconds are those spent within."""
+    """Looks at the memory every two seconds while its block runs; the CPU seconds are those spent within."""
 
     def __init__(self, pids: list[int]) -> None:
         self.peak_bytes = 0

@@ -1,7 +1,7 @@
 """The CPU kernels that numba compiles, each held against torch before it is trusted; None where one is not to be had.
 
 Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once in a
-process, in a second or two; processes that are forked later have them too.
+process, in three or four seconds; processes that are forked later have them too.
 """
 
 import functools
@@ -18,7 +18,7 @@ log = logging.getLogger("dolly_batch.engine")
 
 Kernel = Callable[..., None]
 _DTYPES = (torch.float32, torch.bfloat16)
-_MAX_THREADS = 2  # as many of torch's as the one thread of `decode` keeps up with
+_MAX_THREADS = 2  # as many of torch's as the one thread of the pools' kernels keeps up with
 # Rows around the borders of vectors; the float32 sums of a kernel are off by some 1e-6.
 _POSITIONS = (0, 1, 7, 8, 31, 32, 63, 64, 100)
 _MAX_ERROR = 1e-4
@@ -32,13 +32,21 @@ class RowKernels:
     finish: Kernel
 
 
+@dataclass(frozen=True, slots=True)
+class PoolKernels:
+    """Attention over a pool: see `kernels.pool_decode` and `kernels.pool_prefill`."""
+
+    decode: Kernel
+    prefill: Kernel
+
+
 class _Wrong(Exception):
     """A kernel gives other numbers than it should."""
 
 
-def find_decode(head_size: int, dtype: torch.dtype) -> Kernel | None:
-    """`kernels.pool_decode` for this head size, for few threads only: it is one thread."""
-    return _decode(head_size, dtype) if torch.get_num_threads() <= _MAX_THREADS else None
+def find_pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+    """The kernels for pools of this shape, for few threads only: they are one thread."""
+    return _pool_kernels(num_heads, head_size, dtype) if torch.get_num_threads() <= _MAX_THREADS else None
 
 
 @functools.cache
@@ -66,16 +74,27 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
+def as_words(tensor: Tensor) -> Any:
+    """The same memory for numpy in the words of `kernels.pairs`: of bfloat16 two numbers in each."""
+    return tensor.view(torch.int32).numpy().view(np.uint32) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
 @functools.cache
-def _decode(head_size: int, dtype: torch.dtype) -> Kernel | None:
-    def compile_and_try() -> Kernel:
+def _pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+    def compile_and_try() -> PoolKernels:
         from dolly_batch.engine.kernels.pool_decode import compile_decode
+        from dolly_batch.engine.kernels.pool_prefill import compile_prefill
 
-        decode = compile_decode(head_size, is_bfloat16=dtype == torch.bfloat16)
-        _try_decode(decode, head_size, dtype)
-        return decode
+        is_bfloat16 = dtype == torch.bfloat16
+        kernels = PoolKernels(
+            compile_decode(num_heads, head_size, is_bfloat16=is_bfloat16),
+            compile_prefill(num_heads, head_size, is_bfloat16=is_bfloat16),
+        )
+        _try_pool(kernels, num_heads, head_size, dtype)
+        return kernels
 
-    return _found("the attention", compile_and_try) if dtype in _DTYPES else None
+    is_known = dtype in _DTYPES and head_size % 2 == 0
+    return _found("the attention", compile_and_try) if is_known else None
 
 
 def _found(name: str, compile_and_try: Callable[[], Any]) -> Any:
@@ -90,27 +109,40 @@ def _found(name: str, compile_and_try: Callable[[], Any]) -> Any:
     return None
 
 
-def _try_decode(decode: Kernel, head_size: int, dtype: torch.dtype) -> None:
-    """Hold it against attention in float64, over a pool of rows that end anywhere, beside broken ones."""
+def _try_pool(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch.dtype) -> None:
+    """Hold both against attention in float64: rows that end anywhere, beside broken ones, and chunks of one of them."""
     numbers = torch.Generator().manual_seed(4)
     num_rows = len(_POSITIONS)
 
     def random(*sizes: int) -> Tensor:
-        return torch.randn((*sizes, head_size), generator=numbers)
+        return torch.randn((*sizes, num_heads, head_size), generator=numbers)
 
-    pool = random(2, num_rows + 1, 2, max(_POSITIONS) + 1).to(dtype)
-    query, key_value = random(num_rows, 2), random(num_rows, 2, 2).to(dtype)
+    pool = random(2, num_rows + 1, max(_POSITIONS) + 1).to(dtype)
+    query, key_value = random(num_rows), random(num_rows, 2).to(dtype)
     expected = []
     for row, position in enumerate(_POSITIONS):
-        pool[:, row + 1, :, position:] = torch.nan
-        keys, values = torch.cat((pool[:, row + 1, :, :position], key_value[row, :, :, None]), dim=2).double()
-        weights = (keys @ query[row, :, :, None].double()).softmax(dim=1)
-        expected.append((weights * values).sum(dim=1))
+        pool[:, row + 1, position:] = torch.nan
+        keys, values = torch.cat((pool[:, row + 1, :position], key_value[row, :, None]), dim=1)
+        expected.append(_attend(query[row, None], keys, values)[0])
     found = torch.empty_like(query)
     slots, positions = np.arange(1, num_rows + 1), np.array(_POSITIONS)
-    weights = np.empty(pool.shape[3], np.float32)
-    decode(as_array(pool), slots, positions, query.numpy(), as_array(key_value), found.numpy(), weights)
+    weights = np.empty((num_heads, pool.shape[2]), np.float32)
+    kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy(), weights)
     _hold(found, torch.stack(expected), _MAX_ERROR)
+    for start, stop in ((0, 1), (1, 39), (39, 72)):
+        query, key_value = random(stop - start), random(stop - start, 2).to(dtype)
+        found = torch.empty_like(query)
+        kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
+        keys, values = pool[:, 0, :stop]
+        _hold(found, _attend(query, keys, values), _MAX_ERROR)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Of the last tokens of a row, each over those up to itself, in float64; all [tokens, heads, head size]."""
+    own, keys, values = (part.double().transpose(0, 1) for part in (query, keys, values))
+    scores = own @ keys.transpose(1, 2)
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys[0]) - len(query) + 1)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values).transpose(0, 1)
 
 
 def _try_rows(kernels: RowKernels, input_dtype: torch.dtype, output_dtype: torch.dtype, zero_point: int) -> None:

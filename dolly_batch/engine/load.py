@@ -115,7 +115,7 @@ def fast_engine(
 
         return gpu_engine(spec, loaded, heartbeat)
     from dolly_batch.engine.cache import CacheShape
-    from dolly_batch.engine.compiled import find_decode
+    from dolly_batch.engine.compiled import find_pool_kernels
     from dolly_batch.engine.fast import FastEngine
     from dolly_batch.engine.pools import Pools
 
@@ -125,7 +125,7 @@ def fast_engine(
     num_bytes //= num_sharing
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
-    pools = Pools(shape, num_bytes, find_decode(shape.head_size, shape.dtype))
+    pools = Pools(shape, num_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
     return FastEngine(loaded, pools, prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)
 
 

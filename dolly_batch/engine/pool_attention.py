@@ -1,20 +1,16 @@
-"""Attention over pools: for each pool one product of queries and keys, a softmax, one product with the values.
+"""Attention over pools by torch: for each pool one product of queries and keys, a softmax, one product with the values.
 
-For decoding rows a compiled kernel (`kernels/pool_decode.py`) does all three in one pass, where numba is there. Without
-it, and for chunks of prompts, they are torch's own products. Either way each row gets the same bits however many rows
-or queries run with it: a pool's products are batched by row and head, and the queries of a chunk are padded to
-multiples of eight. Keys beyond a row's end have weight exactly 0.
+Each row gets the same bits however many rows or queries run with it: a pool's products are batched by row and head, and
+the queries of a chunk are padded to multiples of eight. Keys beyond a row's end have weight exactly 0. Where numba is
+there, compiled kernels do the same (`compiled_attention.py`).
 """
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.compiled import Kernel, as_array
 from dolly_batch.engine.sequence import Chunk, Sequence
 
 _KEYS_STEP = 32
@@ -64,39 +60,6 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledStays:
-    """The decoding rows of all pools in one step, for the compiled kernel."""
-
-    decode: Kernel
-    stays: SequenceOf[tuple[SequenceOf[Any], Any, Any, slice]]  # arrays by layer, slots, positions, tokens
-    weights: Any  # float32, room for the largest capacity
-
-    @classmethod
-    def of(
-        cls, decode: Kernel, pools: SequenceOf[tuple[SequenceOf[Any], SequenceOf[tuple[int, Sequence]]]]
-    ) -> "CompiledStays":
-        """Each pool's arrays by layer and its decoding rows with their slots, packed from 0 on in this order."""
-        stays, start, capacity = [], 0, 0
-        for arrays, rows in pools:
-            slots = np.array([slot for slot, _ in rows])
-            positions = np.array([row.num_cached for _, row in rows])
-            stays.append((arrays, slots, positions, slice(start, start + len(rows))))
-            start += len(rows)
-            capacity = max(capacity, arrays[0].shape[3])
-        return cls(decode, stays, np.empty(capacity, np.float32))
-
-    def attend(self, layer: int, query: Tensor, key_value: Tensor, output: Tensor) -> None:
-        """As for a stay."""
-        num_rows = self.stays[-1][3].stop
-        queries = query[:num_rows].float().contiguous().numpy()
-        keys_values = as_array(key_value[:num_rows].contiguous())
-        attended = np.empty_like(queries)
-        for arrays, slots, positions, rows in self.stays:
-            self.decode(arrays[layer], slots, positions, queries[rows], keys_values[rows], attended[rows], self.weights)
-        output[:num_rows] = torch.from_numpy(attended)
-
-
-@dataclass(frozen=True, slots=True)
 class Visit:
     """A chunk of one row in one step: its queries see the row's tokens up to themselves."""
 
@@ -141,13 +104,13 @@ class Visit:
 class PoolAttention:
     """The attention of one step over all pools."""
 
-    def __init__(self, parts: SequenceOf[Stay | CompiledStays | Visit]) -> None:
+    def __init__(self, parts: SequenceOf[Stay | Visit]) -> None:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""
         queries = (query[0] * scaling).transpose(0, 1)
-        key_value = torch.stack((key[0], value[0])).permute(2, 0, 1, 3)
+        key_value = torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1)
         output = torch.zeros_like(queries, memory_format=torch.contiguous_format)
         for part in self._parts:
             part.attend(layer, queries, key_value, output)

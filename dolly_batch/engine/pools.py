@@ -1,4 +1,4 @@
-"""The CPU's cache: contiguous pools by length class, so that attention is two matrix products and a softmax a pool.
+"""The CPU's cache: contiguous pools by length class.
 
 A pool holds a few rows of the same length class, each with room for `capacity` tokens. A row starts in the class of its
 prompt and moves, once a class, when it outgrows it; so rows of like length lie together and little is read in vain.
@@ -12,9 +12,10 @@ from itertools import chain
 from torch import Tensor
 
 from dolly_batch.engine.cache import HEADROOM, CacheShape, StepAttention
-from dolly_batch.engine.compiled import Kernel, as_array
+from dolly_batch.engine.compiled import PoolKernels, as_words
+from dolly_batch.engine.compiled_attention import CompiledAttention
 from dolly_batch.engine.memory import map_zeros
-from dolly_batch.engine.pool_attention import CompiledStays, PoolAttention, Stay, Visit
+from dolly_batch.engine.pool_attention import PoolAttention, Stay, Visit
 from dolly_batch.engine.sequence import Sequence, Step
 
 _POOL_TOKENS = 2_048
@@ -32,15 +33,18 @@ def capacity_for(num_tokens: int) -> int:
 class Pool:
     """Room for a few rows of one length class: [layers, keys and values, slots, heads, capacity, head size].
 
-    Zeros at first: what lies behind a row's end is read with weight 0, and must not be a NaN.
+    In memory a head's tokens lie side by side, as torch's products want them; with `by_token`, a token's heads, as the
+    kernels read them. Zeros at first: what lies behind a row's end is read with weight 0, and must not be a NaN.
     """
 
-    def __init__(self, shape: CacheShape, capacity: int, num_slots: int) -> None:
+    def __init__(self, shape: CacheShape, capacity: int, num_slots: int, *, by_token: bool) -> None:
         self.capacity = capacity
-        sizes = (shape.num_layers, 2, num_slots, shape.num_heads, capacity, shape.head_size)
-        self.tensor = map_zeros(math.prod(sizes), shape.dtype).view(sizes)
+        inner = (capacity, shape.num_heads) if by_token else (shape.num_heads, capacity)
+        sizes = (shape.num_layers, 2, num_slots, *inner, shape.head_size)
+        memory = map_zeros(math.prod(sizes), shape.dtype).view(sizes)
+        self.tensor = memory.transpose(3, 4) if by_token else memory
         self.layers: tuple[Tensor, ...] = self.tensor.unbind(0)
-        self.arrays = [as_array(layer) for layer in self.layers]
+        self.arrays = [as_words(layer) for layer in memory] if by_token else []
         self.rows: list[Sequence | None] = [None] * num_slots
 
     @property
@@ -61,20 +65,20 @@ class Pool:
 class Pools:
     """All pools of an engine. `budget_bytes` bounds what its rows may come to need, at their full lengths.
 
-    `decode` is the compiled attention of decoding rows, None torch's own products.
+    `kernels` are the compiled attention, None torch's own products.
 
     The budget bounds the pools too, with the slots that no row fills: where a new pool would pass it, the others are
     closed up first, and it is made no larger than what is left. Rows that run have room to grow all the same: where
     nothing is left, a pool of one slot is made for them, which takes some percent more than the budget at times.
     """
 
-    def __init__(self, shape: CacheShape, budget_bytes: int, decode: Kernel | None = None) -> None:
+    def __init__(self, shape: CacheShape, budget_bytes: int, kernels: PoolKernels | None = None) -> None:
         self.shape = shape
         self.budget_bytes = budget_bytes
         self.num_bytes = 0
         self.peak_bytes = 0
         self.num_moves = 0
-        self._decode = decode
+        self._kernels = kernels
         self._reserved_bytes = 0
         self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
         self._classes: dict[int, list[Pool]] = {}
@@ -130,15 +134,14 @@ class Pools:
             if rows:
                 seats.append((pool, rows))
         ordered = [row for _, rows in seats for _, row in rows]
-        parts: list[Stay | CompiledStays | Visit] = []
-        if self._decode is None:
-            start = 0
-            for pool, rows in seats:
-                parts.append(Stay.of(pool.layers, rows, start))
-                start += len(rows)
-        elif seats:
-            parts.append(CompiledStays.of(self._decode, [(pool.arrays, rows) for pool, rows in seats]))
-        start = len(ordered)
+        if self._kernels is not None:
+            chunks = [(chunk.row.place[0].arrays, chunk.row.place[1], chunk) for chunk in step.chunks]
+            return ordered, CompiledAttention(self._kernels, [(pool.arrays, rows) for pool, rows in seats], chunks)
+        parts: list[Stay | Visit] = []
+        start = 0
+        for pool, rows in seats:
+            parts.append(Stay.of(pool.layers, rows, start))
+            start += len(rows)
         for chunk in step.chunks:
             pool, slot = chunk.row.place
             for block in chunk.cut(_QUERY_BLOCK):
@@ -157,7 +160,7 @@ class Pools:
         else:
             self._make_room(capacity)
             num_slots = min(_MAX_SLOTS, self._pool_tokens // capacity, self._num_slots_left(capacity))
-            pool = Pool(self.shape, capacity, max(1, num_slots))
+            pool = Pool(self.shape, capacity, max(1, num_slots), by_token=self._kernels is not None)
             self._classes.setdefault(capacity, []).append(pool)
             self.num_bytes += pool.num_bytes
             self.peak_bytes = max(self.peak_bytes, self.num_bytes)

@@ -3,7 +3,7 @@
 import torch
 
 from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.compiled import find_decode
+from dolly_batch.engine.compiled import find_pool_kernels
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.pools import Pools
@@ -42,7 +42,10 @@ def is_batch_invariant(loaded: LoadedModel) -> bool:
 
 def _logits(loaded: LoadedModel, rows: list[Request]) -> dict[str, list[torch.Tensor]]:
     shape = CacheShape.of(loaded)
-    engine = _Witness(loaded, Pools(shape, 16 * 256 * shape.token_bytes, find_decode(shape.head_size, shape.dtype)))
+    engine = _Witness(
+        loaded,
+        Pools(shape, 16 * 256 * shape.token_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype)),
+    )
     engine.seen = {}
     for row in rows:
         engine.submit(row)

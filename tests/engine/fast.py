@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.compiled import find_decode
+from dolly_batch.engine.compiled import find_pool_kernels
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.pools import Pools
@@ -17,7 +17,7 @@ def fast_engine(
     loaded: LoadedModel, kind: type[FastEngine] = FastEngine, *, kv_bytes: int = ROOMY, **settings: int
 ) -> FastEngine:
     shape = CacheShape.of(loaded)
-    pools = Pools(shape, kv_bytes, find_decode(shape.head_size, shape.dtype))
+    pools = Pools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
     return kind(loaded, pools, **settings)  # type: ignore[arg-type]
 
 

@@ -7,10 +7,13 @@ come out, so that the row fails.
 from collections.abc import Callable
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 FLAGS = {"contract", "reassoc", "nsz", "arcp"}
+_LINE_BYTES = 64
 
 
 @intrinsic
@@ -31,6 +34,29 @@ def as_bits(typing_context, number):
         return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
 
     return types.uint32(types.float32), generate
+
+
+def prefetcher(num_bytes: int) -> Callable[..., None]:
+    """The function that has that much memory, from an array's first number on, brought into the second cache.
+
+    It may lie anywhere, even where there is none: nothing is read.
+    """
+
+    @intrinsic
+    def prefetch(typing_context, array):
+        def generate(context, builder, signature, arguments):
+            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            start = builder.bitcast(context.make_array(signature.args[0])(context, builder, arguments[0]).data, byte)
+            for offset in range(0, num_bytes, _LINE_BYTES):
+                line = builder.gep(start, [ir.IntType(64)(offset)])
+                builder.call(function, [line, number(0), number(2), number(1)])  # to be read, locality 2 of 3, data
+            return context.get_dummy_value()
+
+        return types.void(array), generate
+
+    return prefetch
 
 
 @njit(inline="always")
