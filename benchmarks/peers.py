@@ -36,7 +36,7 @@ from benchmarks.contest import environment, growth, sharing, tables  # noqa: E40
 from benchmarks.contest.contest import Course, Duel, choose, play_round, rows_for, say  # noqa: E402
 from benchmarks.contest.engines import Engine, Options, ours, peers  # noqa: E402
 from benchmarks.contest.launch import EngineFailed, Run  # noqa: E402
-from benchmarks.contest.model import convert_all, write_model  # noqa: E402
+from benchmarks.contest.model import convert_all, write_int8_for_vllm, write_model  # noqa: E402
 from benchmarks.contest.probe import Probe  # noqa: E402
 from benchmarks.contest.work import load_work  # noqa: E402
 from dolly_batch.engine.model import resolve_dtype  # noqa: E402
@@ -72,11 +72,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
     model = folder / "model"
     said = write_model(model)
     converted = convert_all(model, folder, python)
+    vllm_int8 = write_int8_for_vllm(model, folder / "vllm-int8")
     dtype = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     work = load_work(model, arguments.rows)
     probe = Probe()
     course = Course(work, probe, python, folder, min(1.0, arguments.minutes / _FULL_MINUTES), arguments.tries)
-    entrants = [engine for engine in peers(model, converted, dtype, python) if _wanted(engine, arguments.engines)]
+    known_peers = peers(model, converted, vllm_int8, dtype, _kv_bytes(dtype), python)
+    entrants = [engine for engine in known_peers if arguments.engines is None or engine.name in arguments.engines]
     known = json.loads(arguments.settings.read_text())["engines"] if arguments.settings else {}
     say(f"{said}; {work.source}")
     try:
@@ -192,10 +194,6 @@ class Contest:
 
 def _kv_bytes(dtype: str) -> int:
     return _KV_NUMBERS * torch.finfo(getattr(torch, dtype)).bits // 8
-
-
-def _wanted(engine: Engine, names: list[str] | None) -> bool:
-    return names is None or engine.name in names
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def ours(name: str, model: Path, *, dtype: str = "bfloat16", quantization: str =
     return Engine(name, "ours", options, (LAYOUTS,), trial_rows=256, min_rows=256)
 
 
-def peers(model: Path, converted: dict[str, str], dtype: str, python: Path) -> list[Engine]:
+def peers(
+    model: Path, converted: dict[str, str], vllm_int8: Path, dtype: str, kv_bytes: int, python: Path
+) -> list[Engine]:
     """All others, those that cannot be run too."""
     options = {"model": str(model), "dtype": dtype}
     # Row by row a CPU's bfloat16 is not always the faster one.
@@ -59,17 +61,7 @@ def peers(model: Path, converted: dict[str, str], dtype: str, python: Path) -> l
         ),
         _generate_batch(options, dtypes),
         _ctranslate2(model, converted, python),
-        Engine(
-            "vllm",
-            "vllm",
-            options,
-            (LAYOUTS,),
-            trial_rows=256,
-            min_rows=256,
-            splits=True,
-            in_peers_environment=True,
-            without=_vllm_lacks(python),
-        ),
+        _vllm(model, vllm_int8, dtype, kv_bytes, python),
     ]
 
 
@@ -113,6 +105,23 @@ def _ctranslate2(model: Path, converted: dict[str, str], python: Path) -> Engine
     )
 
 
+def _vllm(model: Path, int8: Path, dtype: str, kv_bytes: int, python: Path) -> Engine:
+    # To load and compile takes it over a minute each time, so all is not tried with all.
+    quantizations = tuple({"quantization": name} for name in ("int8", "none"))
+    return Engine(
+        "vllm",
+        "vllm",
+        {"models": {"none": str(model), "int8": str(int8)}, "dtype": dtype, "kv_bytes": kv_bytes},
+        (LAYOUTS, quantizations),
+        trial_rows=256,
+        min_rows=1_000,
+        splits=True,
+        in_peers_environment=True,
+        without=_vllm_lacks(python),
+        defaults={**LAYOUTS[0], **quantizations[0]},
+    )
+
+
 def _vllm_lacks(python: Path) -> str | None:
     """Why vLLM cannot be run, or None."""
     code = "import vllm, torch; from vllm.platforms import current_platform as p; print(p.device_type or 'no device')"
@@ -122,8 +131,8 @@ def _vllm_lacks(python: Path) -> str | None:
         return None if device in ("cpu", "cuda") else f"the vLLM that is installed runs on {device}"
     if "No module named 'vllm'" in tried.stderr:
         return (
-            "it is not installed: PyPI's wheel is built for CUDA and pins a torch of its own; install a build for this "
-            "machine into an environment and name it with --peers-python"
+            "it could not be put into benchmarks/.venv-peers: install a build for this machine into an environment and "
+            "name that with --peers-python"
         )
     return tried.stderr.strip().splitlines()[-1]
 

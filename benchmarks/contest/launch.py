@@ -2,13 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Started:
         count = options["processes"] if engine.splits else 1
         setup = {**engine.options, **options, **({"processes": 1} if engine.splits else {})}
         interpreter = python if engine.in_peers_environment else Path(sys.executable)
-        self._children = [self._start(i, interpreter, setup) for i in range(count)]
+        self._children = [self._start(i, interpreter, {**setup, "index": i, "of": count}) for i in range(count)]
         try:
             for index in range(count):
                 self._hear(index)
@@ -77,11 +78,11 @@ class Started:
             assert child.stdin
             child.stdin.close()
         for child in self._children:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        self._kill()
+        for child in self._children:
+            child.wait()
 
     def run(self, rows: list[Row], limit_s: float | None = None) -> Run:
         """Answer the rows, and check that each answer is as long as it has to be; TooSlow after `limit_s` seconds."""
@@ -134,8 +135,10 @@ class Started:
             timer.cancel()
 
     def _kill(self) -> None:
+        """What is left of it, with the processes that it has started: some outlive their parent."""
         for child in self._children:
-            child.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
     def _start(self, index: int, python: Path, setup: Options) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}
@@ -150,6 +153,7 @@ class Started:
                 text=True,
                 env=environment,
                 cwd=_ROOT,
+                start_new_session=True,
             )
         _tell(child, setup)
         return child

@@ -1,4 +1,4 @@
-"""The model that all engines run: random weights of pythia-160m's shape, and the same converted for CTranslate2."""
+"""The model that all engines run: random weights of pythia-160m's shape, also as CTranslate2 and vLLM want them."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks.contest.work import TOKENIZER
@@ -59,6 +60,38 @@ def write_model(folder: Path) -> str:
     (folder / "generation_config.json").unlink(missing_ok=True)
     write_manifest(folder, source="random weights", revision=None)
     return f"random weights of pythia-160m's shape with {said}"
+
+
+def write_int8_for_vllm(source: Path, target: Path) -> Path:
+    """The same weights in int8 for vLLM, a scale for each output channel; it scales activations token by token.
+
+    It is the layout of compressed-tensors, the library that makes such models for vLLM.
+    """
+    shutil.copytree(source, target)
+    tensors = {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        tensors[name] = weight
+        if ".layers." in name and weight.ndim == 2:
+            scale = weight.abs().amax(dim=1, keepdim=True) / 127
+            tensors[name], tensors[f"{name}_scale"] = (weight / scale).round().to(torch.int8), scale
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    numbers = {"num_bits": 8, "type": "int", "symmetric": True}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", "embed_out"],
+        "config_groups": {
+            "all": {
+                "targets": ["Linear"],
+                "weights": {**numbers, "strategy": "channel", "dynamic": False},
+                "input_activations": {**numbers, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (target / "config.json").write_text(json.dumps(config))
+    return target
 
 
 def convert(source: Path, target: Path, quantization: str | None) -> None:
