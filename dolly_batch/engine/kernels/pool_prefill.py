@@ -83,38 +83,36 @@ def compile_prefill(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Cal
         for head in range(num_heads):
             for key in range(num_keys):
                 key_numbers, value_numbers = pool[0, slot, key, head], pool[1, slot, key, head]
-                tile, column = keys[key // _TILE], key % _TILE
+                columns, column = keys[key // _TILE], key % _TILE
                 block, offset = values[key // _STEP], key % _STEP * head_size
                 for i in range(half):
-                    tile[first_place(i) * _TILE + column] = first(key_numbers, i)
-                    tile[second_place(i) * _TILE + column] = second(key_numbers, i)
+                    columns[first_place(i) * _TILE + column] = first(key_numbers, i)
+                    columns[second_place(i) * _TILE + column] = second(key_numbers, i)
                 for i in range(half):
                     block[offset + first_place(i)] = first(value_numbers, i)
                     block[offset + second_place(i)] = second(value_numbers, i)
             for group in range(0, num_queries, _STEP):
                 count = min(_STEP, num_queries - group)
-                for query_of_group in range(count):
+                for member in range(count):
                     for i in range(head_size):
-                        own[query_of_group * depth + i] = query[group + query_of_group, head, i]
+                        own[member * depth + i] = query[group + member, head, i]
                 num_seen = start + group + count  # by the last of the group
                 for tile in range((num_seen + _TILE - 1) // _TILE):
                     multiply_keys(own, keys[tile], products)
-                    for query_of_group in range(_STEP):
+                    for member in range(_STEP):
                         for key in range(_TILE):
-                            weights[query_of_group, tile * _TILE + key] = products[query_of_group * _TILE + key]
-                for query_of_group in range(count):
-                    num_own = start + group + query_of_group + 1
-                    totals[query_of_group] = exponentiate(weights[query_of_group], num_own)
+                            weights[member, tile * _TILE + key] = products[member * _TILE + key]
+                for member in range(count):
+                    num_own = start + group + member + 1
+                    totals[member] = exponentiate(weights[member], num_own)
                 num_blocks = (start + group + 1) // _STEP  # seen by all of the group
                 add_values(weights, values, num_blocks, attended)
-                for query_of_group in range(count):
-                    for key in range(_STEP * num_blocks, start + group + query_of_group + 1):
-                        weight, numbers = weights[query_of_group, key], values[key // _STEP]
+                for member in range(count):
+                    for key in range(_STEP * num_blocks, start + group + member + 1):
+                        weight, numbers = weights[member, key], values[key // _STEP]
                         for i in range(head_size):
-                            attended[query_of_group * head_size + i] += weight * numbers[key % _STEP * head_size + i]
+                            attended[member * head_size + i] += weight * numbers[key % _STEP * head_size + i]
                     for i in range(head_size):
-                        output[group + query_of_group, head, i] = (
-                            attended[query_of_group * head_size + i] / totals[query_of_group]
-                        )
+                        output[group + member, head, i] = attended[member * head_size + i] / totals[member]
 
     return prefill
