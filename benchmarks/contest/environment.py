@@ -37,11 +37,10 @@ def peers_python() -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=True)
         (site,) = FOLDER.glob("lib/python*/site-packages")
         (site / "base.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        done = subprocess.run([str(python), "-m", "pip", "install", "--quiet", *extras["bench"]], check=False)
-        if done.returncode:
-            say("They could not be installed; what needs them is left out")
-        else:
+        if _pip(python, *extras["bench"]):
             _install_vllm(python)
+        else:
+            say("They could not be installed; what needs them is left out")
     return python
 
 
@@ -56,6 +55,7 @@ def _install_vllm(python: Path) -> None:
 
 
 def _pip(python: Path, *arguments: str) -> bool:
+    """Whether pip could install them."""
     return not subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments], check=False).returncode
 
 

@@ -33,6 +33,14 @@ def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Call
     prefetch = prefetcher(4 * num_words)
     ahead = max(1, _PREFETCH_BYTES // (4 * num_heads * num_words))
 
+    @njit(inline="always")
+    def fetch_ahead(stream, following, token, num_tokens, head):
+        """What comes `ahead` tokens later, of this stream or, behind its end, of the one that is read then."""
+        if token + ahead < num_tokens:
+            prefetch(stream[token + ahead, head])
+        else:
+            prefetch(following[token + ahead - num_tokens, head])
+
     @njit(fastmath=FLAGS, error_model="numpy")
     def decode(pool, slots, positions, query, key_value, output, weights):
         # Arrays of its own: the compiler knows that nothing else writes to them.
@@ -51,11 +59,7 @@ def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Call
                     own[head, 1, i] = query[row, head, second_place(i)]
             for key in range(num_keys):
                 for head in range(num_heads):
-                    # Behind the keys come the values.
-                    if key + ahead < num_keys:
-                        prefetch(keys[key + ahead, head])
-                    else:
-                        prefetch(values[key + ahead - num_keys, head])
+                    fetch_ahead(keys, values, key, num_keys, head)
                     product = np.float32(0)
                     for i in range(half):
                         numbers = keys[key, head]
@@ -64,13 +68,10 @@ def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Call
             for head in range(num_heads):
                 totals[head] = exponentiate(weights[head], num_keys)
             attended[:] = 0
-            following = pool[0, slots[min(row + 1, len(slots) - 1)]]
+            next_keys = pool[0, slots[min(row + 1, len(slots) - 1)]]
             for key in range(num_keys):
                 for head in range(num_heads):
-                    if key + ahead < num_keys:
-                        prefetch(values[key + ahead, head])
-                    else:
-                        prefetch(following[key + ahead - num_keys, head])
+                    fetch_ahead(values, next_keys, key, num_keys, head)
                     weight = weights[head, key]
                     for i in range(half):
                         numbers = values[key, head]
