@@ -51,15 +51,12 @@ class CompiledAttention:
         self._stays: list[Stays] = []
         self._visits: list[Visit] = []
         self._num_tokens = 0
-        capacity = 0
         for arrays, rows in pools:
             slots = np.array([slot for slot, _ in rows])
             positions = np.array([row.num_cached for _, row in rows])
             self._stays.append(Stays(arrays, slots, positions, self._next_tokens(len(rows))))
-            capacity = max(capacity, arrays[0].shape[2])
         for arrays, slot, chunk in chunks:
             self._visits.append(Visit(arrays, slot, chunk.start, self._next_tokens(chunk.stop - chunk.start)))
-        self._weights = np.empty((pools[0][0][0].shape[3] if pools else 0, capacity), np.float32)
 
     def _next_tokens(self, count: int) -> slice:
         tokens = slice(self._num_tokens, self._num_tokens + count)
@@ -75,8 +72,9 @@ class CompiledAttention:
         attended[self._num_tokens :] = 0  # padding
         for stays in self._stays:
             at = stays.tokens
-            arguments = (stays.slots, stays.positions, queries[at], key_value[at], attended[at], self._weights)
-            self._kernels.decode(stays.arrays[layer], *arguments)
+            self._kernels.decode(
+                stays.arrays[layer], stays.slots, stays.positions, queries[at], key_value[at], attended[at]
+            )
         for visit in self._visits:
             at = visit.tokens
             self._kernels.prefill(

@@ -29,8 +29,7 @@ def decode_with(
     """Attend for (slot, position) rows of a pool."""
     output = torch.empty_like(query)
     slots, positions = (np.array(numbers) for numbers in zip(*rows, strict=True))
-    weights = np.empty((HEADS, CAPACITY), np.float32)
-    kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), output.numpy(), weights)
+    kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), output.numpy())
     return output
 
 

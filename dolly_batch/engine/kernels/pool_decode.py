@@ -21,11 +21,10 @@ _PREFETCH_BYTES = 8_192
 def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Callable[..., None]:
     """Return `decode` for this shape and type of keys; it is compiled when it is first called.
 
-    `decode(pool, slots, positions, query, key_value, output, weights)` stores the new keys and values of rows at their
+    `decode(pool, slots, positions, query, key_value, output)` stores the new keys and values of rows at their
     positions and attends. All are arrays in C order: `pool` [2, slots, capacity, heads, words of a head], `slots` and
     `positions` [rows], `query` [rows, heads, head size] in float32, times the scaling already, `key_value` [rows, 2,
-    heads, words of a head], `output` as `query`, `weights` float32 of at least [heads, capacity], overwritten. Words
-    are those of `kernels.pairs`.
+    heads, words of a head], `output` as `query`. Words are those of `kernels.pairs`.
     """
     pairs = pairs_of(head_size, is_bfloat16=is_bfloat16)
     half, num_words = pairs.count, pairs.num_words
@@ -42,11 +41,11 @@ def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Call
             prefetch(following[token + ahead - num_tokens, head])
 
     @njit(fastmath=FLAGS, error_model="numpy")
-    def decode(pool, slots, positions, query, key_value, output, weights):
+    def decode(pool, slots, positions, query, key_value, output):
         # Arrays of its own: the compiler knows that nothing else writes to them.
         own = np.empty((num_heads, 2, half), np.float32)
         attended = np.empty((num_heads, 2, half), np.float32)
-        totals = np.empty(num_heads, np.float32)
+        weights, totals = np.empty((num_heads, pool.shape[2]), np.float32), np.empty(num_heads, np.float32)
         for row in range(len(slots)):
             num_keys = positions[row] + 1
             keys, values = pool[0, slots[row]], pool[1, slots[row]]
