@@ -152,7 +152,8 @@ def document(name: str, folder: Path) -> dict[str, Any]:
     place = {"table": f"golden_{name}"} if output["format"] == "delta" else {"path": str(folder / "out")}
     return {
         "name": f"golden-{name}",
-        "model": {"path": "tiny", "dtype": "float32"},
+        # One folder for all of them, so that they share an engine host.
+        "model": {"path": "tiny", "dtype": "float32", "stage_dir": str(folder.parent / "models")},
         "engine": {"processes": 1, "kv_bytes": 1 << 28},
         "plan": {"slots": 2, "tokens_per_s": 1000.0},
         "work": {"keep_days": 1.0},

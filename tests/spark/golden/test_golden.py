@@ -139,6 +139,7 @@ def copy_of(name: str, tmp_path: Path, *, with_work: bool) -> Path:
 def written_document(folder: Path, format: str) -> dict[str, Any]:
     told = document("generate", folder)
     told["output"] = {**told["output"], "format": format, "path": str(folder / "out")}
+    told["model"] = {**told["model"], "stage_dir": str(folder.parent.parent / "models")}
     return {**told, "plan": {**told["plan"], "max_shard_rows": 2, "shards_per_slot": 1, "slots": 1}}
 
 
