@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-from dolly_batch.engine.config import check_config
-from dolly_batch.engine.folder import ModelFolder
 from dolly_batch.engine.load import fast_engine, runs_fast
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import Engine
+from dolly_batch.models.config import check_config
+from dolly_batch.models.folder import ModelFolder
 from dolly_batch.prompt import TextEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 from dolly_batch.tiny import MODEL_FOLDER

@@ -29,10 +29,10 @@ import torch
 from pyarrow import parquet
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dolly_batch.config import JobConfig, check_job
-from dolly_batch.engine.folder import write_manifest
+from dolly_batch.config.job import JobConfig, check_job
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.stream import Engine
+from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Request
 from dolly_batch.report import Report

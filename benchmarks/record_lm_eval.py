@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dolly_batch.engine.folder import inspect_folder
+from dolly_batch.models.folder import inspect_folder
 from tests.evaluate.reference import FILES, RECORDING, SAMPLES, TINY, digest, first_rows, write_pythia_70m
 
 TASK_FILES = {

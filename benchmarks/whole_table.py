@@ -26,7 +26,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dolly_batch.engine.folder import write_manifest
+from dolly_batch.models.folder import write_manifest
 
 MAX_POSITIONS = 2048
 NEW_TOKENS = 8

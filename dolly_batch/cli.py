@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dolly_batch import __version__
-from dolly_batch.config import JobConfig, load_job
-from dolly_batch.config_evaluate import load_evaluation
+from dolly_batch.config.evaluation import load_evaluation
+from dolly_batch.config.job import JobConfig, load_job
 from dolly_batch.errors import DollyBatchError, UsageError
+from dolly_batch.evaluate.report import EvaluateReport, print_evaluation
 from dolly_batch.report import ERROR_STATUSES, Report, print_plan, print_rows, print_summary, say
-from dolly_batch.report_evaluate import EvaluateReport, print_evaluation
 
 EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
 4 refused before any work, output untouched; 5 stopped, the same command goes on; 6 another start is active"""
@@ -163,7 +163,7 @@ def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
         overrides.append(f"quantizations=[{arguments.quantization}]")
     config = load_evaluation(arguments.evaluation, overrides)
     report.name = config.name
-    from dolly_batch.spark.evaluate import run_evaluation
+    from dolly_batch.evaluate.run import run_evaluation
 
     run_evaluation(config, report)
     print_evaluation(report)

@@ -23,11 +23,11 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from dolly_batch.config import check_job
-from dolly_batch.config_file import check
-from dolly_batch.config_task import KINDS, ExtractTask
-from dolly_batch.engine.folder import MANIFEST
+from dolly_batch.config.job import check_job
+from dolly_batch.config.task import KINDS, ExtractTask
+from dolly_batch.config.yaml_file import check
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.folder import MANIFEST
 from dolly_batch.report import say
 from dolly_batch.spark import calls
 from dolly_batch.spark.files import files_for

@@ -12,7 +12,7 @@
 import tempfile
 
 import dolly_batch.functions
-from dolly_batch.config import check_job
+from dolly_batch.config.job import check_job
 from dolly_batch.report import Report
 from dolly_batch.spark.run import Options, run_job
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dolly_batch.engine.folder import write_manifest
+from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import END, INSTRUCTION, INTRO, RESPONSE
 
 TEXTS = [

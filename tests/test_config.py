@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.config import load_job
+from dolly_batch.config.job import load_job
 from dolly_batch.errors import ConfigError
 
 GOOD = """

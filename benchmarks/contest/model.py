@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks.contest.work import TOKENIZER
-from dolly_batch.engine.folder import write_manifest
+from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import END
 from tests.random_models import train_tokenizer
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from dolly_batch.engine.fit import layers_per_gpu
 from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.requests import num_positions
+from dolly_batch.models.sizing import layers_per_gpu
 from dolly_batch.records import Request
 
 MAX_ROWS = 256  # more rows hardly raise the throughput, and each needs its logits over the whole vocabulary

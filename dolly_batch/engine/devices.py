@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dolly_batch.engine.config import ModelConfig
-from dolly_batch.engine.fit import layers_per_gpu
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.config import ModelConfig
+from dolly_batch.models.sizing import layers_per_gpu
 
 
 def first_gpus(num_gpus: int) -> tuple[torch.device, ...]:

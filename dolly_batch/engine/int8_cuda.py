@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from dolly_batch.engine.fit import INT8_FROM, lacks_int8
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.sizing import INT8_FROM, lacks_int8
 
 MAX_FUSED_ROWS = 512  # not measured yet: `benchmarks/gpu.py --products` times both products at both sides of it
 _TRITON_FROM = (8, 0)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dolly_batch.engine.echo import EchoEngine
-from dolly_batch.engine.folder import read_config
 from dolly_batch.engine.machine import available_bytes, fit_to_machine, may_have_gpu, usable_cores
 from dolly_batch.engine.processes import EnginePool
 from dolly_batch.engine.stream import Engine, no_heartbeat
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.folder import read_config
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dolly_batch.engine import cgroup
-from dolly_batch.engine.config import ModelConfig
+from dolly_batch.models.config import ModelConfig
 from dolly_batch.records import EngineSpec
 
 PROCESS_BYTES = 600_000_000  # of a process's own: torch, tokens, a step's activations and logits

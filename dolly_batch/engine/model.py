@@ -16,9 +16,9 @@ from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForC
 from transformers.utils.logging import disable_progress_bar
 
 from dolly_batch.engine.devices import device_map, first_gpus
-from dolly_batch.engine.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.engine.quantize import quantize
 from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 
 _DTYPES = {

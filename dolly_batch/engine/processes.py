@@ -20,10 +20,10 @@ from typing import Any
 
 from dolly_batch import errors
 from dolly_batch.engine.channel import Channel, answer_from_json, request_to_json
-from dolly_batch.engine.folder import read_config
 from dolly_batch.engine.requests import EqualRequests, num_positions
 from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.models.folder import read_config
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
 

@@ -5,8 +5,8 @@ Made once, on the driver; everything after that is the same for all kinds of tas
 
 from dataclasses import dataclass, replace
 
-from dolly_batch.config import JobConfig
-from dolly_batch.config_task import ClassifyTask, ExtractTask, GenerateTask, SummarizeTask, template_parts
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.task import ClassifyTask, ExtractTask, GenerateTask, SummarizeTask, template_parts
 from dolly_batch.errors import ConfigError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.tasks import classify, extract, summarize

@@ -9,8 +9,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config import JobConfig
-from dolly_batch.config_task import ExtractTask
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import InputError, OutputError
 from dolly_batch.spark.fields import ANSWER_FIELDS, TASK_FIELDS
 from dolly_batch.spark.struct import struct_type

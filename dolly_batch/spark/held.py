@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.keys import NULL_KEY, content_row_key, request_header, request_key
 from dolly_batch.spark.manifest import plan_folders

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import EngineConfig, ModelConfig
-from dolly_batch.engine.fit import num_parameters
-from dolly_batch.engine.folder import ModelFolder, inspect_folder
+from dolly_batch.config.job import EngineConfig, ModelConfig
 from dolly_batch.engine.load import runs_fast
 from dolly_batch.engine.machine import may_have_gpu
 from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.models.folder import ModelFolder, inspect_folder
+from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
 from dolly_batch.spark.manifest import Plan, PlanFolder

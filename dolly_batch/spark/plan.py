@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError, OutputError, Refused
 from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.columns import quoted_path

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import JobConfig
-from dolly_batch.config_evaluate import EvaluateConfig
-from dolly_batch.engine.fit import QUERY, misfit, parse_gpus
-from dolly_batch.engine.folder import read_config
+from dolly_batch.config.evaluation import EvaluateConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.folder import read_config
+from dolly_batch.models.sizing import QUERY, misfit, parse_gpus
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.resources import check_enough_gpus, has_gpus
 from dolly_batch.spark.session import is_local, num_slots

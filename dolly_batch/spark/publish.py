@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config_task import ExtractTask
+from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.columns import answer_fields, quoted_path
 from dolly_batch.spark.fields import TASK_FIELDS

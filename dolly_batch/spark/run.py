@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit

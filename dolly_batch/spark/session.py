@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
+from dolly_batch.config.job import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
 from dolly_batch.errors import Refused
 from dolly_batch.spark.java import prepare_java
 from dolly_batch.spark.packages import fetching_alone

@@ -12,8 +12,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config import InputConfig, JobConfig, ReadableTable
-from dolly_batch.config_task import GenerateTask
+from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
+from dolly_batch.config.task import GenerateTask
 from dolly_batch.errors import InputError
 from dolly_batch.spark.asking import template_columns
 from dolly_batch.spark.columns import Chosen, choose

@@ -7,7 +7,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import AuditError
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit_table

@@ -7,7 +7,7 @@ from typing import Any
 from pyspark.errors import PySparkException
 from pyspark.sql import types as T
 
-from dolly_batch.config_task import ExtractTask
+from dolly_batch.config.task import ExtractTask
 from dolly_batch.engine.lark import fault_of
 from dolly_batch.errors import ConfigError
 from dolly_batch.tasks.schema import INT_RANGE, bound_schema, check_schema

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.columns import (
     Chosen,

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.asking import Asking, open_asking
 from dolly_batch.spark.cancel import JobTag
 from dolly_batch.spark.manifest import Plan, PlanFolder, Wave

@@ -6,8 +6,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from dolly_batch.engine.folder import CONFIG, TOKENIZER, read_config, read_json
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import CONFIG, TOKENIZER, read_config, read_json
 from dolly_batch.staging.isolated import Log, run_isolated
 from dolly_batch.staging.layout import check_index, find_weights
 from dolly_batch.staging.sources import Snapshot

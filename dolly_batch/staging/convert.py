@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dolly_batch.engine.folder import INDEX, WEIGHTS
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import INDEX, WEIGHTS
 from dolly_batch.staging.isolated import report, serve
 from dolly_batch.staging.layout import check_index, find_weights
 

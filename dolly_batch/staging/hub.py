@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from dolly_batch.engine.folder import hash_file
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import hash_file
 from dolly_batch.staging.isolated import Log
 from dolly_batch.staging.layout import SMALL_FILES, find_weights
 

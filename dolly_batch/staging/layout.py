@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolly_batch.engine.folder import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 

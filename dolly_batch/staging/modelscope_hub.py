@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolly_batch.engine.folder import INDEX
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import INDEX
 from dolly_batch.staging.isolated import Log
 from dolly_batch.staging.layout import PICKLE_INDEX, SMALL_FILES, find_weights
 

@@ -11,8 +11,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Protocol
 
-from dolly_batch.engine.folder import CONFIG, MANIFEST, ModelFolder, hash_file, inspect_folder, verify_hashes
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import CONFIG, MANIFEST, ModelFolder, hash_file, inspect_folder, verify_hashes
 from dolly_batch.staging.hub import HubSnapshot
 from dolly_batch.staging.isolated import Log
 from dolly_batch.staging.layout import SMALL_FILES, find_weights

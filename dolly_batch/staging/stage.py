@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dolly_batch.engine.folder import MANIFEST, ModelFolder, inspect_folder, verify_hashes, write_manifest
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import MANIFEST, ModelFolder, inspect_folder, verify_hashes, write_manifest
 from dolly_batch.staging.assemble import assemble
 from dolly_batch.staging.hub import HubUnreachableError
 from dolly_batch.staging.isolated import Log

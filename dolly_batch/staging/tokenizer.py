@@ -9,8 +9,8 @@ from pathlib import Path
 
 from transformers import GPT2Tokenizer
 
-from dolly_batch.engine.folder import TOKENIZER, read_json
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import TOKENIZER, read_json
 from dolly_batch.staging.isolated import serve
 from dolly_batch.staging.layout import SLOW_TOKENIZER_FILES
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.config import ModelConfig, check_config
-from dolly_batch.engine.fit import (
+from dolly_batch.engine.int8_cuda import CudaInt8Linear
+from dolly_batch.engine.model import load_model
+from dolly_batch.models.config import ModelConfig, check_config
+from dolly_batch.models.sizing import (
     Gpu,
     layer_parameters,
     layers_per_gpu,
@@ -15,8 +17,6 @@ from dolly_batch.engine.fit import (
     num_weight_bytes,
     parse_gpus,
 )
-from dolly_batch.engine.int8_cuda import CudaInt8Linear
-from dolly_batch.engine.model import load_model
 
 T4 = Gpu("Tesla T4", 15_360 << 20, (7, 5))
 V100 = Gpu("Tesla V100-SXM2-16GB", 16_384 << 20, (7, 0))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.engine.folder import MANIFEST, inspect_folder, verify_hashes, write_manifest
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import MANIFEST, inspect_folder, verify_hashes, write_manifest
 from tests.random_models import write_random_model
 
 

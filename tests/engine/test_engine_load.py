@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dolly_batch.engine.folder import MANIFEST, inspect_folder
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.model import load_model, resolve_dtype
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import generate
 from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.models.folder import MANIFEST, inspect_folder
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 

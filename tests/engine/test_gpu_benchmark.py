@@ -11,10 +11,10 @@ from torch import nn
 
 from benchmarks import gpu, gpu_checks, gpu_rates
 from benchmarks.gpu_work import NUM_PREFIX, SHAPES, Work, random_model
-from dolly_batch.engine import fit
-from dolly_batch.engine.config import check_config
 from dolly_batch.engine.fast import FastEngine
 from dolly_batch.engine.sequence import Sequence
+from dolly_batch.models import sizing
+from dolly_batch.models.config import check_config
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,8 @@ def test_shapes_are_dollys() -> None:
         shape = SHAPES[name]
         weights = shape.layer_weights + 2 * shape.head_weights
         assert weights / 1e9 == pytest.approx(billions, rel=0.001)
-        assert weights == pytest.approx(fit.num_parameters(check_config(Path("config.json"), shape.config)), rel=0.001)
+        num_parameters = sizing.num_parameters(check_config(Path("config.json"), shape.config))
+        assert weights == pytest.approx(num_parameters, rel=0.001)
     assert SHAPES["12b"].token_bytes(2) == 737_280
     smoke = random_model(SHAPES["smoke"], CPU, torch.float32).model
     weights = [module.weight.numel() for module in smoke.modules() if isinstance(module, nn.Linear)]

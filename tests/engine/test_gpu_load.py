@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.config import ModelConfig
-from dolly_batch.engine.folder import read_config
 from dolly_batch.engine.gpu_load import StepSize, kv_bytes
 from dolly_batch.engine.gpu_load import gpu_engine as make_gpu_engine
 from dolly_batch.engine.graphs import size_for
@@ -17,6 +15,8 @@ from dolly_batch.engine.model import LoadedModel
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import no_heartbeat
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.config import ModelConfig
+from dolly_batch.models.folder import read_config
 from dolly_batch.records import EngineSpec
 
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dolly_batch.tasks.evaluate.accuracy import BenchmarkScore, gmean, is_right, mean_of, score_benchmark, share_of
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
-from dolly_batch.tasks.evaluate.fields import FieldCounts, parse_object, same
-from dolly_batch.tasks.evaluate.labels import LabelScore, score_labels
-from dolly_batch.tasks.evaluate.question import Question
-from dolly_batch.tasks.evaluate.table import ScoredModel, benchmark_rows, benchmark_tables, to_markdown
+from dolly_batch.evaluate.accuracy import BenchmarkScore, gmean, is_right, mean_of, score_benchmark, share_of
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.fields import FieldCounts, parse_object, same
+from dolly_batch.evaluate.labels import LabelScore, score_labels
+from dolly_batch.evaluate.question import Question
+from dolly_batch.evaluate.table import ScoredModel, benchmark_rows, benchmark_tables, to_markdown
 
 QUESTION = Question((("c", " a"), ("c", " bbbb")), (1, 4), 1)
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dolly_batch.config_evaluate import BenchmarkFiles
-from dolly_batch.tasks.evaluate.accuracy import gmean
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
-from dolly_batch.tasks.evaluate.card import CARD, card_row
+from dolly_batch.config.evaluation import BenchmarkFiles
+from dolly_batch.evaluate.accuracy import gmean
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.card import CARD, card_row
 
 # The card's last column.
 GMEANS = {

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from dolly_batch.engine.folder import inspect_folder
 from dolly_batch.engine.model import load_model
 from dolly_batch.engine.plain import PlainEngine
 from dolly_batch.engine.stream import answer
+from dolly_batch.evaluate.accuracy import score_benchmark
+from dolly_batch.evaluate.benchmarks import BENCHMARKS, read_row
+from dolly_batch.evaluate.question import Question
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.host.wire import ScoreRow
+from dolly_batch.models.folder import inspect_folder
 from dolly_batch.records import ScoreRequest, Scores
-from dolly_batch.tasks.evaluate.accuracy import score_benchmark
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS, read_row
-from dolly_batch.tasks.evaluate.question import Question
 from tests.evaluate.reference import FILES, SAMPLES, TINY, digest, first_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from dolly_batch.config import JobConfig, load_job
+from dolly_batch.config.job import JobConfig, load_job
 from dolly_batch.errors import DollyBatchError
 from dolly_batch.report import Report
 from dolly_batch.spark.run import Options, run_job

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dolly_batch.config import JobConfig
+from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.manifest import Plan, PlanFolder

@@ -11,13 +11,13 @@ import yaml
 from pyspark.sql import SparkSession
 
 from dolly_batch.cli import main
-from dolly_batch.config_evaluate import load_evaluation
+from dolly_batch.config.evaluation import load_evaluation
 from dolly_batch.errors import ConfigError, DollyBatchError, EngineError, InputError, OutputError, Refused
+from dolly_batch.evaluate import scoring
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.report import EvaluateReport
+from dolly_batch.evaluate.run import run_evaluation
 from dolly_batch.records import EngineSpec
-from dolly_batch.report_evaluate import EvaluateReport
-from dolly_batch.spark import scoring
-from dolly_batch.spark.evaluate import run_evaluation
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
 from tests.evaluate.reference import RECORDING, SAMPLES
 
 Evaluate = Callable[..., EvaluateReport]

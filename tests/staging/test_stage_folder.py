@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from dolly_batch.engine.folder import inspect_folder, verify_hashes
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import inspect_folder, verify_hashes
 from dolly_batch.staging import stage_to, stage_under
 from tests.staging.hub_server import sha256
 from tests.staging.small_repository import build_tokenizer

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dolly_batch.engine.folder import inspect_folder, verify_hashes
+from dolly_batch.models.folder import inspect_folder, verify_hashes
 from tests.staging.hub_server import HubServer
 from tests.staging.small_repository import COMMIT, REPO_ID, start
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.engine.folder import inspect_folder
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import inspect_folder
 from dolly_batch.staging import stage_to, stage_under
 from tests.staging.small_repository import PROJECT
 

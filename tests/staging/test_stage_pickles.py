@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dolly_batch.engine.folder import inspect_folder, read_json
 from dolly_batch.errors import ModelError
+from dolly_batch.models.folder import inspect_folder, read_json
 from dolly_batch.staging import stage_to
 from dolly_batch.staging.convert import convert
 

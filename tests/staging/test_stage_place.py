@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from dolly_batch.engine.folder import inspect_folder, verify_hashes
+from dolly_batch.models.folder import inspect_folder, verify_hashes
 from dolly_batch.staging.place import STALE_AFTER_S, partial_folder, publish, turn_to_build
 from tests.staging.small_repository import PROJECT
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dolly_batch.config import EngineConfig, ModelConfig, ReadableTable, SparkConfig
-from dolly_batch.config_file import load_file
-from dolly_batch.config_section import Section
+from dolly_batch.config.job import EngineConfig, ModelConfig, ReadableTable, SparkConfig
+from dolly_batch.config.section import Section
+from dolly_batch.config.yaml_file import load_file
 
 
 class BenchmarkFiles(Section):

@@ -8,15 +8,15 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config_evaluate import QualityConfig
+from dolly_batch.config.evaluation import QualityConfig
 from dolly_batch.errors import InputError
+from dolly_batch.evaluate.accuracy import Accuracy, mean_of
+from dolly_batch.evaluate.fields import FieldCounts, parse_object
+from dolly_batch.evaluate.labels import LabelScore, score_labels
+from dolly_batch.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
+from dolly_batch.evaluate.table import Table, share
 from dolly_batch.spark.columns import Chosen, choose
 from dolly_batch.spark.source import read_table, unreadable_input_named
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, mean_of
-from dolly_batch.tasks.evaluate.fields import FieldCounts, parse_object
-from dolly_batch.tasks.evaluate.labels import LabelScore, score_labels
-from dolly_batch.tasks.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
-from dolly_batch.tasks.evaluate.table import Table, share
 
 MAX_LABELS = 10_000
 _TEXTS = (T.StringType, T.VarcharType, T.CharType)

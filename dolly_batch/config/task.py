@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dolly_batch.config_section import Section
+from dolly_batch.config.section import Section
 
 MIN_LABELS, MAX_LABELS = 2, 500
 

@@ -18,6 +18,7 @@ from pyspark.sql import types as T
 
 import dolly_batch
 from dolly_batch.errors import EngineError
+from dolly_batch.evaluate.question import Question
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import ScoreRow
@@ -28,7 +29,6 @@ from dolly_batch.spark.device import task_device
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.partition import ROWS_PER_BATCH, Progress
 from dolly_batch.spark.resources import generation_slots, gpu_profile
-from dolly_batch.tasks.evaluate.question import Question
 
 SHARDS_PER_SLOT = 4
 MIN_SHARD_ROWS = 64

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dolly_batch.tasks.evaluate.table import Table
+from dolly_batch.evaluate.table import Table
 
 _WIDTH = 160  # a table of numbers whose cells are broken is worse than lines that are
 

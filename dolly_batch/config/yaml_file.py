@@ -7,8 +7,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dolly_batch.config_section import Section
-from dolly_batch.config_task import KINDS
+from dolly_batch.config.section import Section
+from dolly_batch.config.task import KINDS
 from dolly_batch.errors import ConfigError
 
 File = TypeVar("File", bound=Section)

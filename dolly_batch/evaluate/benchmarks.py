@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dolly_batch.tasks.evaluate.question import Question, RowFault
+from dolly_batch.evaluate.question import Question, RowFault
 
 Row = Mapping[str, Any]
 Metric = Literal["acc", "acc_norm"]

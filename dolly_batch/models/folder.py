@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dolly_batch.engine.checkpoint import read_shapes
-from dolly_batch.engine.config import Architecture, ModelConfig, check_config
 from dolly_batch.errors import ModelError
+from dolly_batch.models.checkpoint import read_shapes
+from dolly_batch.models.config import Architecture, ModelConfig, check_config
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dolly_batch.config_file import check, load_file
-from dolly_batch.config_section import Section
-from dolly_batch.config_task import TEXT_KINDS, GenerateTask, TaskConfig
+from dolly_batch.config.section import Section
+from dolly_batch.config.task import TEXT_KINDS, GenerateTask, TaskConfig
+from dolly_batch.config.yaml_file import check, load_file
 from dolly_batch.records import GenerationParams
 
 

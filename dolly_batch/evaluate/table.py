@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, BenchmarkScore, gmean
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
-from dolly_batch.tasks.evaluate.card import CARD
+from dolly_batch.evaluate.accuracy import Accuracy, BenchmarkScore, gmean
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.card import CARD
 
 GMEAN = "gmean"
 

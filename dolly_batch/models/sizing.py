@@ -6,7 +6,7 @@ Asked of the executors' GPUs before a job begins, so that nobody waits for a loa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dolly_batch.engine.config import ModelConfig
+from dolly_batch.models.config import ModelConfig
 
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
 INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8

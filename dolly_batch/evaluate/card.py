@@ -5,7 +5,7 @@ Source: the README of databricks/dolly-v2-12b ("Benchmark Metrics"). The columns
 
 from collections.abc import Mapping
 
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
 
 _ROWS = {
     "EleutherAI/pythia-2.8b": (0.348, 0.585859, 0.589582, 0.591217, 0.323379, 0.73395, 0.638226),

@@ -7,11 +7,11 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from dolly_batch.config_evaluate import EvaluateConfig
+from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.errors import InputError
+from dolly_batch.evaluate.benchmarks import BENCHMARKS, Benchmark, read_row
+from dolly_batch.evaluate.question import Question, RowFault
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS, Benchmark, read_row
-from dolly_batch.tasks.evaluate.question import Question, RowFault
 
 
 def read_questions(spark: SparkSession, config: EvaluateConfig) -> dict[str, list[Question]]:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dolly_batch.tasks.evaluate.benchmarks import Benchmark, Metric
-from dolly_batch.tasks.evaluate.question import Question
+from dolly_batch.evaluate.benchmarks import Benchmark, Metric
+from dolly_batch.evaluate.question import Question
 
 
 @dataclass(frozen=True, slots=True)

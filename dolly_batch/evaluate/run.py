@@ -9,25 +9,17 @@ from typing import Any, get_args, get_type_hints
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.config_evaluate import EvaluateConfig
-from dolly_batch.engine.folder import inspect_folder
+from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.errors import ConfigError, OutputError
-from dolly_batch.report import Stopwatch, say
-from dolly_batch.report_evaluate import EvaluateReport
-from dolly_batch.spark.faults import stopping_on_signals
-from dolly_batch.spark.files import Files, LocalFiles, files_for
-from dolly_batch.spark.lock import JobLock
-from dolly_batch.spark.model import ModelFacts, resolve_model
-from dolly_batch.spark.probe import check_folders, check_gpus
-from dolly_batch.spark.quality import QualityRow, measure, open_quality, quality_tables
-from dolly_batch.spark.questions import read_questions
-from dolly_batch.spark.scoring import Scoring
-from dolly_batch.spark.session import start_session
-from dolly_batch.tasks.evaluate.accuracy import score_benchmark
-from dolly_batch.tasks.evaluate.benchmarks import BENCHMARKS
-from dolly_batch.tasks.evaluate.card import CARD, card_row
-from dolly_batch.tasks.evaluate.question import Question
-from dolly_batch.tasks.evaluate.table import (
+from dolly_batch.evaluate.accuracy import score_benchmark
+from dolly_batch.evaluate.benchmark_files import read_questions
+from dolly_batch.evaluate.benchmarks import BENCHMARKS
+from dolly_batch.evaluate.card import CARD, card_row
+from dolly_batch.evaluate.quality import QualityRow, measure, open_quality, quality_tables
+from dolly_batch.evaluate.question import Question
+from dolly_batch.evaluate.report import EvaluateReport
+from dolly_batch.evaluate.scoring import Scoring
+from dolly_batch.evaluate.table import (
     BenchmarkRow,
     ScoredModel,
     Table,
@@ -35,6 +27,14 @@ from dolly_batch.tasks.evaluate.table import (
     benchmark_tables,
     to_markdown,
 )
+from dolly_batch.models.folder import inspect_folder
+from dolly_batch.report import Stopwatch, say
+from dolly_batch.spark.faults import stopping_on_signals
+from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.model import ModelFacts, resolve_model
+from dolly_batch.spark.probe import check_folders, check_gpus
+from dolly_batch.spark.session import start_session
 
 MARKDOWN = "results.md"
 _RUN_FIELDS = (T.StructField("evaluation", T.StringType()), T.StructField("created_at", T.TimestampType()))

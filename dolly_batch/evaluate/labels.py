@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, share_of
+from dolly_batch.evaluate.accuracy import Accuracy, share_of
 
 
 @dataclass(frozen=True, slots=True)

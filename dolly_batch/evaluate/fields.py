@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dolly_batch.tasks.evaluate.accuracy import Accuracy, share_of
+from dolly_batch.evaluate.accuracy import Accuracy, share_of
 
 
 @dataclass
