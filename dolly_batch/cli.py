@@ -124,7 +124,7 @@ def _positive(text: str) -> int:
 
 def _with_report(arguments: argparse.Namespace) -> int:
     """Run a command that ends in a report; every fault and every signal becomes a message and an exit code."""
-    from dolly_batch.spark.faults import stopping_on_signals
+    from dolly_batch.spark.signals import stopping_on_signals
 
     evaluating = arguments.command == "evaluate"
     report = EvaluateReport(name=arguments.evaluation) if evaluating else Report(name=arguments.job)
@@ -170,7 +170,7 @@ def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
 
 
 def _fail(error: BaseException, report: Report | EvaluateReport) -> None:
-    from dolly_batch.spark.faults import error_of, pass_over_signals
+    from dolly_batch.spark.signals import error_of, pass_over_signals
 
     if isinstance(error, KeyboardInterrupt):
         pass_over_signals()  # for as long as the process lasts: pyspark has something to do at its end, too
@@ -215,9 +215,9 @@ _COMMANDS: dict[str, Callable[[JobConfig, argparse.Namespace, Report], Any]] = {
 
 def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
     """Print rows of the output: ids, the start of the answer, and its status."""
-    from dolly_batch.spark.columns import first_rows
-    from dolly_batch.spark.source import open_source
-    from dolly_batch.spark.target import open_target
+    from dolly_batch.spark.tables.columns import first_rows
+    from dolly_batch.spark.tables.input import open_source
+    from dolly_batch.spark.tables.output import open_target
 
     target = open_target(spark, job, open_source(spark, job))
     table = target.read()

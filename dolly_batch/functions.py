@@ -29,12 +29,12 @@ from dolly_batch.config.yaml_file import check
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
 from dolly_batch.report import say
-from dolly_batch.spark import calls
 from dolly_batch.spark.files import files_for
+from dolly_batch.spark.generate import calls
 from dolly_batch.spark.model import resolve_model
-from dolly_batch.spark.session import is_connect
-from dolly_batch.spark.ship import ship_package
-from dolly_batch.spark.struct import struct_type
+from dolly_batch.spark.preflight.package import ship_package
+from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.tables.struct import struct_type
 from dolly_batch.tasks.generate import examples_text
 
 _RESULT = "response STRING, error STRING"

@@ -15,8 +15,8 @@ from dolly_batch.evaluate.fields import FieldCounts, parse_object
 from dolly_batch.evaluate.labels import LabelScore, score_labels
 from dolly_batch.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
 from dolly_batch.evaluate.table import Table, share
-from dolly_batch.spark.columns import Chosen, choose
-from dolly_batch.spark.source import read_table, unreadable_input_named
+from dolly_batch.spark.tables.columns import Chosen, choose
+from dolly_batch.spark.tables.input import read_table, unreadable_input_named
 
 MAX_LABELS = 10_000
 _TEXTS = (T.StringType, T.VarcharType, T.CharType)

@@ -29,12 +29,12 @@ from dolly_batch.evaluate.table import (
 )
 from dolly_batch.models.folder import inspect_folder
 from dolly_batch.report import Stopwatch, say
-from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, LocalFiles, files_for
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, resolve_model
-from dolly_batch.spark.probe import check_folders, check_gpus
-from dolly_batch.spark.session import start_session
+from dolly_batch.spark.preflight.executors import check_folders, check_gpus
+from dolly_batch.spark.session.session import start_session
+from dolly_batch.spark.signals import stopping_on_signals
 
 MARKDOWN = "results.md"
 _RUN_FIELDS = (T.StructField("evaluation", T.StringType()), T.StructField("created_at", T.TimestampType()))

@@ -19,16 +19,16 @@ from pyspark.sql import types as T
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.evaluate.question import Question
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import ScoreRow
 from dolly_batch.records import EngineSpec
 from dolly_batch.report import ProgressLine
-from dolly_batch.spark.cancel import JobTag
-from dolly_batch.spark.device import task_device
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.partition import ROWS_PER_BATCH, Progress
-from dolly_batch.spark.resources import generation_slots, gpu_profile
+from dolly_batch.spark.generate.cancel import JobTag
+from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.generate.shard import ROWS_PER_BATCH, Progress
+from dolly_batch.spark.preflight.gpus import generation_slots, gpu_profile
 
 SHARDS_PER_SLOT = 4
 MIN_SHARD_ROWS = 64

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from dolly_batch import errors
 from dolly_batch.errors import DollyBatchError, EngineError, Refused
-from dolly_batch.host.folder import HostFolder
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import (
     PROTOCOL,
     FrameReader,

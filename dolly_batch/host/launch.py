@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.folder import HostFolder, HostRecord, sweep
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
 from dolly_batch.records import EngineSpec
 
 _BACKLOG = 512

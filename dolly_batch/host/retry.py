@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from dolly_batch.errors import EngineError
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient, HostEnded
-from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow, Row, failed
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
 

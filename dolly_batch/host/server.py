@@ -18,10 +18,10 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from dolly_batch.errors import DollyBatchError, EngineError, ModelError
+from dolly_batch.host.acceptor import Doorkeeper
 from dolly_batch.host.connection import Arrival, Connection
-from dolly_batch.host.doorkeeper import Doorkeeper
 from dolly_batch.host.encoding import RowEncoder
-from dolly_batch.host.folder import HostFailure, HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import HostFailure, HostFolder, HostRecord
 from dolly_batch.host.watchdog import Watchdog
 from dolly_batch.host.wire import failed
 from dolly_batch.records import Completion, Failure, Scores

@@ -8,10 +8,10 @@ from pyspark.sql import functions as F
 
 from dolly_batch.errors import AuditError
 from dolly_batch.report import STATUSES
-from dolly_batch.spark.columns import quoted_path
-from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.publish import snapshot
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.output import Target
 
 
 @dataclass(frozen=True)

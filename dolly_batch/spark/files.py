@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 from pyspark.sql import SparkSession
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.spark.session import is_connect
+from dolly_batch.spark.session.session import is_connect
 
 
 class Files(Protocol):

@@ -16,9 +16,9 @@ from dolly_batch.models.folder import ModelFolder, inspect_folder
 from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
-from dolly_batch.spark.manifest import Plan, PlanFolder
-from dolly_batch.spark.resources import has_gpus
-from dolly_batch.spark.session import is_connect, is_local
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.preflight.gpus import has_gpus
+from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.stage import stage_under
 
 

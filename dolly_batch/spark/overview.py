@@ -6,7 +6,7 @@ from pathlib import Path
 from dolly_batch.errors import Refused
 from dolly_batch.report_page import PlanFacts
 from dolly_batch.spark.files import LocalFiles
-from dolly_batch.spark.manifest import ABANDONED, COMPLETE, PUBLISHED, PlanFolder, plan_folders
+from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, PlanFolder, plan_folders
 
 
 def read_plans(work_dir: str) -> list[PlanFacts]:

@@ -12,15 +12,15 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
-from dolly_batch.spark.columns import answer_fields, quoted_path
-from dolly_batch.spark.fields import TASK_FIELDS
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.held import BEGUN_COLUMNS
-from dolly_batch.spark.manifest import Plan, PlanFolder
-from dolly_batch.spark.partition import staged_schema
-from dolly_batch.spark.parts import read_part
-from dolly_batch.spark.struct import struct_type
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.generate.shard import staged_schema
+from dolly_batch.spark.plan.existing import BEGUN_COLUMNS
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.snapshot import read_part
+from dolly_batch.spark.tables.columns import answer_fields, quoted_path
+from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.schemas import TASK_FIELDS
+from dolly_batch.spark.tables.struct import struct_type
 
 NEW = "__new_"
 SWAPPING = "swapping.json"

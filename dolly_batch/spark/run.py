@@ -15,11 +15,13 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
 from dolly_batch.spark.audit import Findings, audit
-from dolly_batch.spark.faults import stopping_on_signals
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.keys import asked_settings, read_settings, request_header
+from dolly_batch.spark.generate.progress import generate
+from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.lock import JobLock
-from dolly_batch.spark.manifest import (
+from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
+from dolly_batch.spark.plan.keys import asked_settings, read_settings, request_header
+from dolly_batch.spark.plan.manifest import (
     ABANDONED,
     COMPLETE,
     PUBLISHED,
@@ -28,15 +30,13 @@ from dolly_batch.spark.manifest import (
     open_plan,
     plan_folders,
 )
-from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
-from dolly_batch.spark.plan import Request, make_plan, sweep_drafts
-from dolly_batch.spark.probe import check_executors, check_shared
+from dolly_batch.spark.plan.planner import Request, make_plan, sweep_drafts
+from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
-from dolly_batch.spark.session import open_session
-from dolly_batch.spark.source import open_source
-from dolly_batch.spark.target import Target, open_target, target_of
-from dolly_batch.spark.watch import generate
-from dolly_batch.spark.waves import Generation
+from dolly_batch.spark.session.session import open_session
+from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.tables.input import open_source
+from dolly_batch.spark.tables.output import Target, open_target, target_of
 
 RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
 BEGUN_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")

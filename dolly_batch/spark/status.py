@@ -12,10 +12,10 @@ from dolly_batch.errors import AuditError
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import files_for
-from dolly_batch.spark.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
-from dolly_batch.spark.session import open_session
-from dolly_batch.spark.source import open_source
-from dolly_batch.spark.target import Target, open_target, target_of
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
+from dolly_batch.spark.session.session import open_session
+from dolly_batch.spark.tables.input import open_source
+from dolly_batch.spark.tables.output import Target, open_target, target_of
 
 
 def read_status(job: JobConfig, full: bool, report: Report) -> SparkSession:

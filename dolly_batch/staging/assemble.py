@@ -50,7 +50,7 @@ def _write_tokenizer(folder: Path, dest: Path, source: str, log: Log) -> None:
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
         raise ModelError(f"model {source}: {TOKENIZER} is missing, and there is no vocab.json with merges.txt either")
     log(f"writing {TOKENIZER} from vocab.json and merges.txt")
-    run_isolated("dolly_batch.staging.tokenizer", [str(folder), str(dest)], log)
+    run_isolated("dolly_batch.staging.tokenizer_files", [str(folder), str(dest)], log)
 
 
 def _write_weights(folder: Path, dest: Path, owned: bool, max_shard_bytes: int, log: Log) -> None:

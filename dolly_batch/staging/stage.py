@@ -12,9 +12,9 @@ from pathlib import Path
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import MANIFEST, ModelFolder, inspect_folder, verify_hashes, write_manifest
 from dolly_batch.staging.assemble import assemble
+from dolly_batch.staging.atomic_folder import is_filled, partial_folder, publish, turn_to_build
 from dolly_batch.staging.hub import HubUnreachableError
 from dolly_batch.staging.isolated import Log
-from dolly_batch.staging.place import is_filled, partial_folder, publish, turn_to_build
 from dolly_batch.staging.sources import BY_CONTENT, Snapshot, find_folder, open_snapshot
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyspark
 
-from dolly_batch.spark.java import find_java_home
+from dolly_batch.spark.session.java import find_java_home
 
 SPARK_HOME = Path(pyspark.__file__).parent
 PROJECT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import json, sys
 import pandas as pd
 from pyspark.sql import SparkSession
 from dolly_batch.errors import ConfigError
-from dolly_batch.spark.device import task_device
-from dolly_batch.spark.resources import check_enough_gpus, generation_slots, gpu_profile
+from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.preflight.gpus import check_enough_gpus, generation_slots, gpu_profile
 
 def devices(batches):
     for _ in batches:

@@ -18,8 +18,8 @@ from typing import Any
 from dolly_batch.cli import main
 from dolly_batch.spark import publish
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.manifest import Plan
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.plan.manifest import Plan
+from dolly_batch.spark.tables.output import Target
 
 
 def signal_at(name: str, when: str, operation: str, pattern: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.owner import Owner
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
+from dolly_batch.host.process import Owner
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 

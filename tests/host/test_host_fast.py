@@ -12,8 +12,8 @@ import pytest
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.stream import generate
 from dolly_batch.errors import EngineError
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from dolly_batch.errors import EngineError
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.place import HostPlace
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 

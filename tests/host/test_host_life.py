@@ -15,11 +15,11 @@ import pytest
 
 from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host import wire
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.folder import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.owner import Owner
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.process import Owner
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec
 
@@ -30,10 +30,10 @@ import json, sys
 from pathlib import Path
 from dolly_batch.host import wire
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.owner import Owner
-from dolly_batch.host.folder import HostFolder, HostRecord
+from dolly_batch.host.process import Owner
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 spec, owner, root = json.loads(sys.argv[1])
@@ -142,8 +142,8 @@ LEAVE = """
 import socket, sys
 from pathlib import Path
 from queue import SimpleQueue
-from dolly_batch.host.doorkeeper import Doorkeeper
-from dolly_batch.host.folder import HostFolder
+from dolly_batch.host.acceptor import Doorkeeper
+from dolly_batch.host.runtime_dir import HostFolder
 folder = HostFolder(Path(sys.argv[1]))
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(str(folder.socket))

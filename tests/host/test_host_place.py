@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.folder import HostFolder, HostRecord, sweep
+from dolly_batch.host.address import HostPlace, default_root, make_private
 from dolly_batch.host.launch import host_environment
-from dolly_batch.host.owner import Owner, _status_from_proc, _status_from_ps, find_owner
-from dolly_batch.host.place import HostPlace, default_root, make_private
+from dolly_batch.host.process import Owner, _status_from_proc, _status_from_ps, find_owner
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
 from dolly_batch.records import EngineSpec
 
 SPEC = EngineSpec(kind="echo", model_folder="")
@@ -35,7 +35,7 @@ def test_an_owner_is_the_process_not_its_pid(owner_process: subprocess.Popen[byt
 def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
     java = tmp_path / "java"  # A process of that name with a Python process two levels below it.
     java.symlink_to(sys.executable)
-    ask = "from dolly_batch.host.owner import find_owner; print(find_owner().pid)"
+    ask = "from dolly_batch.host.process import find_owner; print(find_owner().pid)"
     below = f"import subprocess, sys; sys.exit(subprocess.run([{sys.executable!r}, '-c', {ask!r}]).returncode)"
     worker = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {below!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -104,7 +104,7 @@ def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostPlace):
     with folder.locked(0), pytest.raises(TimeoutError), folder.locked(0.1):
         pass
     program = (
-        "import sys, time; from pathlib import Path; from dolly_batch.host.folder import HostFolder\n"
+        "import sys, time; from pathlib import Path; from dolly_batch.host.runtime_dir import HostFolder\n"
         "with HostFolder(Path(sys.argv[1])).locked(0): print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE)

@@ -12,9 +12,9 @@ import pytest
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.stream import answer, generate
 from dolly_batch.errors import EngineError
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.folder import HostFolder
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import PromptRow, ScoreRow
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest

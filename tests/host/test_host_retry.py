@@ -13,9 +13,9 @@ from itertools import islice
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.folder import HostFolder
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import PromptRow, Row
 from dolly_batch.records import EngineSpec
 from tests.crash.processes import hosts_of, kill
@@ -29,8 +29,8 @@ import json, os, resource, sys, threading
 from itertools import islice
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.owner import Owner
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.process import Owner
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.host.folder import HostFailure, HostFolder
+from dolly_batch.host.runtime_dir import HostFailure, HostFolder
 from dolly_batch.host.server import EXIT_FAULT
 
 END = """
 import logging, sys
 from pathlib import Path
 from dolly_batch.errors import EngineError
-from dolly_batch.host.folder import HostFolder
+from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.server import end_by
 logging.basicConfig()
 try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from dolly_batch.spark.session import open_session
+from dolly_batch.spark.session.session import open_session
 from tests.spark.desk import Desk, echo_document, load_job_text
 
 SESSION_CONF = {

@@ -6,13 +6,13 @@ from typing import Any
 from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import files_for
-from dolly_batch.spark.manifest import Plan, PlanFolder
+from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
-from dolly_batch.spark.plan import Request, make_plan
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.planner import Request, make_plan
 from dolly_batch.spark.publish import publish
-from dolly_batch.spark.source import open_source
-from dolly_batch.spark.target import Target, open_target
-from dolly_batch.spark.waves import Generation
+from dolly_batch.spark.tables.input import open_source
+from dolly_batch.spark.tables.output import Target, open_target
 from tests.spark.desk import Desk
 
 

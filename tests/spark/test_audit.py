@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dolly_batch.errors import AuditError
-from dolly_batch.spark.manifest import COMPLETE, PUBLISHED
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 

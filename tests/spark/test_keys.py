@@ -14,8 +14,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
-from dolly_batch.spark.columns import Chosen
-from dolly_batch.spark.keys import request_header, request_key, row_key
+from dolly_batch.spark.plan.keys import request_header, request_key, row_key
+from dolly_batch.spark.tables.columns import Chosen
 from tests.spark.desk import Desk, echo_document, load_job_text, questions
 
 

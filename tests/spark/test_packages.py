@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.spark.packages import fetching_alone
+from dolly_batch.spark.session.packages import fetching_alone
 
 PROGRAM = """
 import sys
-from dolly_batch.spark.packages import fetching_alone
+from dolly_batch.spark.session.packages import fetching_alone
 with fetching_alone({"XDG_CACHE_HOME": sys.argv[1]}):
     print("alone", flush=True)
     sys.stdin.readline()

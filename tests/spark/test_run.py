@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dolly_batch.errors import Stopped
+from dolly_batch.spark.generate.progress import busy_hours
 from dolly_batch.spark.run import Options
-from dolly_batch.spark.watch import busy_hours
 from tests.spark.desk import Desk, questions
 
 OURS = [

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.spark.files import files_for
+from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
-from dolly_batch.spark.plan import Request, make_plan
-from dolly_batch.spark.source import open_source
-from dolly_batch.spark.target import open_target
-from dolly_batch.spark.waves import Generation
+from dolly_batch.spark.plan.planner import Request, make_plan
+from dolly_batch.spark.tables.input import open_source
+from dolly_batch.spark.tables.output import open_target
 from tests.spark.desk import Desk, questions
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 from dolly_batch.models.folder import inspect_folder, verify_hashes
-from dolly_batch.staging.place import STALE_AFTER_S, partial_folder, publish, turn_to_build
+from dolly_batch.staging.atomic_folder import STALE_AFTER_S, partial_folder, publish, turn_to_build
 from tests.staging.small_repository import PROJECT
 
 # The first process to get as far as copying weights is killed there; the 49 others go on.
@@ -86,7 +86,7 @@ def test_leftovers_go_when_they_are_dead_and_stay_while_they_may_live(tmp_path):
 
 def test_builders_of_one_folder_take_turns_and_leave_no_lock(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from dolly_batch.staging.place import turn_to_build\n"
+        "import sys, time; from pathlib import Path; from dolly_batch.staging.atomic_folder import turn_to_build\n"
         "with turn_to_build(Path(sys.argv[1]), print):\n"
         "    began = time.monotonic(); time.sleep(0.3); print('held', began, time.monotonic())\n"
     )

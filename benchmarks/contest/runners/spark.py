@@ -14,7 +14,7 @@ def start_session(setup: dict[str, Any]) -> Any:
     """A local session with a slot for each process, whose Python workers live as long as it does."""
     from pyspark.sql import SparkSession
 
-    from dolly_batch.spark.java import prepare_java
+    from dolly_batch.spark.session.java import prepare_java
 
     prepare_java()
     os.environ["PYSPARK_PYTHON"] = sys.executable

@@ -114,7 +114,7 @@ def _summarize(
 
 
 def _extract(task: ExtractTask, common: Asking, encoder: PromptEncoder, job: JobConfig) -> Asking:
-    from dolly_batch.spark.struct import extract_schema
+    from dolly_batch.spark.tables.struct import extract_schema
 
     schema = extract_schema(task, job.generation.max_new_tokens, lambda text: len(encoder.encode_text(text)))
     instruction = task.instruction or extract.default_instruction(schema)

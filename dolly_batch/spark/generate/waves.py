@@ -15,12 +15,12 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.spark.asking import Asking, open_asking
-from dolly_batch.spark.cancel import JobTag
-from dolly_batch.spark.manifest import Plan, PlanFolder, Wave
+from dolly_batch.spark.generate.cancel import JobTag
+from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
-from dolly_batch.spark.partition import ShardTask, answer_shard, staged_schema
-from dolly_batch.spark.resources import gpu_profile
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
+from dolly_batch.spark.plan.prepared_task import Asking, open_asking
+from dolly_batch.spark.preflight.gpus import gpu_profile
 
 TODO_SCHEMA = T.StructType(
     [

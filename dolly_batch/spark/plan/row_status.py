@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from dolly_batch.spark.asking import Asking
-from dolly_batch.spark.keys import NULL_KEY
-from dolly_batch.spark.tokens import count_tokens, cut_to_fit
+from dolly_batch.spark.plan.keys import NULL_KEY
+from dolly_batch.spark.plan.prepared_task import Asking
+from dolly_batch.spark.plan.token_counts import count_tokens, cut_to_fit
 from dolly_batch.tasks.truncate import Side
 
 # A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.

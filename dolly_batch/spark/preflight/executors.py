@@ -19,10 +19,10 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
 from dolly_batch.models.sizing import QUERY, misfit, parse_gpus
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.resources import check_enough_gpus, has_gpus
-from dolly_batch.spark.session import is_local, num_slots
-from dolly_batch.spark.ship import check_package
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
+from dolly_batch.spark.preflight.package import check_package
+from dolly_batch.spark.session.session import is_local, num_slots
+from dolly_batch.spark.tables.output import Target
 
 
 def check_executors(spark: SparkSession, target: Target, model_folder: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.spark.session import is_connect, is_local, num_slots
+from dolly_batch.spark.session.session import is_connect, is_local, num_slots
 
 TASKS_PER_GPU = 2  # two shards at once keep a GPU's batch full across the end of one
 EXECUTOR_GPUS = "spark.executor.resource.gpu.amount"

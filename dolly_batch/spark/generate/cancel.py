@@ -8,7 +8,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.spark.session import is_connect
+from dolly_batch.spark.session.session import is_connect
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
-from dolly_batch.spark.device import task_device
-from dolly_batch.spark.partition import ask_first
+from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.generate.shard import ask_first
 from dolly_batch.tasks import classify, extract, summarize
 from dolly_batch.tasks.ddl import parse_ddl
 from dolly_batch.tasks.generate import Generate

@@ -18,19 +18,26 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError, OutputError, Refused
-from dolly_batch.spark.asking import Asking, open_asking
-from dolly_batch.spark.columns import quoted_path
-from dolly_batch.spark.estimate import slot_rate
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.held import Reopening, open_again, with_earlier_keys, with_held
-from dolly_batch.spark.keys import asked_settings, content_row_key, read_settings, request_header, request_key, row_key
-from dolly_batch.spark.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.model import ModelFacts
-from dolly_batch.spark.parts import SCHEMA, read_part, write_part
-from dolly_batch.spark.resources import generation_slots
-from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
-from dolly_batch.spark.source import Source, unreadable_input_named
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.plan.estimate import slot_rate
+from dolly_batch.spark.plan.existing import Reopening, open_again, with_earlier_keys, with_held
+from dolly_batch.spark.plan.keys import (
+    asked_settings,
+    content_row_key,
+    read_settings,
+    request_header,
+    request_key,
+    row_key,
+)
+from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder, Wave
+from dolly_batch.spark.plan.prepared_task import Asking, open_asking
+from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
+from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
+from dolly_batch.spark.preflight.gpus import generation_slots
+from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.input import Source, unreadable_input_named
+from dolly_batch.spark.tables.output import Target
 
 SMALL_SHARD_ROWS = 32  # a small table is spread over the slots, but not into crumbs
 

@@ -11,9 +11,9 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
 from dolly_batch.errors import Refused
-from dolly_batch.spark.java import prepare_java
-from dolly_batch.spark.packages import fetching_alone
-from dolly_batch.spark.ship import ship_package
+from dolly_batch.spark.preflight.package import ship_package
+from dolly_batch.spark.session.java import prepare_java
+from dolly_batch.spark.session.packages import fetching_alone
 
 DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",

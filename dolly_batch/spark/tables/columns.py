@@ -12,8 +12,8 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import JobConfig
 from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import InputError, OutputError
-from dolly_batch.spark.fields import ANSWER_FIELDS, TASK_FIELDS
-from dolly_batch.spark.struct import struct_type
+from dolly_batch.spark.tables.schemas import ANSWER_FIELDS, TASK_FIELDS
+from dolly_batch.spark.tables.struct import struct_type
 
 
 def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:

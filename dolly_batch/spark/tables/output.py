@@ -13,7 +13,9 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.columns import (
+from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.plan.keys import NULL_KEY, row_key
+from dolly_batch.spark.tables.columns import (
     Chosen,
     answer_fields,
     output_schema,
@@ -22,9 +24,7 @@ from dolly_batch.spark.columns import (
     schema_difference,
     unfit_for_delta,
 )
-from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.keys import NULL_KEY, row_key
-from dolly_batch.spark.source import Source, input_files
+from dolly_batch.spark.tables.input import Source, input_files
 
 _MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.owner import Owner, find_owner
+from dolly_batch.host.process import Owner, find_owner
 from dolly_batch.host.wire import PROTOCOL, spec_to_json
 from dolly_batch.records import EngineSpec
 

@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
-from dolly_batch.spark.columns import Chosen
+from dolly_batch.spark.tables.columns import Chosen
 
 KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` for a folder without one: `python -m dolly_batch.staging.tokenizer SRC DST`.
+"""A `tokenizer.json` for a folder without one: `python -m dolly_batch.staging.tokenizer_files SRC DST`.
 
 GPT-J's older repositories hold `vocab.json`, `merges.txt` and lists of added tokens. transformers turns them into the
 one-file format; it is imported in this process only, and no code of the repository is run.

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dolly_batch.host.owner import Owner
+from dolly_batch.host.process import Owner
 from dolly_batch.host.wire import spec_from_json
 from dolly_batch.records import EngineSpec
 

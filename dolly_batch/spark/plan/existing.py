@@ -12,10 +12,10 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.keys import NULL_KEY, content_row_key, request_header, request_key
-from dolly_batch.spark.manifest import plan_folders
-from dolly_batch.spark.rows import ASIDE, HELD, REUSED, TODO
-from dolly_batch.spark.target import Target
+from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, request_header, request_key
+from dolly_batch.spark.plan.manifest import plan_folders
+from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO
+from dolly_batch.spark.tables.output import Target
 
 MAX_EARLIER = 8  # earlier values of max_new_tokens that are looked for; each costs a join
 BEGUN_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")

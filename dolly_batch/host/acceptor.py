@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from dolly_batch.host.connection import Arrival, Connection
-from dolly_batch.host.folder import HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 
 log = logging.getLogger("dolly_batch.host")
 

@@ -6,9 +6,9 @@ from pyspark.sql import functions as F
 from dolly_batch.errors import Stopped
 from dolly_batch.report import ProgressLine
 from dolly_batch.spark.files import LocalFiles
-from dolly_batch.spark.manifest import Plan, PlanFolder
-from dolly_batch.spark.partition import staged_schema
-from dolly_batch.spark.waves import Generation
+from dolly_batch.spark.generate.shard import staged_schema
+from dolly_batch.spark.generate.waves import Generation
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 
 
 def generate(generation: Generation) -> None:

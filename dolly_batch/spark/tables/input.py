@@ -15,10 +15,10 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
 from dolly_batch.config.task import GenerateTask
 from dolly_batch.errors import InputError
-from dolly_batch.spark.asking import template_columns
-from dolly_batch.spark.columns import Chosen, choose
-from dolly_batch.spark.keys import row_key
-from dolly_batch.spark.session import is_connect
+from dolly_batch.spark.plan.keys import row_key
+from dolly_batch.spark.plan.prepared_task import template_columns
+from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.tables.columns import Chosen, choose
 
 UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
 CORRUPT = "_corrupt_record"

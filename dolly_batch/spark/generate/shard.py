@@ -13,12 +13,12 @@ import pandas as pd
 from pyspark import TaskContext
 from pyspark.sql import types as T
 
-from dolly_batch.host.place import HostPlace
+from dolly_batch.host.address import HostPlace
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
-from dolly_batch.spark.device import task_device
-from dolly_batch.spark.fields import TASK_FIELDS
+from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.tables.schemas import TASK_FIELDS
 from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.

@@ -1,0 +1,1 @@
+"""Can the executors run this job? Checked before any work: the package, shared paths, GPUs."""
