@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import answer
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import answer
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, ScoreRequest, Scores

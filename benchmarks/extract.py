@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.classify import random_70m
 from dolly_batch.engine.grammar import Constraint
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
-from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema
 from dolly_batch.tiny import MODEL_FOLDER, texts
 
 FIELDS = {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}

@@ -33,9 +33,9 @@ from benchmarks import gpu_checks, gpu_padded, gpu_products, gpu_profile, gpu_ra
 from benchmarks.gpu_answers import stats_of
 from benchmarks.gpu_run import drive, finished
 from benchmarks.gpu_work import SHAPES, Shape, Work, make_engine, random_model
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.quantize import quantize
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.protocol import Engine
+from dolly_batch.engine.weights.int8_cpu import quantize
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Request
 
 GOALS = {"12b": 0.55, "3b": 0.40}  # shares of the floor

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from benchmarks.gpu_work import Shape
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.stream import Engine, answer
+from dolly_batch.engine.protocol import Engine, answer
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tiny import MODEL_FOLDER
 

@@ -34,7 +34,7 @@ from benchmarks.gpu_answers import (
 from benchmarks.gpu_int8_checks import INT8_CHECKS
 from benchmarks.gpu_work import Shape, make_engine, random_model
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import answer
+from dolly_batch.engine.protocol import answer
 from dolly_batch.records import EngineSpec, GenerationParams, Request, ScoreRequest, Scores
 from dolly_batch.tiny import MODEL_FOLDER
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from benchmarks.gpu_answers import answers, compare, generate_alone, mixed, require, save
 from benchmarks.gpu_work import Shape, make_engine, random_model
-from dolly_batch.engine import int8_cuda
-from dolly_batch.engine.int8_cuda import CudaInt8Linear, load_kernels, quantize_rows
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import PLAIN, Int8Linear, quantize
+from dolly_batch.engine.weights import int8_gpu
+from dolly_batch.engine.weights.int8_cpu import PLAIN, Int8Linear, quantize
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels, quantize_rows
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import EngineSpec
 
 _ROWS = (1, 8, 16, 17, 33, 64, 100, 128, 335, 511, 513, 1030)
@@ -57,7 +57,7 @@ def layers_to_the_bit(device: torch.device) -> str:
     reference = Int8Linear(linear, PLAIN, torch.float32)
     for used in {kernels, None}:
         layer = CudaInt8Linear(linear, device, torch.float32, torch.float32, used)
-        for num_rows in (1, 40, int8_cuda.MAX_FUSED_ROWS + 9):
+        for num_rows in (1, 40, int8_gpu.MAX_FUSED_ROWS + 9):
             rows = torch.randn(1, num_rows, 320)
             found = layer(rows.to(device)).cpu()
             require(torch.equal(found, reference(rows)), f"{num_rows} rows, kernels {used}: bits differ")
@@ -69,7 +69,7 @@ def in_cuda_graphs(device: torch.device) -> str:
     if device.type != "cuda":
         return "only on a GPU"
     kernels = load_kernels(device)
-    for num_rows in (8, 335, int8_cuda.MAX_FUSED_ROWS + 8):
+    for num_rows in (8, 335, int8_gpu.MAX_FUSED_ROWS + 8):
         linear = nn.Linear(512, 1536, device=device, dtype=torch.bfloat16)
         layer = CudaInt8Linear(linear, device, torch.bfloat16, torch.bfloat16, kernels)
         inputs = torch.randn(num_rows, 512, device=device, dtype=torch.bfloat16)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from dolly_batch.engine.batch import pad_left
-from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.plain.batch import pad_left
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Request
 
 BATCH_SIZES = (256, 128, 64, 32)

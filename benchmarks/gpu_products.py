@@ -56,7 +56,7 @@ def _time_one(num_rows: int, inputs: int, outputs: int, device: torch.device, dt
         result["cublas_us"] = _us(lambda: torch._int_mm(integers, next(turn).t()), device)
     if device.type != "cuda":
         return result
-    from dolly_batch.engine.kernels import int8
+    from dolly_batch.engine.kernels.gpu import int8
 
     scales, row_scales = torch.rand(outputs, device=device), torch.rand(num_rows, device=device)
     result["quantize_us"] = _us(lambda: int8.quantize_rows(rows, inputs), device)
@@ -84,7 +84,7 @@ def _time_one(num_rows: int, inputs: int, outputs: int, device: torch.device, dt
 
 def _tiles(num_rows: int) -> list[Any]:
     """Tiles worth a try at so many rows: some eight, each of which is built once a shape."""
-    from dolly_batch.engine.kernels.int8 import Tile
+    from dolly_batch.engine.kernels.gpu.int8 import Tile
 
     if num_rows <= 64:
         height = 16 if num_rows <= 16 else 64

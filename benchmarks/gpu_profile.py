@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.protocol import Engine
 from dolly_batch.records import Request
 
 _WARM_STEPS, _STEPS = 40, 20

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu_answers import stats_of
 from benchmarks.gpu_work import Work
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.protocol import Engine
 from dolly_batch.records import Completion, Request
 
 

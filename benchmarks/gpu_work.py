@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from dolly_batch.engine.load import fast_engine, runs_fast
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import Engine
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.models.config import check_config
 from dolly_batch.models.folder import ModelFolder
 from dolly_batch.prompt import TextEncoder

@@ -31,7 +31,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dolly_batch.config.job import JobConfig, check_job
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.protocol import Engine
 from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Request
@@ -176,7 +176,7 @@ def cpu_seconds() -> dict[str, float]:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     own = below(os.getpid())
-    pool = [pid for pid in own if "dolly_batch.engine.worker" in command(pid)]
+    pool = [pid for pid in own if "dolly_batch.engine.processes.worker" in command(pid)]
     jvms = [pid for pid in own if "java" in command(pid).split("\0")[0]]
     workers = [pid for jvm in jvms for pid in below(jvm)]
     # A host is no descendant: it is found by the folder that its owner's pid names.

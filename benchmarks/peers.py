@@ -39,7 +39,7 @@ from benchmarks.contest.launch import EngineFailed, Run  # noqa: E402
 from benchmarks.contest.model import convert_all, write_int8_for_vllm, write_model  # noqa: E402
 from benchmarks.contest.probe import Probe  # noqa: E402
 from benchmarks.contest.work import load_work  # noqa: E402
-from dolly_batch.engine.model import resolve_dtype  # noqa: E402
+from dolly_batch.engine.weights.loading import resolve_dtype  # noqa: E402
 from dolly_batch.prompt import PromptEncoder  # noqa: E402
 
 _FULL_MINUTES = 60

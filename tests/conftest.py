@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Drivers that live for a minute: what the JVM's second compiler and its parallel collector cost is never earned back.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
-from dolly_batch.engine.machine import may_have_gpu
+from dolly_batch.engine.processes.machine import may_have_gpu
 
 if not may_have_gpu():
     # Before triton is imported anywhere (transformers does): its kernels are then run by its interpreter.

@@ -6,12 +6,12 @@ from typing import TypeVar
 
 import torch
 
-from dolly_batch.engine.batch import Row
 from dolly_batch.engine.grammar import Constraint, Grammars
-from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.plain.batch import Row
+from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import EqualRequests, failed, num_positions, refuse
-from dolly_batch.engine.score import Scorer, score_now
-from dolly_batch.engine.stream import no_heartbeat
+from dolly_batch.engine.scoring.scorer import Scorer, score_now
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 

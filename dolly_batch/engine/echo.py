@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dolly_batch.engine.stream import no_heartbeat, too_long
+from dolly_batch.engine.protocol import no_heartbeat, too_long
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 

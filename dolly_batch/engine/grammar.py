@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.lark import to_lark
+from dolly_batch.engine.json_grammar import to_lark
 from dolly_batch.errors import EngineError
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Failure, Request

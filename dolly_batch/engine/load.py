@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dolly_batch.engine.echo import EchoEngine
-from dolly_batch.engine.machine import available_bytes, fit_to_machine, may_have_gpu, usable_cores
-from dolly_batch.engine.processes import EnginePool
-from dolly_batch.engine.stream import Engine, no_heartbeat
+from dolly_batch.engine.processes.machine import available_bytes, fit_to_machine, may_have_gpu, usable_cores
+from dolly_batch.engine.processes.pool import EnginePool
+from dolly_batch.engine.protocol import Engine, no_heartbeat
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec
 
 if TYPE_CHECKING:
-    from dolly_batch.engine.model import LoadedModel
+    from dolly_batch.engine.weights.loading import LoadedModel
 
 log = logging.getLogger("dolly_batch.engine")
 
@@ -75,7 +75,7 @@ def runs_fast(spec: EngineSpec, architecture: str, *, on_cpu: bool) -> bool:
 
 def load_weights(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
     """Load the model as the spec says, onto one device (None: the first GPU, else the CPU) or several GPUs."""
-    from dolly_batch.engine.model import load_model
+    from dolly_batch.engine.weights.loading import load_model
 
     return load_model(
         spec.model_folder,
@@ -90,9 +90,9 @@ def load_weights(spec: EngineSpec, device: str | None = None) -> "LoadedModel":
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
     """Load the model onto the CPU, its weights packed, in int8 if the spec says so, and try whether it is invariant."""
+    from dolly_batch.engine.continuous.cpu.invariance import is_batch_invariant
     from dolly_batch.engine.memory import trim_heap
-    from dolly_batch.engine.packed import pack
-    from dolly_batch.engine.probe import is_batch_invariant
+    from dolly_batch.engine.weights.onednn import pack
 
     loaded = load_weights(spec, "cpu")
     if spec.quantization == "none":
@@ -111,13 +111,13 @@ def fast_engine(
     On a GPU where a part of it fails, and it was not asked for by name, the plain one.
     """
     if loaded.device.type == "cuda":
-        from dolly_batch.engine.gpu_load import gpu_engine
+        from dolly_batch.engine.continuous.gpu.load import gpu_engine
 
         return gpu_engine(spec, loaded, heartbeat)
-    from dolly_batch.engine.cache import CacheShape
-    from dolly_batch.engine.compiled import find_pool_kernels
-    from dolly_batch.engine.fast import FastEngine
-    from dolly_batch.engine.pools import Pools
+    from dolly_batch.engine.continuous.cache import CacheShape
+    from dolly_batch.engine.continuous.cpu.pools import Pools
+    from dolly_batch.engine.continuous.engine import FastEngine
+    from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 
     shape = CacheShape.of(loaded)
     fraction = _MEMORY_FRACTION if spec.memory_fraction is None else spec.memory_fraction
@@ -142,7 +142,7 @@ def _is_cpu(device: str | None) -> bool:
 def _load_plain(spec: EngineSpec, device: str | None, heartbeat: Callable[[], None]) -> Engine:
     import torch
 
-    from dolly_batch.engine.plain import PlainEngine
+    from dolly_batch.engine.plain.engine import PlainEngine
 
     if spec.num_threads is not None:
         torch.set_num_threads(spec.num_threads)

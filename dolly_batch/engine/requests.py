@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from dolly_batch.engine.stream import too_long
+from dolly_batch.engine.protocol import too_long
 from dolly_batch.records import Completion, Failure, GenerationParams, Request
 
 

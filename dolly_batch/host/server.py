@@ -27,7 +27,7 @@ from dolly_batch.host.wire import failed
 from dolly_batch.records import Completion, Failure, Scores
 
 if TYPE_CHECKING:
-    from dolly_batch.engine.stream import Engine
+    from dolly_batch.engine.protocol import Engine
 
 log = logging.getLogger("dolly_batch.host")
 

@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import EngineConfig, ModelConfig
 from dolly_batch.engine.load import runs_fast
-from dolly_batch.engine.machine import may_have_gpu
+from dolly_batch.engine.processes.machine import may_have_gpu
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import ModelFolder, inspect_folder
 from dolly_batch.models.sizing import num_parameters

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dolly_batch.errors import ConfigError, EngineError
 from dolly_batch.records import Completion, Row, ScoreRow, Scores
-from dolly_batch.tasks.work import Answer, Subject
+from dolly_batch.tasks.base import Answer, Subject
 
 CONTENT_FREE = ("N/A", "[MASK]", "none")
 MAX_LIST_SHARE = 0.5  # of the model's positions: a longer list of labels would leave too little for the text

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
+from dolly_batch.tasks.base import Answer, Subject
 from dolly_batch.tasks.generate import completion_of, read_answer
-from dolly_batch.tasks.work import Answer, Subject
 
 
 @dataclass(frozen=True)

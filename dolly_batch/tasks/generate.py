@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
-from dolly_batch.tasks.work import Answer, Subject
+from dolly_batch.tasks.base import Answer, Subject
 
 
 @dataclass(frozen=True)

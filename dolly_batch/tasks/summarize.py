@@ -13,8 +13,8 @@ from typing import Literal
 
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
+from dolly_batch.tasks.base import Answer, Subject, call_seed
 from dolly_batch.tasks.generate import completion_of, read_answer
-from dolly_batch.tasks.work import Answer, Subject, call_seed
 
 # A sentence ends behind . ! ? or their likes and closing marks, before white space; a line break ends one too.
 _SENTENCE = re.compile(r".*?(?:[.!?…][\"'”’)\]]*(?=\s)|[。！？]|\n|\Z)\s*", re.DOTALL)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dolly_batch.engine.model import resolve_dtype
+from dolly_batch.engine.weights.loading import resolve_dtype
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from dolly_batch.tiny.measure import Model, answer_rows, share_ended, share_right
 from dolly_batch.tiny.muon import Muon

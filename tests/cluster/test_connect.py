@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.protocol import generate
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 from tests.cluster.standalone import PROJECT, SPARK_HOME, Daemon, Ended, environment, run_command, wait_until

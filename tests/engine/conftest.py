@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.model import LoadedModel, load_model
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from tests.random_models import write_random_model
 
 

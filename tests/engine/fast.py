@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.compiled import find_pool_kernels
-from dolly_batch.engine.fast import FastEngine
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.pools import Pools
-from dolly_batch.engine.stream import Engine, generate
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
+from dolly_batch.engine.protocol import Engine, generate
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Completion, Request
 
 ROOMY = 2**30

@@ -2,10 +2,10 @@
 
 import torch
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.gpu import GpuEngine
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.pages import Pages
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.gpu.engine import GpuEngine
+from dolly_batch.engine.continuous.gpu.pages import Pages
+from dolly_batch.engine.weights.loading import LoadedModel
 from tests.engine.fast import ROOMY
 
 TIGHT = 1  # byte: pages for one row of the model's full length, and no more

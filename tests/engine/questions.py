@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from transformers import GenerationConfig
 
-from dolly_batch.engine.model import LoadedModel
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import GenerationParams, Request
 from tests.random_models import TEXTS

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.sequence import Step
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.continuous.sequence import Step
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import Engine
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.records import BegunAnswer, Completion, GenerationParams, PromptRow, Request
 from dolly_batch.tiny import MODEL_FOLDER

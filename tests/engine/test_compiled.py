@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.compiled import PoolKernels, as_words, find_pool_kernels, find_row_kernels
-from dolly_batch.engine.fast import FastEngine
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.pools import Pools
-from dolly_batch.engine.quantize import Int8Linear, cpu_product
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words, find_pool_kernels, find_row_kernels
+from dolly_batch.engine.weights.int8_cpu import Int8Linear, cpu_product
+from dolly_batch.engine.weights.loading import load_model
 from tests.engine.fast import answer
 from tests.engine.questions import mixed_requests
 
@@ -194,7 +194,7 @@ def test_without_numba_the_engine_runs(neox_folder: Path) -> None:
         import sys
         sys.modules["numba"] = None
         from dolly_batch.engine.load import load_engine
-        from dolly_batch.engine.stream import generate
+        from dolly_batch.engine.protocol import generate
         from dolly_batch.records import EngineSpec, GenerationParams, Request
         for quantization in ("none", "int8"):
             spec = EngineSpec("fast", {str(neox_folder)!r}, dtype="float32", quantization=quantization, processes=1)

@@ -7,7 +7,7 @@ import pytest
 
 from dolly_batch.engine.echo import EchoEngine
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.protocol import generate
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import dolly_batch
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, GenerationParams, Request
 from tests.engine.questions import Expected, dolly, generate_alone, mixed_requests
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.batch import Batch
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.plain.batch import Batch
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, GenerationParams, Request
 from tests.engine.questions import dolly, mixed_requests
 

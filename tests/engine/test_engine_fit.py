@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.int8_cuda import CudaInt8Linear
-from dolly_batch.engine.model import load_model
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.models.config import ModelConfig, check_config
 from dolly_batch.models.sizing import (
     Gpu,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.devices import device_map
 from dolly_batch.engine.load import load_engine, runs_fast
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.device_map import device_map
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import EngineSpec, GenerationParams
 from tests.engine.fast import answer

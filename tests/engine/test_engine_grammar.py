@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from dolly_batch.engine.grammar import Grammars
-from dolly_batch.engine.lark import fault_of, to_lark
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.json_grammar import fault_of, to_lark
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.errors import ConfigError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
-from dolly_batch.tasks.schema import bound_schema, check_schema, shortest_answer
+from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema, shortest_answer
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.engine.questions import dolly, mixed_requests
 

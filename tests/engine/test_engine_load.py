@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.model import load_model, resolve_dtype
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
+from dolly_batch.engine.weights.loading import load_model, resolve_dtype
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import MANIFEST, inspect_folder
 from dolly_batch.prompt import PromptEncoder

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.engine import cgroup, machine
-from dolly_batch.engine.machine import PROCESS_BYTES, fit_to_machine, usable_cores
+from dolly_batch.engine.processes import cgroup, machine
+from dolly_batch.engine.processes.machine import PROCESS_BYTES, fit_to_machine, usable_cores
 from dolly_batch.models.folder import read_config
 from dolly_batch.records import EngineSpec
 

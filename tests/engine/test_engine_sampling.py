@@ -16,10 +16,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.sampling import choose_tokens, penalize_repetition, uniform
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams
 from tests.engine.fast import fast_engine
 from tests.engine.questions import dolly, mixed_requests

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine import score as score_module
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.score import Scorer
-from dolly_batch.engine.stream import answer
-from dolly_batch.engine.trie import build_trie, split
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import answer
+from dolly_batch.engine.scoring import scorer as score_module
+from dolly_batch.engine.scoring.scorer import Scorer
+from dolly_batch.engine.scoring.trie import build_trie, split
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, GenerationParams, Request, ScoreRequest, Scores
 
 PROMPTS = [[5], list(range(10, 60))]

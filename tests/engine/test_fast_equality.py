@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.fast import FastEngine
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.packed import PackedLinear, pack
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.quantize import quantize
-from dolly_batch.engine.schedule import CHUNK_TOKENS
-from dolly_batch.engine.sequence import Sequence
+from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.scheduler import CHUNK_TOKENS
+from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.int8_cpu import quantize
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
+from dolly_batch.engine.weights.onednn import PackedLinear, pack
 from dolly_batch.records import GenerationParams, Request
 from tests.engine.fast import answer, fast_engine
 from tests.engine.questions import Expected, dolly, generate_alone, mixed_requests

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.fast import FastEngine
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.sequence import Sequence, Step
 from dolly_batch.engine.memory import allocator_errors
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.pools import Pools
-from dolly_batch.engine.sequence import Sequence, Step
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, GenerationParams, Request
 from tests.engine.fast import ROOMY, answer, fast_engine
 from tests.engine.questions import dolly, mixed_requests

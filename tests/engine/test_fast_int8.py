@@ -10,8 +10,16 @@ from torch import Tensor
 
 import dolly_batch
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.quantize import PACKED, PACKED_7_BITS, PLAIN, Int8Linear, Int8Product, is_exact, quantize
+from dolly_batch.engine.weights.int8_cpu import (
+    PACKED,
+    PACKED_7_BITS,
+    PLAIN,
+    Int8Linear,
+    Int8Product,
+    is_exact,
+    quantize,
+)
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 from tests.engine.fast import answer

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.processes import EnginePool
-from dolly_batch.engine.stream import Engine
-from dolly_batch.engine.stream import answer as stream_answers
+from dolly_batch.engine.processes.pool import EnginePool
+from dolly_batch.engine.protocol import Engine
+from dolly_batch.engine.protocol import answer as stream_answers
 from dolly_batch.errors import ConfigError, EngineError, ModelError
 from dolly_batch.records import EngineSpec, GenerationParams, Request, ScoreRequest, Scores
 from tests.engine.fast import answer

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.backend import Backend, choose_backend
-from dolly_batch.engine.gpu import GpuEngine
-from dolly_batch.engine.gpu_load import StepSize, engine_over_pages
+from dolly_batch.engine.continuous.gpu.engine import GpuEngine
+from dolly_batch.engine.continuous.gpu.load import StepSize, engine_over_pages
+from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS
+from dolly_batch.engine.continuous.gpu.self_test import Backend, choose_backend
+from dolly_batch.engine.continuous.scheduler import Pace
+from dolly_batch.engine.continuous.sequence import Sequence
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.pages import PAGE_TOKENS
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.schedule import Pace
-from dolly_batch.engine.sequence import Sequence
-from dolly_batch.engine.stream import no_heartbeat
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
 from tests.engine.fast import answer
 from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine

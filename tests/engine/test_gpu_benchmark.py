@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks import gpu, gpu_checks, gpu_rates
 from benchmarks.gpu_work import NUM_PREFIX, SHAPES, Work, random_model
-from dolly_batch.engine.fast import FastEngine
-from dolly_batch.engine.sequence import Sequence
+from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.sequence import Sequence
 from dolly_batch.models import sizing
 from dolly_batch.models.config import check_config
 

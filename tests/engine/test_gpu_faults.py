@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.gpu import GpuEngine
-from dolly_batch.engine.model import LoadedModel, load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.sequence import Sequence, Step
+from dolly_batch.engine.continuous.gpu.engine import GpuEngine
+from dolly_batch.engine.continuous.sequence import Sequence, Step
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import GenerationParams, Request
 from tests.engine.fast import answer
 from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.gpu_load import StepSize, kv_bytes
-from dolly_batch.engine.gpu_load import gpu_engine as make_gpu_engine
-from dolly_batch.engine.graphs import size_for
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.gpu.graphs import size_for
+from dolly_batch.engine.continuous.gpu.load import StepSize, kv_bytes
+from dolly_batch.engine.continuous.gpu.load import gpu_engine as make_gpu_engine
 from dolly_batch.engine.load import runs_fast
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import no_heartbeat
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.config import ModelConfig
 from dolly_batch.models.folder import read_config

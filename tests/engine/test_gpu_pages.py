@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.model import LoadedModel
-from dolly_batch.engine.pages import PAGE_TOKENS, Pages
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.sequence import Sequence
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages
+from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
 from tests.engine.fast import answer
 from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine

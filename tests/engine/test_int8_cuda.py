@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dolly_batch.engine import int8_cuda
-from dolly_batch.engine.int8_cuda import CudaInt8Linear, quantize_rows
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.quantize import PLAIN, Int8Linear, quantize
+from dolly_batch.engine.weights import int8_gpu
+from dolly_batch.engine.weights.int8_cpu import PLAIN, Int8Linear, quantize
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, quantize_rows
+from dolly_batch.engine.weights.loading import load_model
 
-kernels = pytest.importorskip("dolly_batch.engine.kernels.int8", reason="triton is not installed")
+kernels = pytest.importorskip("dolly_batch.engine.kernels.gpu.int8", reason="triton is not installed")
 
 DEVICE = torch.device("cpu" if kernels.is_interpreted() else "cuda")
 
@@ -87,7 +87,7 @@ def test_layers_give_the_bits_of_the_cpus(num_rows: int, bias: bool, monkeypatch
     for kernels_used in (kernels, None):
         layer = CudaInt8Linear(linear, DEVICE, torch.float32, torch.float32, kernels_used)
         assert torch.equal(layer(rows).cpu(), expected)
-    monkeypatch.setattr(int8_cuda, "MAX_FUSED_ROWS", 0)
+    monkeypatch.setattr(int8_gpu, "MAX_FUSED_ROWS", 0)
     if num_rows >= 17:
         layer = CudaInt8Linear(linear, DEVICE, torch.float32, torch.float32, kernels)
         assert torch.equal(layer(rows).cpu(), expected)
@@ -152,7 +152,7 @@ def test_originals_go_one_by_one(neox_folder: Path, monkeypatch: pytest.MonkeyPa
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from dolly_batch.engine.kernels import int8
+from dolly_batch.engine.kernels.gpu import int8
 
 types = {"rows": "*i8", "row_scales": "*fp32", "weight": "*i8", "weight_scales": "*fp32", "bias": "*fp32",
          "outputs": "*bf16", "num_rows": "i32", "num_outputs": "i32", "num_inputs": "i32"}

@@ -11,17 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from dolly_batch.engine import backend
-from dolly_batch.engine.backend import Unfit, check_choice, check_decode, check_prefill
-from dolly_batch.engine.cache import CacheShape
-from dolly_batch.engine.gpu import Flight, GpuEngine
-from dolly_batch.engine.kernels import decode, sample
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.page_attention import SPLIT_KEYS, prefill_by_sdpa
-from dolly_batch.engine.pages import Pages
-from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.gpu import self_test
+from dolly_batch.engine.continuous.gpu.attention import prefill_by_sdpa
+from dolly_batch.engine.continuous.gpu.engine import Flight, GpuEngine
+from dolly_batch.engine.continuous.gpu.pages import Pages
+from dolly_batch.engine.continuous.gpu.self_test import Unfit, check_choice, check_decode, check_prefill
+from dolly_batch.engine.continuous.sequence import Step
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode, sample
+from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
-from dolly_batch.engine.sequence import Step
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams, Request
 from tests.engine.fast import answer
 
@@ -139,8 +139,8 @@ def test_tokens_of_broken_logits_are_in_the_vocabulary() -> None:
 
 def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
-    right = backend.uniform
-    monkeypatch.setattr(backend, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
+    right = self_test.uniform
+    monkeypatch.setattr(self_test, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
     with pytest.raises(Unfit, match="tokens are others"):
         check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
 
@@ -177,9 +177,10 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dolly_batch.engine.gpu import Flight, GpuEngine
-from dolly_batch.engine.kernels import decode, sample
-from dolly_batch.engine.model import load_model
+from dolly_batch.engine.continuous.gpu.engine import Flight, GpuEngine
+from dolly_batch.engine.kernels.gpu import decode
+from dolly_batch.engine.kernels.gpu import sample
+from dolly_batch.engine.weights.loading import load_model
 
 def build(kernel, types, constants, capability, num_warps):
     names = kernel.arg_names

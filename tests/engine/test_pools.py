@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from dolly_batch.engine.cache import HEADROOM, CacheShape
-from dolly_batch.engine.pools import Pool, Pools
-from dolly_batch.engine.sequence import Sequence
+from dolly_batch.engine.continuous.cache import HEADROOM, CacheShape
+from dolly_batch.engine.continuous.cpu.pools import Pool, Pools
+from dolly_batch.engine.continuous.sequence import Sequence
 from dolly_batch.records import GenerationParams, Request
 
 SHAPE = CacheShape(1, 1, 2, torch.float32, torch.device("cpu"))

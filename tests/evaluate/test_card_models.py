@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM
 
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import ModelError
 from dolly_batch.staging.stage import stage_to
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
-from dolly_batch.engine.stream import answer
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import answer
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.evaluate.accuracy import score_benchmark
 from dolly_batch.evaluate.benchmarks import BENCHMARKS, read_row
 from dolly_batch.evaluate.question import Question

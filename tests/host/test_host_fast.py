@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.stream import generate
+from dolly_batch.engine.protocol import generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostPlace
 from dolly_batch.host.client import EngineClient

@@ -17,7 +17,7 @@ from dolly_batch.records import EngineSpec, GenerationParams
 from dolly_batch.spark.generate import calls
 from dolly_batch.spark.plan.prepared_task import open_asking
 from dolly_batch.spark.tables.struct import json_schema
-from dolly_batch.tasks.ddl import parse_ddl
+from dolly_batch.tasks.schema.ddl import parse_ddl
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.conftest import PROJECT
 from tests.spark.desk import Desk, echo_document, load_job_text

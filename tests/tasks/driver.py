@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dolly_batch.engine.stream import Engine
+from dolly_batch.engine.protocol import Engine
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.records import Completion, Failure, Row, Scores
-from dolly_batch.tasks.work import Answer, Subject, Task
+from dolly_batch.tasks.base import Answer, Subject, Task
 
 
 def work_all(engine: Engine, task: Task, subjects: Sequence[Subject]) -> list[Answer]:

@@ -6,8 +6,8 @@ import pytest
 
 from dolly_batch.errors import ConfigError, EngineError
 from dolly_batch.records import Failure, ScoreRow, Scores
+from dolly_batch.tasks.base import Answer, Subject
 from dolly_batch.tasks.classify import Classify, default_instruction, divisors
-from dolly_batch.tasks.work import Answer, Subject
 
 LABELS = ("card", "card arrival", "other")
 

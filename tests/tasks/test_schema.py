@@ -7,10 +7,10 @@ import pytest
 
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
-from dolly_batch.tasks.ddl import parse_ddl
+from dolly_batch.tasks.base import Subject
 from dolly_batch.tasks.extract import Extract, parse_object
-from dolly_batch.tasks.schema import bound_schema, check_schema
-from dolly_batch.tasks.work import Subject
+from dolly_batch.tasks.schema.ddl import parse_ddl
+from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema
 
 
 def objects(**properties: Any) -> dict[str, Any]:

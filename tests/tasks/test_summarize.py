@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
+from dolly_batch.tasks.base import Answer, Subject
 from dolly_batch.tasks.summarize import Summarize, SummarizeWork, split_text
-from dolly_batch.tasks.work import Answer, Subject
 from dolly_batch.tiny import MODEL_FOLDER
 
 ENCODER = PromptEncoder.from_folder(MODEL_FOLDER)

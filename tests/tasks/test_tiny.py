@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.engine.model import load_model
-from dolly_batch.engine.plain import PlainEngine
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams
 from dolly_batch.tasks import summarize
+from dolly_batch.tasks.base import Subject
 from dolly_batch.tasks.classify import Classify, default_instruction
 from dolly_batch.tasks.generate import Generate
-from dolly_batch.tasks.work import Subject
 from dolly_batch.tiny import MODEL_FOLDER, texts
 from tests.tasks.driver import work_all
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contest.work import Row
-from dolly_batch.engine.processes import EnginePool
+from dolly_batch.engine.processes.pool import EnginePool
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request
 
 

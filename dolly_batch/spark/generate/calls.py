@@ -17,11 +17,11 @@ from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, S
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.shard import ask_first
 from dolly_batch.tasks import classify, extract, summarize
-from dolly_batch.tasks.ddl import parse_ddl
+from dolly_batch.tasks.base import Answer, Subject, Task, Work, is_blank, row_seed
 from dolly_batch.tasks.generate import Generate
-from dolly_batch.tasks.schema import bound_schema, check_schema
+from dolly_batch.tasks.schema.ddl import parse_ddl
+from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema
 from dolly_batch.tasks.truncate import fill, make_fit
-from dolly_batch.tasks.work import Answer, Subject, Task, Work, is_blank, row_seed
 
 MIN_LABELS, MAX_LABELS = 2, 500
 MIN_WORDS = 3

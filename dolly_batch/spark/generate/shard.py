@@ -19,7 +19,7 @@ from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.tables.schemas import TASK_FIELDS
-from dolly_batch.tasks.work import Answer, Subject, Task, Work, row_seed
+from dolly_batch.tasks.base import Answer, Subject, Task, Work, row_seed
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
 ROWS_PER_BATCH = 512

@@ -10,8 +10,8 @@ from dolly_batch.config.task import ClassifyTask, ExtractTask, GenerateTask, Sum
 from dolly_batch.errors import ConfigError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.tasks import classify, extract, summarize
+from dolly_batch.tasks.base import Task
 from dolly_batch.tasks.generate import Generate, examples_text
-from dolly_batch.tasks.work import Task
 
 PREFILL_SPEEDUP = 8  # a token that is only scored costs about this much less than one that is generated
 

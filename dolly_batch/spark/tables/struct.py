@@ -8,9 +8,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import types as T
 
 from dolly_batch.config.task import ExtractTask
-from dolly_batch.engine.lark import fault_of
+from dolly_batch.engine.json_grammar import fault_of
 from dolly_batch.errors import ConfigError
-from dolly_batch.tasks.schema import INT_RANGE, bound_schema, check_schema
+from dolly_batch.tasks.schema.json_schema import INT_RANGE, bound_schema, check_schema
 
 _INTEGERS: dict[type[T.DataType], int] = {T.ByteType: 8, T.ShortType: 16, T.IntegerType: 32, T.LongType: 64}
 

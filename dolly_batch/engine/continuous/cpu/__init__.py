@@ -1,0 +1,1 @@
+"""KV cache and attention on CPUs."""

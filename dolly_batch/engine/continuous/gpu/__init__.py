@@ -1,0 +1,1 @@
+"""KV cache, attention, graphs and the engine's step on a GPU."""

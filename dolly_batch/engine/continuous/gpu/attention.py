@@ -1,0 +1,230 @@
+"""Attention over pages: decoding rows by one kernel, chunks of prompts packed one behind the other.
+
+A chunk that starts a prompt attends to itself; where a step has chunks that go on after what their rows have already,
+the keys and values of all of its rows are gathered from their pages first, a small part of a prompt's work.
+"""
+
+import inspect
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from dolly_batch.engine.continuous.sequence import Chunk
+from dolly_batch.engine.host_device import upload
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How rows lie behind one another: of each its queries, and its keys, of which the last are the queries' own."""
+
+    num_queries: tuple[int, ...]
+    num_keys: tuple[int, ...]
+    query_starts: Tensor  # [rows + 1], int32
+    key_starts: Tensor
+
+    @classmethod
+    def of(cls, num_queries: SequenceOf[int], num_keys: SequenceOf[int], device: torch.device) -> "Packing":
+        """The packing of rows of so many queries and keys."""
+        return cls(
+            tuple(num_queries),
+            tuple(num_keys),
+            upload([0, *accumulate(num_queries)], torch.int32, device),
+            upload([0, *accumulate(num_keys)], torch.int32, device),
+        )
+
+
+# (queries, keys, values, packing, scaling) -> [queries, heads, head size]; a query sees its row's keys up to its own.
+Prefiller = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
+
+
+def prefill_by_sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+    """Row by row through torch's own attention, on any device and in any dtype."""
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    query_at = key_at = 0
+    for num_queries, num_keys in zip(packing.num_queries, packing.num_keys, strict=True):
+        queries = query[query_at : query_at + num_queries].transpose(0, 1)[None]
+        keys, values = (rows[key_at : key_at + num_keys].transpose(0, 1)[None] for rows in (key, value))
+        if num_queries == num_keys:
+            attended = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)
+        else:
+            seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+            seen = seen.tril(num_keys - num_queries)
+            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scaling)
+        output[query_at : query_at + num_queries] = attended[0].transpose(0, 1)
+        query_at += num_queries
+        key_at += num_keys
+    return output
+
+
+def varlen_prefill() -> Prefiller:
+    """All rows in one launch of torch's FlashAttention; raises ImportError where this torch has none.
+
+    Which GPUs and dtypes it takes is left to a trial: compute capability 8.0 and newer, in two bytes.
+    """
+    from torch.nn.attention import varlen
+
+    attend: Any = varlen.varlen_attn
+    known = inspect.signature(attend).parameters
+    # Torch 2.10 has a flag of its own; there, as in GPT-NeoX, the scaling is that of the head size.
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "num_splits" in known:
+        causal["num_splits"] = 1  # left to itself it splits keys by the longest row, and so by a row's neighbours
+
+    def prefill(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+        settings = {**causal, "scale": scaling} if "scale" in known else causal
+        output: Tensor = attend(
+            query,
+            key,
+            value,
+            packing.query_starts,
+            packing.key_starts,
+            max(packing.num_queries),
+            max(packing.num_keys),
+            **settings,
+        )
+        return output
+
+    return prefill
+
+
+def reach(position: int) -> int:
+    """The furthest position that rows can stand at whose keys are cut into no more parts, a power of two of them."""
+    num_splits = -(-max(1, position) // SPLIT_KEYS)
+    return SPLIT_KEYS * (1 << (num_splits - 1).bit_length())
+
+
+class Decode:
+    """Rows that decode a token each. `slots` and `positions` are on the device, [rows]."""
+
+    def __init__(
+        self,
+        layers: SequenceOf[Tensor],
+        tables: Tensor,
+        tokens: slice,
+        slots: Tensor,
+        positions: Tensor,
+        max_position: int,
+        use_kernel: bool,
+    ) -> None:
+        self.tokens = tokens
+        self._layers = layers
+        self._tables = tables
+        self._slots = slots
+        self._positions = positions
+        self._attend = decode_by_sdpa
+        self._num_splits = 1
+        if use_kernel:
+            from dolly_batch.engine.kernels.gpu.decode import paged_decode  # needs triton
+
+            self._attend = paged_decode
+            self._num_splits = reach(max_position) // SPLIT_KEYS
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store keys and values and return what was attended to; all [rows, heads, head size]."""
+        pages = self._layers[layer]
+        return self._attend(
+            query, key, value, pages, self._tables, self._slots, self._positions, scaling, self._num_splits
+        )
+
+
+def decode_by_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    scaling: float,
+    num_splits: int,
+) -> Tensor:
+    """As the kernel's `paged_decode`, row by row through torch's own attention: slow, exact in any dtype."""
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    _, _, num_heads, page, head_size = pages.shape
+    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        own = tables[slot, : position // page + 1].long()
+        pages[0, own[-1], :, position % page] = key[row]
+        pages[1, own[-1], :, position % page] = value[row]
+        keys, values = (
+            part[own].transpose(0, 1).reshape(1, num_heads, -1, head_size)[:, :, : position + 1] for part in pages
+        )
+        output[row] = scaled_dot_product_attention(query[row][None, :, None], keys, values, scale=scaling)[0, :, 0]
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Places of tokens: page and number within it, both [tokens]."""
+
+    pages: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, chunks: SequenceOf[tuple[list[int], int, int]], page: int, device: torch.device) -> "_Places":
+        """The places of the tokens `start` to `stop` of rows with these pages."""
+        flat = [pages[at // page] * page + at % page for pages, start, stop in chunks for at in range(start, stop)]
+        places = upload(flat, torch.int64, device)
+        return cls(places // page, places % page)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Chunks of prompts: `tokens` of the packed ones, in the chunks' order."""
+
+    layers: SequenceOf[Tensor]
+    tokens: slice
+    packing: Packing
+    own: _Places
+    all_keys: _Places | None  # None where every chunk starts its row
+    prefill: Prefiller
+
+    @classmethod
+    def of(cls, layers: SequenceOf[Tensor], chunks: SequenceOf[Chunk], start: int, prefill: Prefiller) -> "Prefill":
+        """The chunks, packed from `start` on."""
+        page, device = layers[0].shape[3], layers[0].device
+        num_queries = [chunk.stop - chunk.start for chunk in chunks]
+        all_keys = None
+        if any(chunk.start for chunk in chunks):
+            all_keys = _Places.of([(chunk.row.place.pages, 0, chunk.stop) for chunk in chunks], page, device)
+        return cls(
+            layers,
+            slice(start, start + sum(num_queries)),
+            Packing.of(num_queries, [chunk.stop for chunk in chunks], device),
+            _Places.of([(chunk.row.place.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
+            all_keys,
+            prefill,
+        )
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store keys and values and return what was attended to; all [tokens, heads, head size]."""
+        pages = self.layers[layer]
+        pages[0, self.own.pages, :, self.own.offsets] = key
+        pages[1, self.own.pages, :, self.own.offsets] = value
+        if self.all_keys is not None:
+            key, value = (part[self.all_keys.pages, :, self.all_keys.offsets] for part in pages)
+        return self.prefill(query, key, value, self.packing, scaling)
+
+
+class PageAttention:
+    """The attention of one step: rows that decode, then chunks."""
+
+    def __init__(self, parts: SequenceOf[Decode | Prefill]) -> None:
+        self._parts = parts
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, head size]
+        if len(self._parts) == 1 and self._parts[0].tokens == slice(0, len(query)):
+            return self._parts[0].attend(layer, query, key, value, scaling)[None]
+        output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+        for part in self._parts:
+            own = part.tokens
+            output[own] = part.attend(layer, query[own], key[own], value[own], scaling)
+        return output[None]

@@ -1,0 +1,114 @@
+"""The fast engine for a model on a GPU: what it uses there, and how much of the memory is for keys and values."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.gpu.engine import MAX_ROWS, PACE, STEP_TOKENS, GpuEngine
+from dolly_batch.engine.continuous.gpu.pages import GATHERED_KEYS, Pages
+from dolly_batch.engine.continuous.gpu.self_test import Backend, Unfit, choose_backend
+from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.protocol import Engine
+from dolly_batch.engine.weights.loading import LoadedModel
+from dolly_batch.errors import ConfigError
+from dolly_batch.records import EngineSpec
+
+log = logging.getLogger("dolly_batch.engine")
+
+_MIN_ROWS = 64
+MEMORY_FRACTION = 0.95  # of what is left after weights and activations; those are counted amply
+_LIBRARY_BYTES = 512 << 20  # work space of cuBLAS, and what falls between the allocator's blocks
+# Of one packed token, in hidden sizes, at the widest place of a layer: its inputs, queries, keys and values before and
+# after the rotation, the attended values; then the inner layer of four times the size, twice.
+_HIDDEN_SIZES = 16
+
+
+def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], None]) -> Engine:
+    """The fast engine over a model on a GPU, or the plain one, with a warning, where a part of it fails its trial.
+
+    Raises ConfigError there when the fast one was asked for by name.
+    """
+    try:
+        backend = choose_backend(loaded)
+    except Unfit as unfit:
+        if spec.kind == "fast":
+            raise ConfigError(
+                f"engine.kind is 'fast', which cannot run on this GPU: {unfit}; use auto or plain"
+            ) from unfit
+        log.warning("the fast engine cannot run on this GPU, the plain one runs instead: %s", unfit)
+        return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)
+    if backend.why_not_varlen is not None:
+        log.warning("prompts are run row by row through torch's SDPA: %s", backend.why_not_varlen)
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
+    size = StepSize.within(free_bytes, loaded)
+    num_bytes = kv_bytes(spec, CacheShape.of(loaded), free_bytes - size.working_bytes(loaded))
+    return engine_over_pages(spec, loaded, backend, num_bytes, size, heartbeat)
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """The largest step: so many rows, and so many tokens of prompts."""
+
+    max_rows: int = MAX_ROWS
+    step_tokens: int = STEP_TOKENS
+
+    @classmethod
+    def within(cls, free_bytes: int, loaded: LoadedModel) -> "StepSize":
+        """The largest that takes no more than a quarter of what the weights leave free, or a small one."""
+        size = cls()
+        while size.max_rows > _MIN_ROWS and size.working_bytes(loaded) > free_bytes // 4:
+            size = cls(size.max_rows // 2, size.step_tokens // 2)
+        return size
+
+    def working_bytes(self, loaded: LoadedModel) -> int:
+        """Bytes that such a step needs beside weights, keys and values."""
+        config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
+        num_tokens = self.step_tokens + config.max_positions  # the last prompt of a step is run whole
+        num_keys = GATHERED_KEYS + config.max_positions
+        activations = (_HIDDEN_SIZES * num_tokens + 2 * num_keys) * config.hidden_size * item_bytes
+        recorded = 2 * _HIDDEN_SIZES * self.max_rows * config.hidden_size * item_bytes
+        # Logits as they come and in float32, whether they are finite, and their best.
+        logits = (self.max_rows + num_tokens // 64) * config.vocab_size * (item_bytes + 4 + 1 + 4)
+        return activations + recorded + logits + _LIBRARY_BYTES
+
+
+def engine_over_pages(
+    spec: EngineSpec,
+    loaded: LoadedModel,
+    backend: Backend,
+    num_bytes: int,
+    size: StepSize,
+    heartbeat: Callable[[], None],
+) -> GpuEngine:
+    """The engine with so many bytes of keys and values."""
+    pages = Pages(
+        CacheShape.of(loaded),
+        num_bytes,
+        max_rows=size.max_rows,
+        max_positions=loaded.folder.max_positions,
+        prefill=backend.prefill,
+        use_kernel=backend.use_kernels,
+    )
+    return GpuEngine(
+        loaded,
+        pages,
+        max_rows=size.max_rows,
+        prefix_sharing=spec.prefix_sharing,
+        pace=replace(PACE, step_tokens=size.step_tokens),
+        use_kernels=backend.use_kernels,
+        use_graphs=backend.use_graphs,
+        heartbeat=heartbeat,
+    )
+
+
+def kv_bytes(spec: EngineSpec, shape: CacheShape, spare_bytes: int) -> int:
+    """Bytes for keys and values, of so many that weights and steps leave free."""
+    fraction = MEMORY_FRACTION if spec.memory_fraction is None else spec.memory_fraction
+    num_bytes = spec.kv_bytes or int(max(0, spare_bytes) * fraction)
+    if spec.max_batch_tokens is not None:
+        num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
+    return num_bytes

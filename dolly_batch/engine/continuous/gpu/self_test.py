@@ -1,0 +1,215 @@
+"""What the fast engine uses on a GPU, each part tried against torch's own attention before it is trusted with a row.
+
+Kernels are compiled on the user's machine, by what is installed there, for the GPU and the model at hand: so they are
+tried there, with the model's own shape and dtype, once when it is loaded. Where one part fails, `Unfit` names it.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dolly_batch.engine.continuous.cache import CacheShape, install
+from dolly_batch.engine.continuous.gpu.attention import (
+    Packing,
+    Prefiller,
+    decode_by_sdpa,
+    prefill_by_sdpa,
+    varlen_prefill,
+)
+from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
+from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages
+from dolly_batch.engine.continuous.sequence import Chunk, Sequence, Step
+from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
+from dolly_batch.engine.weights.loading import LoadedModel
+from dolly_batch.records import GenerationParams, Request
+
+Result = TypeVar("Result")
+
+# Relative distance that one attention may have from the same in float64, and a whole model, in int8 perhaps, from
+# itself through another attention. A hidden state of another row or position is off by about 1.
+_ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
+# Rows at and around the borders of pages, of blocks of keys and of parts.
+_POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100)
+
+
+class Unfit(Exception):
+    """A part of the engine does not run here, or gives other numbers than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What attends for prompts, why not the faster one, and whether kernels and recorded steps are used."""
+
+    prefill: Prefiller = prefill_by_sdpa
+    why_not_varlen: str | None = None
+    use_kernels: bool = False
+    use_graphs: bool = False
+
+
+def choose_backend(loaded: LoadedModel) -> Backend:
+    """Try everything with a model on its GPU. Raises Unfit where the fast engine cannot run there."""
+    shape = CacheShape.of(loaded)
+    if shape.dtype not in _ATTENTION_ERROR:
+        raise Unfit(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
+    if loaded.device.index is not None:
+        torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
+    max_positions = loaded.folder.max_positions
+    _try("the decode kernel", lambda: check_decode(shape, max_positions))
+    _try("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
+    prefill: Prefiller = prefill_by_sdpa
+    why_not = None
+    try:
+        found = _try("varlen_attn", varlen_prefill)
+        _try("varlen_attn", lambda: check_prefill(found, shape))
+        prefill = found
+    except Unfit as unfit:
+        why_not = str(unfit)
+    _try("a recorded decode step", lambda: check_model(loaded, prefill, use_kernels=True, use_graphs=True))
+    return Backend(prefill, why_not, use_kernels=True, use_graphs=True)
+
+
+def check_decode(shape: CacheShape, max_positions: int, tried: SequenceOf[int] = _POSITIONS) -> None:
+    """Hold the decode kernel against attention in float64, over rows whose pages lie anywhere among broken ones."""
+    from dolly_batch.engine.continuous.gpu.attention import reach
+    from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
+    from dolly_batch.engine.kernels.gpu.decode import paged_decode
+
+    numbers = torch.Generator(shape.device).manual_seed(1)
+    positions = [position for position in tried if position < max_positions]
+    tables, pages = _scattered_pages(shape, positions, numbers)
+    query, key, value = (_random(shape, (len(positions), shape.num_heads), numbers) for _ in range(3))
+    slots = torch.arange(len(positions), device=shape.device)
+    at = torch.tensor(positions, device=shape.device)
+    wide = pages.double()
+    scaling = shape.head_size**-0.5
+    expected = decode_by_sdpa(query.double(), key.double(), value.double(), wide, tables, slots, at, scaling, 1)
+    num_splits = reach(max(positions)) // SPLIT_KEYS
+    found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits)
+    for row, position in enumerate(positions):
+        _hold(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
+    _hold(pages.nan_to_num(), wide.nan_to_num(), 1e-6, "in what it stores")
+    alone = paged_decode(query[:1], key[:1], value[:1], pages, tables, slots[:1], at[:1], scaling, 1)
+    if not torch.equal(alone[0], found[0]):
+        raise Unfit("a row's numbers change with its neighbours")
+
+
+def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
+    """Hold attention over packed prompts, some of them going on after keys that are there, against float64."""
+    numbers = torch.Generator(shape.device).manual_seed(2)
+    num_queries, num_before = (1, 7, 64, 129, 300, 20), (0, 0, 0, 0, 0, 0)
+    for before in (num_before, (0, 9, 16, 0, 23, 200)):
+        num_keys = [own + known for own, known in zip(num_queries, before, strict=True)]
+        packing = Packing.of(num_queries, num_keys, shape.device)
+        # Head by head, as the modules give them.
+        query = _random(shape, (shape.num_heads, sum(num_queries)), numbers).transpose(0, 1)
+        key, value = (_random(shape, (shape.num_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2))
+        scaling = shape.head_size**-0.5
+        expected = prefill_by_sdpa(query.double(), key.double(), value.double(), packing, scaling)
+        found = prefill(query, key, value, packing, scaling)
+        start = 0
+        for own, keys in zip(num_queries, num_keys, strict=True):
+            rows = slice(start, start + own)
+            error = _ATTENTION_ERROR[shape.dtype]
+            _hold(found[rows], expected[rows], error, f"with {own} tokens after {keys - own}")
+            start += own
+
+
+def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_rows: int = 32) -> None:
+    """Hold the sampling kernel against the sampler that it stands for."""
+    from dolly_batch.engine.kernels.gpu.sample import choose
+
+    numbers = torch.Generator(device).manual_seed(3)
+    top_ps = (1.0, 0.92, 0.5)
+    params = [
+        GenerationParams(do_sample=row % 4 > 0, temperature=0.7, top_p=top_ps[row % 3]) for row in range(num_rows)
+    ]
+    logits = (4 * torch.randn((len(params), vocab_size), generator=numbers, device=device)).to(dtype)
+    seeds = torch.arange(len(params), device=device)
+    expected = choose_tokens(logits, params, seeds.tolist(), seeds.tolist())
+    found = choose(
+        logits,
+        torch.tensor([row.temperature * row.do_sample for row in params], dtype=torch.float64, device=device),
+        torch.tensor([row.top_p for row in params], dtype=torch.float64, device=device),
+        torch.full((len(params),), -torch.inf, device=device),
+        uniform(seeds[:, None], seeds[:, None], torch.arange(MAX_ATTEMPTS + 1, device=device)),
+    )
+    num_other = int((found != expected).sum())
+    if num_other > 1:  # one, where a number falls within rounding of a border
+        raise Unfit(f"{num_other} of {len(params)} tokens are others than they should be")
+
+
+def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, use_graphs: bool) -> None:
+    """Hold the whole model over pages against itself through Hugging Face's own attention: prompts, then two tokens."""
+    max_positions = min(256, loaded.folder.max_positions)
+    install(loaded.model)
+    pages = Pages(
+        CacheShape.of(loaded), 0, max_rows=4, max_positions=max_positions, prefill=prefill, use_kernel=use_kernels
+    )
+    last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
+    decoder = Decoder(loaded.model, pages, last_ids, 4, record_at=1 if use_graphs else None)
+    texts = [[7 * (at + length) % loaded.folder.vocab_size for at in range(length)] for length in (5, 18, 33)]
+    rows = [Sequence(Request(str(row), tuple(text[:-2]), GenerationParams(3))) for row, text in enumerate(texts)]
+    step = Step()
+    for row in rows:
+        pages.place(row, row.max_tokens)
+        step.chunks.append(Chunk(row, 0, row.num_tokens))
+    with torch.inference_mode():
+        ids = [token for text in texts for token in text[:-2]]
+        positions = [position for text in texts for position in range(len(text) - 2)]
+        _, attention = pages.plan(step)
+        hidden = run_modules(loaded.model, pages.upload(ids), pages.upload(positions), attention)
+        ends = [len(text) - 2 for text in texts]
+        found = [hidden[torch.tensor(ends).cumsum(0) - 1]]
+        for number in (2, 1):  # the first run is recorded, the second one replayed
+            slots = [row.place.slot for row in rows]
+            last_ids[pages.upload(slots)] = pages.upload([text[-number] for text in texts])
+            found.append(decoder.run(slots, [len(text) - number for text in texts]).clone())
+        for number, text in enumerate(texts):
+            expected = loaded.model.base_model(input_ids=pages.upload(text)[None], use_cache=False).last_hidden_state[0]
+            for back, part in zip((3, 2, 1), found, strict=True):
+                error = _MODEL_ERROR[loaded.dtype]
+                _hold(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt")
+
+
+def _scattered_pages(shape: CacheShape, positions: list[int], numbers: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tables and pages of rows that have `positions` keys; whatever no row owns is NaN."""
+    widths = [position // PAGE_TOKENS + 1 for position in positions]
+    num_pages = sum(widths) + 3
+    order = (torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(5)) + 1).tolist()
+    tables = torch.zeros((len(positions), max(widths)), dtype=torch.int32)
+    pages = torch.full(
+        (2, num_pages, shape.num_heads, PAGE_TOKENS, shape.head_size), torch.nan, dtype=shape.dtype, device=shape.device
+    )
+    for row, (width, position) in enumerate(zip(widths, positions, strict=True)):
+        own = [order.pop() for _ in range(width)]
+        tables[row, :width] = torch.tensor(own)
+        for number, page in enumerate(own):
+            filled = min(PAGE_TOKENS, position - number * PAGE_TOKENS)
+            pages[:, page, :, :filled] = _random(shape, (2, shape.num_heads, filled), numbers)
+    return tables.to(shape.device), pages
+
+
+def _random(shape: CacheShape, sizes: tuple[int, ...], numbers: torch.Generator) -> Tensor:
+    return torch.randn((*sizes, shape.head_size), generator=numbers, device=shape.device).to(shape.dtype)
+
+
+def _hold(found: Tensor, expected: Tensor, limit: float, where: str) -> None:
+    distance = float((found.double() - expected.double()).norm() / expected.double().norm())
+    if not distance <= limit:  # a NaN is not
+        raise Unfit(f"off by {distance:.1e} {where}, where {limit:.0e} is to be expected")
+
+
+def _try(name: str, check: Callable[[], Result]) -> Result:
+    """Run a check; whatever goes wrong in it is put in one sentence. Compilers raise many kinds of errors."""
+    try:
+        return check()
+    except Unfit as unfit:
+        raise Unfit(f"{name}: {unfit}") from unfit
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0][:300]
+        raise Unfit(f"{name}: {type(error).__name__}: {text}") from error

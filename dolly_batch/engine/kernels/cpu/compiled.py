@@ -1,0 +1,167 @@
+"""The CPU kernels that numba compiles, each held against torch before it is trusted; None where one is not to be had.
+
+Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once in a
+process, in three or four seconds; processes that are forked later have them too.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger("dolly_batch.engine")
+
+Kernel = Callable[..., None]
+_DTYPES = (torch.float32, torch.bfloat16)
+_MAX_THREADS = 2  # as many of torch's as the one thread of the pools' kernels keeps up with
+# Rows around the borders of vectors; the float32 sums of a kernel are off by some 1e-6.
+_POSITIONS = (0, 1, 7, 8, 31, 32, 63, 64, 100)
+_MAX_ERROR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class RowKernels:
+    """What surrounds an integer product: see `kernels.int8_rows`."""
+
+    quantize: Kernel
+    finish: Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKernels:
+    """Attention over a pool: see `kernels.pool_decode` and `kernels.pool_prefill`."""
+
+    decode: Kernel
+    prefill: Kernel
+
+
+class _Wrong(Exception):
+    """A kernel gives other numbers than it should."""
+
+
+def find_pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+    """The kernels for pools of this shape, for few threads only: they are one thread."""
+    return _pool_kernels(num_heads, head_size, dtype) if torch.get_num_threads() <= _MAX_THREADS else None
+
+
+@functools.cache
+def find_row_kernels(
+    input_dtype: torch.dtype, output_dtype: torch.dtype, smallest: float, zero_point: int
+) -> RowKernels | None:
+    """`kernels.int8_rows` from one dtype to another."""
+
+    def compile_and_try() -> RowKernels:
+        from dolly_batch.engine.kernels.cpu.int8_rows import compile_finish, compile_quantize
+
+        kernels = RowKernels(
+            compile_quantize(smallest, zero_point, is_bfloat16=input_dtype == torch.bfloat16),
+            compile_finish(is_bfloat16=output_dtype == torch.bfloat16),
+        )
+        _try_rows(kernels, input_dtype, output_dtype, zero_point)
+        return kernels
+
+    is_known = input_dtype in _DTYPES and output_dtype in _DTYPES
+    return _found("int8's quantization", compile_and_try) if is_known else None
+
+
+def as_array(tensor: Tensor) -> Any:
+    """The same memory for numpy, which has no bfloat16: that comes as uint16."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def as_words(tensor: Tensor) -> Any:
+    """The same memory for numpy in the words of `kernels.pairs`: of bfloat16 two numbers in each."""
+    return tensor.view(torch.int32).numpy().view(np.uint32) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+@functools.cache
+def _pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+    def compile_and_try() -> PoolKernels:
+        from dolly_batch.engine.kernels.cpu.pool_decode import compile_decode
+        from dolly_batch.engine.kernels.cpu.pool_prefill import compile_prefill
+
+        is_bfloat16 = dtype == torch.bfloat16
+        kernels = PoolKernels(
+            compile_decode(num_heads, head_size, is_bfloat16=is_bfloat16),
+            compile_prefill(num_heads, head_size, is_bfloat16=is_bfloat16),
+        )
+        _try_pool(kernels, num_heads, head_size, dtype)
+        return kernels
+
+    is_known = dtype in _DTYPES and head_size % 2 == 0
+    return _found("the attention", compile_and_try) if is_known else None
+
+
+def _found(name: str, compile_and_try: Callable[[], Any]) -> Any:
+    """What it returns, or None and a line in the log. Compilers raise many kinds of errors."""
+    try:
+        return compile_and_try()
+    except ModuleNotFoundError:
+        log.info("numba is not installed: torch does %s, more slowly", name)
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0][:300]
+        log.warning("torch does %s, more slowly: compiled, %s: %s", name, type(error).__name__, said)
+    return None
+
+
+def _try_pool(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch.dtype) -> None:
+    """Hold both against attention in float64: rows that end anywhere, beside broken ones, and chunks of one of them."""
+    numbers = torch.Generator().manual_seed(4)
+    num_rows = len(_POSITIONS)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn((*sizes, num_heads, head_size), generator=numbers)
+
+    pool = random(2, num_rows + 1, max(_POSITIONS) + 1).to(dtype)
+    query, key_value = random(num_rows), random(num_rows, 2).to(dtype)
+    expected = []
+    for row, position in enumerate(_POSITIONS):
+        pool[:, row + 1, position:] = torch.nan
+        keys, values = torch.cat((pool[:, row + 1, :position], key_value[row, :, None]), dim=1)
+        expected.append(_attend(query[row, None], keys, values)[0])
+    found = torch.empty_like(query)
+    slots, positions = np.arange(1, num_rows + 1), np.array(_POSITIONS)
+    kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy())
+    _hold(found, torch.stack(expected), _MAX_ERROR)
+    for start, stop in ((0, 1), (1, 39), (39, 72)):
+        query, key_value = random(stop - start), random(stop - start, 2).to(dtype)
+        found = torch.empty_like(query)
+        kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
+        keys, values = pool[:, 0, :stop]
+        _hold(found, _attend(query, keys, values), _MAX_ERROR)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Of the last tokens of a row, each over those up to itself, in float64; all [tokens, heads, head size]."""
+    own, keys, values = (part.double().transpose(0, 1) for part in (query, keys, values))
+    scores = own @ keys.transpose(1, 2)
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys[0]) - len(query) + 1)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values).transpose(0, 1)
+
+
+def _try_rows(kernels: RowKernels, input_dtype: torch.dtype, output_dtype: torch.dtype, zero_point: int) -> None:
+    """Hold them against the same in float64, for rows of very small numbers and of very large ones."""
+    numbers = torch.Generator().manual_seed(5)
+    rows = (torch.randn((9, 203), generator=numbers) * torch.logspace(-9, 9, 9)[:, None]).to(input_dtype)
+    quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows))
+    kernels.quantize(as_array(rows), quantized.numpy(), scales.numpy())
+    expected_scales = rows.double().abs().amax(dim=1) / 127
+    _hold(scales / expected_scales, torch.ones(len(rows)), 1e-6)
+    _hold(quantized, rows.double() / expected_scales[:, None] + zero_point, 0.501)
+    products, bias = torch.randn(rows.shape, generator=numbers), torch.randn(rows.shape[1], generator=numbers)
+    outputs = torch.empty(rows.shape, dtype=output_dtype)
+    kernels.finish(products.numpy(), scales.numpy(), bias.numpy(), as_array(outputs))
+    scaled = products.double() * scales[:, None].double()
+    sizes = scaled.abs() + bias.abs()
+    _hold(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
+
+
+def _hold(found: Tensor, expected: Tensor, limit: float) -> None:
+    distance = float((found.double() - expected.double()).abs().max())
+    if not distance <= limit:  # a NaN is not
+        raise _Wrong(f"off by {distance:.1e} where {limit:.0e} is to be expected")

@@ -1,0 +1,44 @@
+"""The softmax of CPU kernels compiled by numba."""
+
+import numpy as np
+from numba import njit
+
+from dolly_batch.engine.kernels.cpu.bits import FLAGS, as_float
+
+_LOG2_E = np.float32(1.44269504)
+_LOG_2 = (np.float32(0.693359375), np.float32(-2.12194440e-4))  # in two parts, the first of few bits
+# Of Cephes' expf: relative error 2e-7.
+_EXP = tuple(np.float32(c) for c in (1.98756915e-4, 1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 0.166666655, 0.5))
+_LOWEST = np.float32(-87.0)  # e to that is the smallest normal number, next to 1 nothing
+
+
+@njit(fastmath=FLAGS)
+def _exp(x):
+    """e to the power of x, for x up to 0; NaN stays NaN."""
+    if x < _LOWEST:
+        x = _LOWEST
+    whole = np.floor(x * _LOG2_E + np.float32(0.5))
+    rest = x - whole * _LOG_2[0] - whole * _LOG_2[1]
+    series = _EXP[0]
+    series = series * rest + _EXP[1]
+    series = series * rest + _EXP[2]
+    series = series * rest + _EXP[3]
+    series = series * rest + _EXP[4]
+    series = series * rest + _EXP[5]
+    series = series * rest * rest + rest + np.float32(1)
+    return series * as_float(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))
+
+
+@njit(fastmath=FLAGS)
+def exponentiate(scores, count):
+    """Put e to the power of each of the first `count` float32 scores, less the largest, in its place; their sum."""
+    largest = scores[0]
+    for i in range(count):
+        if scores[i] > largest:
+            largest = scores[i]
+    total = np.float32(0)
+    for i in range(count):
+        weight = _exp(scores[i] - largest)
+        scores[i] = weight
+        total += weight
+    return total

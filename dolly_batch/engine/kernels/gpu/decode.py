@@ -1,0 +1,190 @@
+"""Decode attention over pages: one query of each row against all of the row's keys, read once.
+
+A program takes one head of one row, and of that row `SPLIT_KEYS` keys: rows longer than that are taken by several and
+joined by a second kernel. Where a row is cut depends on its own length alone, and a row that is not cut gets the same
+bits with and without the second kernel; so its result depends on no neighbour. The new token's key and value come from
+the layer itself, and are written to their page on the way: nothing is read that was written in the same launch.
+
+Each of `BLOCK_KEYS` lanes keeps a softmax of its own over every `BLOCK_KEYS`-th key (the running maximum of Milakov and
+Gimelshein 2018); the lanes are joined once, at the end, so that no step of the loop waits for the whole program. The
+parts of a long row are joined as in Flash-Decoding (Dao et al. 2023). All sums are in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
+
+_BLOCK_KEYS = 32
+_NUM_WARPS = 4
+
+
+@triton.jit
+def _attend(
+    query,  # [rows, heads, head size], as key and value: those of the new tokens
+    key,
+    value,
+    key_pages,  # [pages, heads, PAGE, HEAD_SIZE], as value_pages
+    value_pages,
+    tables,  # [slots, pages of a row]
+    slots,  # [rows]
+    positions,  # [rows], of the new tokens
+    output,  # [rows, heads, HEAD_SIZE]; of parts [rows, heads, NUM_SPLITS, HEAD_SIZE] in float32
+    sums,  # [rows, heads, NUM_SPLITS]: base-2 logarithms of the parts' sums of weights; unused without parts
+    scale,
+    query_row,
+    query_head,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    table_row,
+    NUM_SPLITS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    head = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    num_heads = tl.num_programs(0)
+    position = tl.load(positions + row).to(tl.int32)
+    table = tables + tl.load(slots + row).to(tl.int64) * table_row
+    size = tl.arange(0, BLOCK_SIZE)
+    inner = size < HEAD_SIZE
+    own_query = tl.load(query + row * query_row + head * query_head + size, mask=inner, other=0.0).to(tl.float32)
+    own_query = own_query * (scale * 1.4426950408889634)  # of 2 instead of e
+
+    own_key = tl.load(key + row * key_row + head * key_head + size, mask=inner, other=0.0)
+    own_value = tl.load(value + row * value_row + head * value_head + size, mask=inner, other=0.0)
+    own_page = tl.load(table + position // PAGE).to(tl.int64)
+    own_place = ((own_page * num_heads + head) * PAGE + position % PAGE) * HEAD_SIZE + size
+    is_first = split == 0
+    tl.store(key_pages + own_place, own_key, mask=inner & is_first)
+    tl.store(value_pages + own_place, own_value, mask=inner & is_first)
+
+    lane = tl.arange(0, BLOCK_KEYS)
+    best = tl.full((BLOCK_KEYS,), -1.0e30, tl.float32)
+    total = tl.zeros((BLOCK_KEYS,), tl.float32)
+    sum_values = tl.zeros((BLOCK_KEYS, BLOCK_SIZE), tl.float32)
+    begin = split * KEYS
+    end = tl.minimum(begin + KEYS, position)
+    for start in range(begin, end, BLOCK_KEYS):
+        at = start + lane
+        there = at < end
+        page = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64)
+        place = ((page * num_heads + head) * PAGE + at % PAGE) * HEAD_SIZE
+        # Nothing beyond the row's end is read: what lies there may be another row's, even a NaN.
+        mask = there[:, None] & inner[None, :]
+        keys = tl.load(key_pages + place[:, None] + size[None, :], mask=mask, other=0.0).to(tl.float32)
+        values = tl.load(value_pages + place[:, None] + size[None, :], mask=mask, other=0.0).to(tl.float32)
+        score = tl.sum(keys * own_query[None, :], axis=1)
+        new_best = tl.where(there, tl.maximum(best, score), best)
+        factor = tl.exp2(best - new_best)
+        weight = tl.where(there, tl.exp2(score - new_best), 0.0)
+        total = total * factor + weight
+        sum_values = sum_values * factor[:, None] + weight[:, None] * values
+        best = new_best
+
+    own_score = tl.sum(own_query * own_key.to(tl.float32), axis=0)
+    own_score = tl.where(is_first, own_score, -1.0e30)
+    highest = tl.maximum(tl.max(best, axis=0), own_score)
+    factor = tl.exp2(best - highest)
+    own_weight = tl.where(is_first, tl.exp2(own_score - highest), 0.0)
+    whole = tl.sum(total * factor, axis=0) + own_weight
+    # A weight of 0 must not meet a NaN of the new token's.
+    own_part = tl.where(is_first, own_weight * own_value.to(tl.float32), 0.0)
+    result = tl.sum(sum_values * factor[:, None], axis=0) + own_part
+    place = row * num_heads + head
+    if NUM_SPLITS == 1:
+        tl.store(output + place * HEAD_SIZE + size, (result / whole).to(output.dtype.element_ty), mask=inner)
+    else:
+        place = place * NUM_SPLITS + split
+        some = whole > 0
+        tl.store(output + place * HEAD_SIZE + size, result / tl.where(some, whole, 1.0), mask=inner)
+        tl.store(sums + place, tl.where(some, highest + tl.log2(tl.where(some, whole, 1.0)), -float("inf")))
+
+
+@triton.jit
+def _join(
+    parts,  # [rows, heads, NUM_SPLITS, HEAD_SIZE]
+    sums,  # [rows, heads, NUM_SPLITS]
+    output,  # [rows, heads, HEAD_SIZE]
+    NUM_SPLITS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    split = tl.arange(0, NUM_SPLITS)
+    size = tl.arange(0, BLOCK_SIZE)
+    inner = size < HEAD_SIZE
+    sum_ = tl.load(sums + place * NUM_SPLITS + split)
+    weight = tl.exp2(sum_ - tl.max(sum_, axis=0))
+    at = (place * NUM_SPLITS + split[:, None]) * HEAD_SIZE + size[None, :]
+    part = tl.load(parts + at, mask=inner[None, :], other=0.0)
+    result = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
+    tl.store(output + place * HEAD_SIZE + size, result.to(output.dtype.element_ty), mask=inner)
+
+
+def paged_decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pages: Tensor,
+    tables: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    scaling: float,
+    num_splits: int,
+) -> Tensor:
+    """Store the new tokens' keys and values and return the attended values, [rows, heads, head size].
+
+    `query`, `key` and `value` are [rows, heads, head size], dense in their last dimension; `pages` is a layer's [2,
+    pages, heads, page, head size], `tables` the page numbers by slot, [slots, pages of a row]. `slots` and `positions`
+    are [rows]; a row has `position` keys in its pages already, no more than `num_splits` times `SPLIT_KEYS`. No two
+    rows may have the same slot, but for one whose results are not wanted.
+    """
+    num_rows, num_heads, head_size = query.shape
+    page = pages.shape[3]
+    block_size = triton.next_power_of_2(head_size)
+    output = torch.empty((num_rows, num_heads, head_size), dtype=query.dtype, device=query.device)
+    parts, sums = output, output
+    if num_splits > 1:
+        parts = output.new_empty((num_rows, num_heads, num_splits, head_size), dtype=torch.float32)
+        sums = output.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
+    _attend[(num_heads, num_rows, num_splits)](
+        query,
+        key,
+        value,
+        pages[0],
+        pages[1],
+        tables,
+        slots,
+        positions,
+        parts,
+        sums,
+        scaling,
+        query.stride(0),
+        query.stride(1),
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        tables.stride(0),
+        NUM_SPLITS=num_splits,
+        KEYS=SPLIT_KEYS,
+        PAGE=page,
+        BLOCK_KEYS=_BLOCK_KEYS,
+        HEAD_SIZE=head_size,
+        BLOCK_SIZE=block_size,
+        num_warps=_NUM_WARPS,
+    )
+    if num_splits > 1:
+        _join[(num_heads, num_rows)](
+            parts, sums, output, NUM_SPLITS=num_splits, HEAD_SIZE=head_size, BLOCK_SIZE=block_size, num_warps=1
+        )
+    return output

@@ -1,0 +1,220 @@
+"""An engine that is several processes, of one thread each: on a CPU two threads of one process wait for each other more
+than they gain. One process loads the model and forks the others, so its weights lie in memory once.
+
+This side holds no model and imports no torch: it hands requests out, longest first, and passes completions on. A
+process that ends takes the engine with it (`EngineError`), and none outlives this one, whatever ends it.
+"""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dolly_batch import errors
+from dolly_batch.engine.processes.channel import Channel, answer_from_json, request_to_json
+from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.requests import EqualRequests, num_positions
+from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.models.folder import read_config
+from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
+
+# Requests that a process has beyond those it runs: enough to refill a slot at once, few to be left at the end.
+WINDOW = 80
+_LOOK_S = 0.2
+_END_S = 5.0
+# glibc's settings. By its own it gives a step's memory back to the system and takes it again for the next one, page by
+# page: some percent of all time. What lasts longer than a step, keys and values, does not lie in the heap.
+_KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+
+
+class EngineProcess:
+    """One process as the pool sees it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.outstanding: set[str] = set()
+        self.answers: deque[Any] = deque()  # of `score` and `stats`
+        self.is_asked = False
+        self.beat_at = time.monotonic()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it owes a sign of life."""
+        return self.is_asked or bool(self.outstanding)
+
+
+class EnginePool:
+    """Shares requests among `count` fast engines; see `stream.Engine` for the interface.
+
+    The heartbeat is passed on only when every process that has work has given one: one stuck process is a stuck engine.
+    """
+
+    def __init__(self, spec: EngineSpec, count: int, heartbeat: Callable[[], None] = no_heartbeat) -> None:
+        kind = PromptEncoder if spec.prompt_format == "dolly" else TextEncoder
+        self.encoder: TextEncoder = kind.from_folder(spec.model_folder)
+        self.max_positions = read_config(Path(spec.model_folder)).max_positions
+        self._heartbeat = heartbeat
+        self._passed_on_at = time.monotonic()
+        self._waiting: list[Request | ScoreRequest] = []  # longest first
+        self._ended: list[Completion | Scores] = []
+        self._equals = EqualRequests()
+        self._processes, self._life, self._leader = _launch(spec, count)
+        try:
+            for process in self._processes:
+                self._receive(process, timeout_s=None)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests submitted whose answer has not come out."""
+        num_outstanding = sum(len(process.outstanding) for process in self._processes)
+        return len(self._waiting) + num_outstanding + len(self._ended) + self._equals.num_followers
+
+    def submit(self, request: Request | ScoreRequest) -> None:
+        """Take a request; one that can't be run comes out as a failure."""
+        if isinstance(request, ScoreRequest) or self._equals.leads(request):
+            insort(self._waiting, request, key=lambda waiting: -_size(waiting))
+
+    def step(self) -> list[Completion | Scores]:
+        """Hand out what the processes have room for, wait a little, return what has ended."""
+        self._hand_out()
+        if not self._ended:
+            self._look(_LOOK_S)
+            self._hand_out()
+        ended, self._ended = self._ended, []
+        answers: list[Completion | Scores] = []
+        for answer in ended:
+            answers += [answer] if isinstance(answer, Scores) else self._equals.answer(answer)
+        return answers
+
+    def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """Return the log-probability of each continuation's tokens after the prompt, in order."""
+        if not prompt_ids or len(prompt_ids) + max(map(len, continuations), default=0) > self.max_positions:
+            raise ValueError(f"a prompt of {len(prompt_ids)} tokens and its continuations exceed {self.max_positions}")
+        process = min(self._processes, key=lambda process: len(process.outstanding))
+        scores: list[float] = self._ask(process, {"score": [prompt_ids, continuations]})
+        return scores
+
+    def stats(self) -> dict[str, float]:
+        """The sums of the processes' counts; `occupancy` over all their slots."""
+        all_stats = [self._ask(process, {"stats": True}) for process in self._processes]
+        sums = {name: sum(stats[name] for stats in all_stats) for name in all_stats[0]}
+        return {**sums, "occupancy": sums["slot_steps_used"] / max(1, sums["slot_steps"])}
+
+    def close(self) -> None:
+        """End the processes. They also end when this object or this process does."""
+        for process in self._processes:
+            process.channel.close()
+        self._life.close()
+        try:
+            self._leader.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._leader.kill()  # stopped, or stuck where no thread of it runs
+            self._leader.wait()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            process = min(self._processes, key=lambda process: len(process.outstanding))
+            if len(process.outstanding) >= WINDOW:
+                return
+            requests = self._waiting[:1]
+            del self._waiting[:1]
+            if not process.is_busy:
+                process.beat_at = time.monotonic()
+            process.outstanding.update(request.key for request in requests)
+            self._send(process, *({"request": request_to_json(request)} for request in requests))
+
+    def _look(self, timeout_s: float) -> None:
+        """Take in what the processes say and send what waits for room, until the first of either can be done."""
+        by_channel = {process.channel: process for process in self._processes}
+        unsent = [channel for channel in by_channel if channel.has_unsent]
+        readable, writable, _ = select.select(list(by_channel), unsent, [], timeout_s)
+        for channel in readable:
+            self._receive(by_channel[channel], timeout_s=0)
+        for channel in writable:
+            self._send(by_channel[channel])
+        busy = [process.beat_at for process in self._processes if process.is_busy]
+        if min(busy, default=time.monotonic()) > self._passed_on_at:
+            self._passed_on_at = time.monotonic()
+            self._heartbeat()
+
+    def _receive(self, process: EngineProcess, timeout_s: float | None) -> None:
+        for message in process.channel.receive(timeout_s):
+            process.beat_at = time.monotonic()
+            if "answers" in message:
+                answers = [answer_from_json(answer) for answer in message["answers"]]
+                process.outstanding.difference_update(answer.key for answer in answers)
+                self._ended += answers
+            elif "error" in message:
+                raise _error(message)
+            elif "scores" in message or "stats" in message:
+                process.answers.append(message.get("scores", message.get("stats")))
+        if process.channel.is_closed:
+            raise EngineError(f"an engine process ended by itself, with {len(process.outstanding)} rows unanswered")
+
+    def _ask(self, process: EngineProcess, question: dict[str, Any]) -> Any:
+        process.is_asked, process.beat_at = True, time.monotonic()
+        self._send(process, question)
+        while not process.answers:
+            self._look(_LOOK_S)
+        process.is_asked = False
+        return process.answers.popleft()
+
+    def _send(self, process: EngineProcess, *messages: dict[str, Any]) -> None:
+        """Never blocks: a process that is sending answers takes no requests until they are received."""
+        try:
+            process.channel.queue(*messages)
+        except OSError as error:
+            raise EngineError(f"an engine process ended by itself: {error}") from error
+
+
+def _size(request: Request | ScoreRequest) -> int:
+    """What a request costs, roughly: the tokens that are run for it."""
+    return len(request.prompt_ids) if isinstance(request, ScoreRequest) else num_positions(request)
+
+
+def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.socket, subprocess.Popen[bytes]]:
+    """Start the process that loads the model and forks the others; return them and what tells them that we live."""
+    pairs = [socket.socketpair() for _ in range(count)]
+    life, their_life = socket.socketpair()
+    theirs = [their_life, *(their for _, their in pairs)]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(spec.num_threads or 1)
+    environment = {**_KEEP_HEAP, **environment}
+    descriptors = [str(sock.fileno()) for sock in theirs]
+    try:
+        leader = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dolly_batch.engine.processes.worker", *descriptors],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=[sock.fileno() for sock in theirs],
+        )
+    except OSError as error:
+        raise EngineError(f"engine processes could not be started by {sys.executable}: {error}") from error
+    finally:
+        for sock in theirs:
+            sock.close()
+    processes = [EngineProcess(Channel(ours)) for ours, _ in pairs]
+    processes[0].channel.send({"spec": asdict(spec)})
+    return processes, life, leader
+
+
+def _error(message: dict[str, Any]) -> DollyBatchError:
+    """A process's error as it was, if it is one of ours."""
+    kind = getattr(errors, message["error"], None)
+    if isinstance(kind, type) and issubclass(kind, Refused):
+        return kind(message["message"])
+    return EngineError(f"an engine process ended by {message['error']}: {message['message']}")

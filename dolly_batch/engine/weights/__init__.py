@@ -1,0 +1,1 @@
+"""From a model's folder to modules on a device: loading, int8, packed layouts."""

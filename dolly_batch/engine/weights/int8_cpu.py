@@ -1,0 +1,172 @@
+"""int8: weights with a scale per output channel, activations with a scale per row, integer products.
+
+The sums are integers, so they are exact in any order: no neighbour and no number of rows can change an answer. On CPUs
+it is oneDNN's kernel for packed weights, after a trial; GPUs have layers of their own (`int8_cuda.py`).
+
+CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of products in 16 bits, where two of 255 x 127
+saturate. There weights have 7 bits: two of 255 x 64 fit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
+from dolly_batch.errors import ConfigError
+
+_ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
+_SMALLEST = 1e-30
+
+Multiply = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Product:
+    """A way to multiply that keeps its largest sums here: `make(weight, scales)`, for weights up to `max_weight`."""
+
+    make: Callable[[Tensor, Tensor], Multiply]
+    max_weight: int
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in int8: [..., features] to [..., features], into float32 where `dtype` says so."""
+
+    def __init__(self, linear: nn.Linear, product: Int8Product, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        weight = linear.weight.detach().float()
+        scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / product.max_weight
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if linear.bias is None else linear.bias.detach().to(torch.float32, copy=True)
+        weight = (weight / scales[:, None]).round_().to(torch.int8)
+        self._scales = scales
+        self._bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
+        self._product = product.make(weight, scales)
+        self._kernels = find_row_kernels(linear.weight.dtype, dtype, _SMALLEST, _ZERO_POINT)
+        self._input_dtype = linear.weight.dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Quantize each row, multiply, scale back."""
+        rows = inputs.reshape(-1, self.in_features)
+        if self._kernels is not None and rows.dtype == self._input_dtype:
+            outputs = self._multiply_compiled(rows, self._kernels)
+        else:
+            outputs = self._multiply(rows)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        rows = rows.float()
+        # Several times faster than a norm, or than the maximum of absolute values in bfloat16.
+        largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
+        scales = largest.clamp_(min=_SMALLEST) / 127
+        quantized = (rows / scales).round_().add_(_ZERO_POINT).to(torch.uint8)
+        outputs = self._product(quantized).mul_(scales)
+        if self.bias is not None:
+            outputs += self.bias
+        return outputs.to(self._dtype)
+
+    def _multiply_compiled(self, rows: Tensor, kernels: RowKernels) -> Tensor:
+        quantized = torch.empty(rows.shape, dtype=torch.uint8)
+        scales = np.empty(len(rows), np.float32)
+        kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales)
+        products = self._product(quantized)
+        outputs = products if self._dtype == torch.float32 else torch.empty(products.shape, dtype=self._dtype)
+        kernels.finish(products.numpy(), scales, self._bias_array, as_array(outputs))
+        return outputs
+
+
+def quantize(
+    model: nn.Module,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    product: Int8Product | None = None,
+) -> None:
+    """Put every linear layer of a model into int8, in place; each layer's original is released as soon as it is packed.
+
+    For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
+    goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
+    weight. None leaves the model where and as it is. Layers that are in int8 stay as they are. `product` is how a CPU
+    multiplies, None its fastest exact way.
+    Raises ConfigError where the CPU or the GPU has no integer products.
+    """
+    device = device or next(model.parameters()).device
+    dtype = dtype or next(model.parameters()).dtype
+    make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers(product or cpu_product())
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            # Logits stay as exact as they come.
+            output_dtype = torch.float32 if name == "lm_head" else dtype
+            setattr(module, name, make(getattr(module, name), output_dtype))
+    for parameter in model.parameters():
+        # Copies, all of them: the last tensor that lies in a mapped file would keep the whole file in memory.
+        parameter.data = parameter.data.to(device=device, dtype=dtype, copy=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))  # in their own dtype: rotary tables are not rounded
+
+
+def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    kernels = load_kernels(device)
+    return lambda linear, output_dtype: CudaInt8Linear(linear, device, dtype, output_dtype, kernels)
+
+
+def _cpu_layers(product: Int8Product) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    return lambda linear, output_dtype: Int8Linear(linear, product, output_dtype)
+
+
+def cpu_product() -> Int8Product:
+    """The fastest exact product of this CPU. Raises ConfigError where it has none."""
+    for product in (PACKED, PACKED_7_BITS, PLAIN):
+        if is_exact(product):
+            return product
+    raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
+
+
+def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
+    """[rows, in] uint8 -> [rows, out] float32, each output times its scale; weights in oneDNN's own layout."""
+    onednn: Any = torch.ops.onednn
+    packed = onednn.qlinear_prepack(weight, None)
+    zero_points = torch.zeros(len(scales), dtype=torch.int64)
+
+    def multiply(rows: Tensor) -> Tensor:
+        return onednn.qlinear_pointwise(  # type: ignore[no-any-return]
+            rows, 1.0, _ZERO_POINT, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    return multiply
+
+
+def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
+    """The same by torch's own integer product."""
+    transposed = weight.t()
+
+    def multiply(rows: Tensor) -> Tensor:
+        signed = (rows.to(torch.int16) - _ZERO_POINT).to(torch.int8)
+        return torch._int_mm(signed, transposed).float().mul_(scales)
+
+    return multiply
+
+
+def is_exact(product: Int8Product) -> bool:
+    """Whether a product is there and keeps its largest sums, and its smallest."""
+    numbers = torch.Generator().manual_seed(0)
+    largest = product.max_weight
+    weight = torch.randint(-largest, largest + 1, (64, 256), generator=numbers, dtype=torch.int8)
+    rows = torch.randint(1, 256, (16, 256), generator=numbers, dtype=torch.uint8)
+    weight[:8], weight[8:16], rows[:4] = largest, -largest, 255
+    expected = (rows.long() - _ZERO_POINT) @ weight.long().t()
+    try:
+        found = product.make(weight, torch.ones(64))(rows)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.equal(found.long(), expected)
+
+
+PACKED = Int8Product(_packed_product, 127)
+PACKED_7_BITS = Int8Product(_packed_product, 64)
+PLAIN = Int8Product(_plain_product, 127)  # some forty times slower

@@ -1,0 +1,165 @@
+"""Loading a model: weights and modules are Hugging Face's own, the class and the config are chosen by us.
+
+Nothing from the folder is executed: safetensors only, no remote code, and the config object is built from the checked
+settings alone (`config.py`), not from the file.
+"""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from dolly_batch.engine.weights.device_map import device_map, first_gpus
+from dolly_batch.engine.weights.int8_cpu import quantize
+from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
+from dolly_batch.prompt import PromptEncoder, TextEncoder
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Masks and rotary tables that older versions of transformers saved with the weights. They are rebuilt, never read.
+_OLD_BUFFERS = re.compile(r"\.(attention|attn)\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, in evaluation mode, with the encoder of the same folder."""
+
+    model: Any  # transformers' GPTNeoXForCausalLM or GPTJForCausalLM, which are untyped
+    encoder: TextEncoder
+    device: torch.device
+    dtype: torch.dtype
+    folder: ModelFolder
+    devices: tuple[torch.device, ...] = ()
+    """All devices of a model that lies on several, `device` first; empty for one."""
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    expected_sha256: str | None = None,
+    prompt_format: Literal["dolly", "none"] = "dolly",
+    num_gpus: int = 1,
+    quantization: str = "none",
+) -> LoadedModel:
+    """Check a model's folder, hashes included, and load it.
+
+    `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
+    instructions for it, else float32. `prompt_format` "none" loads base models without Dolly's markers, for scoring.
+    With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
+    into int8 on their way to the device, one by one, so that the device never holds the model in floating point.
+    Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
+    ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
+    """
+    checked = inspect_folder(folder)
+    if expected_sha256 is not None and checked.sha256 != expected_sha256:
+        raise ModelError(f"{checked.path}: holds model {checked.sha256}, the plan was made with {expected_sha256}")
+    encoder = (PromptEncoder if prompt_format == "dolly" else TextEncoder).from_folder(folder)
+    verify_hashes(checked)
+    devices = first_gpus(num_gpus) if num_gpus > 1 else ()
+    on = devices[0] if devices else torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    resolved = resolve_dtype(dtype, on)
+    if quantization == "none":
+        model = _load_weights(checked, resolved, on, devices)
+    elif quantization == "int8":
+        # In the files' own dtype, where weights stay mapped files: the host's memory needs no copy of them either.
+        model = _load_weights(checked, "auto" if on.type == "cuda" else resolved, torch.device("cpu"))
+        quantize(model, on, resolved)
+    else:
+        raise ConfigError(f"model.quantization is {quantization!r}, expected none or int8")
+    return LoadedModel(model, encoder, on, resolved, checked, devices)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the torch dtype for a name or `auto`. Raises ConfigError when the device lacks it, or is not there."""
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ConfigError(f"model.dtype is {dtype!r}, expected auto or one of {', '.join(_DTYPES)}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"this process was given a GPU, and torch {torch.__version__} cannot use one here: install a torch "
+                "with CUDA, mend the driver, or ask for no GPUs"
+            )
+        capability = torch.cuda.get_device_capability(device)
+        if dtype == "bfloat16" and capability < (8, 0):
+            raise ConfigError(
+                f"model.dtype is bfloat16, but {torch.cuda.get_device_name(device)} has compute capability "
+                f"{capability[0]}.{capability[1]} and bfloat16 needs 8.0; use float16"
+            )
+        auto = torch.bfloat16 if capability >= (8, 0) else torch.float16
+    else:
+        auto = torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+    return _DTYPES.get(dtype, auto)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 itself; elsewhere bfloat16 is emulated and slower than float32."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _load_weights(
+    folder: ModelFolder,
+    dtype: torch.dtype | Literal["auto"],
+    device: torch.device,
+    devices: tuple[torch.device, ...] = (),
+) -> Any:
+    # Without token ids: what starts and ends a text is the encoder's and the engine's business.
+    settings: dict[str, Any] = {**folder.config.settings, "bos_token_id": None, "eos_token_id": None}
+    model_class: Any = GPTNeoXForCausalLM
+    config: Any
+    if folder.architecture == "gpt_neox":
+        # Eager attention takes its softmax in float32 whatever the dtype; sdpa keeps float64 and is the faster one.
+        config, attention = GPTNeoXConfig(**settings), "sdpa"
+    else:
+        model_class, config, attention = GPTJForCausalLM, GPTJConfig(**settings), "eager"  # its only one
+    # Straight onto the device where accelerate is there, without a copy of all weights in the host's memory.
+    direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
+    places: Any = {"": device} if direct else None
+    if devices:
+        with torch.device("meta"):
+            places = device_map(model_class(config), folder.config, devices)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    model, info = model_class.from_pretrained(
+        folder.path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they are reported below, with names
+        device_map=places,
+    )
+    _check_loaded(folder, info)
+    return model.eval() if devices else model.to(device).eval()
+
+
+def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:
+    """Transformers fills what it didn't find with random numbers and goes on; a model like that must not answer."""
+    unexpected = sorted(name for name in info["unexpected_keys"] if not _OLD_BUFFERS.search(name))
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+        "unknown": unexpected,
+    }
+    for problem, names in problems.items():
+        if names:
+            raise ModelError(
+                f"{folder.path}: {len(names)} weights are {problem} for {folder.architecture}, the first is {names[0]}"
+            )

@@ -1,0 +1,1 @@
+"""The schema of an extracted object: Spark DDL and JSON Schema."""
