@@ -19,8 +19,9 @@ from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
 from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema, shortest_answer
-from dolly_batch.tiny import MODEL_FOLDER, texts
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.engine.questions import dolly, mixed_requests
+from tools.tiny import texts
 
 WIDE = {
     "name": {"type": "string"},

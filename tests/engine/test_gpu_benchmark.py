@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` on the CPU: that it runs, that its floor is the arithmetic it says, that its checks can fail."""
+"""`benchmarks/gpu/` on the CPU: it runs, its floor is the arithmetic it says, its checks can fail."""
 
 import json
 import sys
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, gpu_checks, gpu_rates
-from benchmarks.gpu_work import NUM_PREFIX, SHAPES, Work, random_model
+from benchmarks.gpu import checks, main, rates
+from benchmarks.gpu.work import NUM_PREFIX, SHAPES, Work, random_model
 from dolly_batch.engine.continuous.engine import FastEngine
 from dolly_batch.engine.continuous.sequence import Sequence
 from dolly_batch.models import sizing
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def test_it_runs_to_its_last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--models smoke --device cpu --dtype float32 --rows 4 --padded-rows 3 --int8 --greedy"
     monkeypatch.setattr(sys, "argv", ["gpu.py", *words.split()])
-    assert gpu.main() == 0
+    assert main.main() == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])["models"]["smoke"]
     work = Work.whole_table().part(4)
@@ -68,10 +68,10 @@ def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
     shape, work = SHAPES["smoke"], Work(((30, 4),) * 3)
     assert work.decoded_context == 32  # of 31, 32 and 33 tokens
     weights, row_bytes = shape.layer_weights + shape.head_weights, 32 * shape.token_bytes(2)
-    by_memory = gpu_rates.floor(shape, work, gpu_rates.Rates(1e3, 1e30), 1, 2, 2.5 * row_bytes)
+    by_memory = rates.floor(shape, work, rates.Rates(1e3, 1e30), 1, 2, 2.5 * row_bytes)
     assert by_memory.rows_in_flight == 2
     assert by_memory.decode_s == pytest.approx(9 / 2 * (weights + 2 * row_bytes) / 1e3)
-    by_arithmetic = gpu_rates.floor(shape, work, gpu_rates.Rates(1e30, 1e3), 1, 2, 2.5 * row_bytes)
+    by_arithmetic = rates.floor(shape, work, rates.Rates(1e30, 1e3), 1, 2, 2.5 * row_bytes)
     assert by_arithmetic.decode_s == pytest.approx(9 * (2 * weights + 4 * shape.hidden_size * 2 * 32) / 1e3)
     prompts = 2 * shape.layer_weights * (90 - 2 * NUM_PREFIX) + 3 * 2 * shape.hidden_size * 2 * 30**2
     assert by_arithmetic.prefill_s == pytest.approx((prompts + 3 * 2 * shape.head_weights) / 1e3)
@@ -79,14 +79,14 @@ def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
 
 def test_checks_pass_and_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["greedy, heads of 80, float32", "spoilt", "int8 layers", "int8 in the engine"]
-    assert gpu_checks.main(CPU, print, names) == 0
+    assert checks.main(CPU, print, names) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"checks": 4, "failed": []}
 
     def shifted(self: FastEngine, decoding: SequenceOf[Sequence]) -> list[int]:
         return [row.num_cached + 1 for row in decoding]
 
     monkeypatch.setattr(FastEngine, "_positions", shifted)
-    assert gpu_checks.main(CPU, print, ["greedy, heads of 80, float32", "int8 near"]) == 1
+    assert checks.main(CPU, print, ["greedy, heads of 80, float32", "int8 near"]) == 1
     told = capsys.readouterr().out
     assert json.loads(told.splitlines()[-1])["failed"] == ["greedy, heads of 80, float32"]
     assert "AssertionError: row " in told

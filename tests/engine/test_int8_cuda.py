@@ -1,6 +1,6 @@
 """int8 for GPUs, as far as a machine without one can tell: the kernels in Triton's interpreter, the layers on the CPU.
 
-That the kernels run on a GPU, and how fast, is for `benchmarks/gpu.py --check`.
+That the kernels run on a GPU, and how fast, is for `benchmarks/gpu/main.py --check`.
 """
 
 import os

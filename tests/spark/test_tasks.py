@@ -7,9 +7,10 @@ import pytest
 from dolly_batch.errors import ConfigError, InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.spark.run import Options
-from dolly_batch.tiny import MODEL_FOLDER, texts
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.spark.desk import Desk
 from tests.spark.staging_desk import staged
+from tools.tiny import texts
 
 LABELS = ["positive", "negative"]
 ASK = "Is this review positive or negative?"

@@ -12,8 +12,9 @@ from dolly_batch.tasks import summarize
 from dolly_batch.tasks.base import Subject
 from dolly_batch.tasks.classify import Classify, default_instruction
 from dolly_batch.tasks.generate import Generate
-from dolly_batch.tiny import MODEL_FOLDER, texts
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.tasks.driver import work_all
+from tools.tiny import texts
 
 LABELS = ("positive", "negative")
 PARAMS = GenerationParams(64, do_sample=False)

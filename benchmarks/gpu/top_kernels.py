@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py --profile`: which kernels take longest, over some steps in the middle of a full batch."""
+"""`benchmarks/gpu/main.py --profile`: which kernels take longest, over some steps in the middle of a full batch."""
 
 import time
 from collections.abc import Callable, Sequence

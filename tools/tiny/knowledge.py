@@ -1,7 +1,7 @@
 """Families answered from memory: facts, advice, lists and verses. Each function draws one row."""
 
-from dolly_batch.tiny.records import Row
-from dolly_batch.tiny.words import DAYS, EVENTS, MONTHS, Draw, article, pairs, split
+from tools.tiny.records import Row
+from tools.tiny.words import DAYS, EVENTS, MONTHS, Draw, article, pairs, split
 
 CAPITALS = pairs("""
     France:Paris Italy:Rome Spain:Madrid Germany:Berlin Portugal:Lisbon Austria:Vienna Greece:Athens Norway:Oslo

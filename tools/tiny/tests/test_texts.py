@@ -4,9 +4,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from dolly_batch.tiny import texts, train
-from dolly_batch.tiny.tokenizer import END_ID, encode_row, train_tokenizer
-from dolly_batch.tiny.words import Draw
+from tools.tiny import texts, train
+from tools.tiny.tokenizer import END_ID, encode_row, train_tokenizer
+from tools.tiny.words import Draw
 
 CATEGORIES = {
     "open_qa",

@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass
 
-from dolly_batch.tiny.records import Row
-from dolly_batch.tiny.words import COLOURS, DAYS, EVENTS, HOBBIES, JOBS, PETS, Draw, article
+from tools.tiny.records import Row
+from tools.tiny.words import COLOURS, DAYS, EVENTS, HOBBIES, JOBS, PETS, Draw, article
 
 # Of each field: sentences that state it ({n} is the person, {v} the value), questions, and the answer in a sentence.
 PERSON = {

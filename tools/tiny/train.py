@@ -1,4 +1,4 @@
-"""Make `tiny` from nothing: tokenizer, model, training, evaluation. Run `python -m dolly_batch.tiny.train`.
+"""Make `tiny` from nothing: tokenizer, model, training, evaluation. Run `python -m tools.tiny.train`.
 
 A GPT-NeoX of 2.4 million parameters; hidden matrices learn by Muon, which needs about half the steps of AdamW here, the
 rest by AdamW. Loss on the response alone, with its end marker. Products are in bfloat16 where the CPU has it. Ends
@@ -20,10 +20,10 @@ from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dolly_batch.engine.weights.loading import resolve_dtype
-from dolly_batch.tiny import MODEL_FOLDER, texts
-from dolly_batch.tiny.measure import Model, answer_rows, share_ended, share_right
-from dolly_batch.tiny.muon import Muon
-from dolly_batch.tiny.tokenizer import encode_row, save_tokenizer, train_tokenizer
+from dolly_batch.tiny import MODEL_FOLDER
+from tools.tiny import texts
+from tools.tiny.measure import Model, answer_rows, share_ended, share_right
+from tools.tiny.tokenizer import encode_row, save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 1536
 MAX_LENGTH = 2048
@@ -92,12 +92,12 @@ def loss_of(model: Model, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     return functional.cross_entropy(logits.float(), labels[counted])
 
 
-def _optimizers(model: Model, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Model) -> list[torch.optim.Optimizer]:
     matrices = [weight for weight in model.gpt_neox.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
     return [
-        Muon(matrices, lr=MUON_RATE, weight_decay=0.05, dtype=dtype),
+        torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -105,7 +105,7 @@ def _optimizers(model: Model, dtype: torch.dtype) -> list[torch.optim.Optimizer]
 def train(model: Model, tokenizer: Tokenizer, steps: int) -> None:
     """Train in place: warm-up over 5 % of the steps, then a cosine to nothing."""
     dtype = resolve_dtype("auto", torch.device("cpu"))
-    optimizers = _optimizers(model, dtype)
+    optimizers = _optimizers(model)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     start, seen, mean = time.monotonic(), 0, 0.0

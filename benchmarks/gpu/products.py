@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_rates import seconds
-from benchmarks.gpu_work import Shape
+from benchmarks.gpu.rates import seconds
+from benchmarks.gpu.work import Shape
 
 ROWS = (16, 64, 128, 256, 384, 512, 1024, 2048, 4096)
 _COPIES_BYTES = 2**28  # copies of a weight until they exceed any cache

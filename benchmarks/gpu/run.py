@@ -1,4 +1,4 @@
-"""One engine, some rows: how long it took, as `benchmarks/gpu.py` counts it."""
+"""One engine, some rows: how long it took, as `benchmarks/gpu/main.py` counts it."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu_answers import stats_of
-from benchmarks.gpu_work import Work
+from benchmarks.gpu.answers import stats_of
+from benchmarks.gpu.work import Work
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.records import Completion, Request
 

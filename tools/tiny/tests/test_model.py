@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
-from dolly_batch.tiny import MODEL_FOLDER, texts
-from dolly_batch.tiny.measure import answer_rows, share_ended, share_right
-from dolly_batch.tiny.tokenizer import SPECIAL_TOKENS, encode_row
+from dolly_batch.tiny import MODEL_FOLDER
+from tools.tiny import texts
+from tools.tiny.measure import answer_rows, share_ended, share_right
+from tools.tiny.tokenizer import SPECIAL_TOKENS, encode_row
 
 SEED = 90210
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from dolly_batch.tiny.records import Row
-from dolly_batch.tiny.tokenizer import END_ID, ENDOFTEXT_ID, encode_row
+from tools.tiny.records import Row
+from tools.tiny.tokenizer import END_ID, ENDOFTEXT_ID, encode_row
 
 # A GPTNeoXForCausalLM; transformers types its methods only in part.
 Model = Any

@@ -6,9 +6,9 @@ Rows depend on the seed alone. Rows for tests use names and word pairs that trai
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dolly_batch.tiny import knowledge, labels, passages
-from dolly_batch.tiny.records import Row
-from dolly_batch.tiny.words import Draw
+from tools.tiny import knowledge, labels, passages
+from tools.tiny.records import Row
+from tools.tiny.words import Draw
 
 Family = Callable[[Draw], Row]
 

@@ -1,12 +1,12 @@
 """Dolly's models on one GPU, against what the GPU can do and against Hugging Face's `generate`.
 
-    python benchmarks/gpu.py --check                     correctness first: some minutes, nothing timed
-    python benchmarks/gpu.py --models 12b --profile      the numbers: under 10 minutes
-    python benchmarks/gpu.py --models 12b --products     products in bf16 and int8, at the sizes of decoding
-    python benchmarks/gpu.py --models smoke --device cpu --rows 16      that it runs
+    python benchmarks/gpu/main.py --check                     correctness first: some minutes, nothing timed
+    python benchmarks/gpu/main.py --models 12b --profile      the numbers: under 10 minutes
+    python benchmarks/gpu/main.py --models 12b --products     products in bf16 and int8, at the sizes of decoding
+    python benchmarks/gpu/main.py --models smoke --device cpu --rows 16      that it runs
 
 Needs torch, transformers and this checkout; no data, no weights. Models have Dolly's shapes and random weights, made on
-the device. The rows have the lengths of databricks-dolly-15k's (`gpu_work.DOLLY_15K`) and random ids, and each runs
+the device. The rows have the lengths of databricks-dolly-15k's (`work.DOLLY_15K`) and random ids, and each runs
 to its own length, at most 256 tokens; they are sampled as Dolly's pipeline does, or greedy.
 
 The floor is the least time of this work on this device: arithmetic of the prompts at the rate of the model's own
@@ -25,14 +25,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, without the package installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script, without the package installed
 
 import torch
 
-from benchmarks import gpu_checks, gpu_padded, gpu_products, gpu_profile, gpu_rates
-from benchmarks.gpu_answers import stats_of
-from benchmarks.gpu_run import drive, finished
-from benchmarks.gpu_work import SHAPES, Shape, Work, make_engine, random_model
+from benchmarks.gpu import checks, padded, products, rates, top_kernels
+from benchmarks.gpu.answers import stats_of
+from benchmarks.gpu.run import drive, finished
+from benchmarks.gpu.work import SHAPES, Shape, Work, make_engine, random_model
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -57,7 +57,7 @@ def main() -> int:
         torch.backends.cuda.matmul.allow_tf32 = False
     say(f"torch {torch.__version__}, {_describe(device)}")
     if given.check is not None:
-        return gpu_checks.main(device, say, given.check)
+        return checks.main(device, say, given.check)
     deadline = _STARTED + 60 * given.minutes
     results: dict[str, Any] = {}
     table = []
@@ -85,7 +85,7 @@ def time_model(
     say(f"{name}: made in {time.monotonic() - began:.0f} s; {len(requests):,} rows, {work.answer_tokens:,} to answer")
     result: dict[str, Any] = {}
     if given.products:
-        result["products"] = gpu_products.time_products(shape, device, dtype, ends, say)
+        result["products"] = products.time_products(shape, device, dtype, ends, say)
         return result
     for quantization in ("none", *(["int8"] if given.int8 else [])):
         kind = given.dtype if quantization == "none" else quantization
@@ -116,8 +116,11 @@ def _time_engine(
 ) -> dict[str, Any]:
     """Our engine: its rates, its run, its share of the floor."""
     device, int8 = loaded.device, kind == "int8"
-    rates = gpu_rates.measure(shape, device, loaded.dtype, int8=int8)
-    say(f"{name} {kind}: copy {rates.copy_bytes_s / 1e12:.2f} TB/s, products {rates.flops_s / 1e12:.0f} T/s")
+    device_rates = rates.measure(shape, device, loaded.dtype, int8=int8)
+    say(
+        f"{name} {kind}: copy {device_rates.copy_bytes_s / 1e12:.2f} TB/s, "
+        f"products {device_rates.flops_s / 1e12:.0f} T/s"
+    )
     _free(device)
     free_bytes = _free_bytes(device)
     settings = {} if given.memory_fraction is None else {"memory_fraction": given.memory_fraction}
@@ -131,9 +134,9 @@ def _time_engine(
     run = drive(engine, requests, device, say, ends)
     done = work if not run.is_cut else finished(run, work)
     item_bytes = loaded.dtype.itemsize
-    least = gpu_rates.floor(shape, done, rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
+    least = rates.floor(shape, done, device_rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
     everything = Work.whole_table()
-    least_of_all = gpu_rates.floor(shape, everything, rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
+    least_of_all = rates.floor(shape, everything, device_rates, 1 if int8 else item_bytes, item_bytes, kv_bytes)
     share = least.total_s / run.seconds
     all_rows_s = least_of_all.total_s / share
     table.append(
@@ -157,11 +160,11 @@ def _time_engine(
         say(f"{name} {kind}: {run.num_failed} rows FAILED")
     if given.profile:
         rows = work.part(min(given.rows, 1000)).requests(shape.vocab_size, sampled=not given.greedy, seed=2)
-        gpu_profile.print_kernels(engine, rows, device, say)
+        top_kernels.print_kernels(engine, rows, device, say)
     return {
         **asdict(run),
         "tokens_per_s": run.tokens_s,
-        "rates": asdict(rates),
+        "rates": asdict(device_rates),
         "floor": asdict(least),
         "share": share,
         "all_rows_s": all_rows_s,
@@ -185,7 +188,7 @@ def _time_padded(
     part = work.part(given.padded_rows).requests(shape.vocab_size, sampled=not given.greedy)
     token_bytes = shape.token_bytes(loaded.dtype.itemsize)
     try:
-        best = gpu_padded.run_padded(loaded, part, token_bytes, ends, say)
+        best = padded.run_padded(loaded, part, token_bytes, ends, say)
     except Exception as error:  # the peer's failure must not take our numbers with it
         say(f"{name}: padded generate failed: {error!r}")
         return {"padded": {"error": repr(error)}}

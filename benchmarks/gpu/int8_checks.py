@@ -1,4 +1,4 @@
-"""The int8 part of `benchmarks/gpu.py --check`: kernels to the bit, layers in CUDA graphs, models in int8."""
+"""The int8 part of `benchmarks/gpu/main.py --check`: kernels to the bit, layers in CUDA graphs, models in int8."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.gpu_answers import answers, compare, generate_alone, mixed, require, save
-from benchmarks.gpu_work import Shape, make_engine, random_model
+from benchmarks.gpu.answers import answers, compare, generate_alone, mixed, require, save
+from benchmarks.gpu.work import Shape, make_engine, random_model
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.weights import int8_gpu
 from dolly_batch.engine.weights.int8_cpu import PLAIN, Int8Linear, quantize

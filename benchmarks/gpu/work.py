@@ -1,4 +1,4 @@
-"""The work of `benchmarks/gpu.py`: Dolly's shapes with random weights, and rows of databricks-dolly-15k's lengths."""
+"""The work of this benchmark: Dolly's shapes with random weights, and rows of databricks-dolly-15k's lengths."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Hugging Face's `generate` over padded batches, as a careful user would set it up: the peer of `benchmarks/gpu.py`.
+"""Hugging Face's `generate` over padded batches, as a careful user would set it up: the peer of this benchmark.
 
 Rows are sorted by their prompts' length, batches are as large as memory allows, and each runs to its longest answer.
 """

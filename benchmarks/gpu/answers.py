@@ -1,4 +1,4 @@
-"""How `benchmarks/gpu_checks.py` asks engines and holds their answers against a reference."""
+"""How `benchmarks/gpu/checks.py` asks engines and holds their answers against a reference."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from benchmarks.gpu_work import Shape
+from benchmarks.gpu.work import Shape
 from dolly_batch.engine.protocol import Engine, answer
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Completion, GenerationParams, Request

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from dolly_batch.tiny.records import Row
+from tools.tiny.records import Row
 
 INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ENDOFTEXT, END, INSTRUCTION, RESPONSE = "<|endoftext|>", "### End", "### Instruction:", "### Response:"

@@ -1,8 +1,8 @@
-"""`benchmarks/gpu.py --check`: is what the device answers right? For the first minutes on a GPU.
+"""`benchmarks/gpu/main.py --check`: is what the device answers right? For the first minutes on a GPU.
 
 Every check runs, whatever became of the one before; each prints OK or FAILED, with the traceback. The references are
 Hugging Face's own modules on the same device in the same dtype, one row at a time. Near ties may fall either way: a
-token that differs must have been almost as good in the reference (`gpu_answers.compare`).
+token that differs must have been almost as good in the reference (`answers.compare`).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from benchmarks.gpu_answers import (
+from benchmarks.gpu.answers import (
     answers,
     compare,
     generate_alone,
@@ -31,8 +31,8 @@ from benchmarks.gpu_answers import (
     save,
     stats_of,
 )
-from benchmarks.gpu_int8_checks import INT8_CHECKS
-from benchmarks.gpu_work import Shape, make_engine, random_model
+from benchmarks.gpu.int8_checks import INT8_CHECKS
+from benchmarks.gpu.work import Shape, make_engine, random_model
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.protocol import answer
 from dolly_batch.records import EngineSpec, GenerationParams, Request, ScoreRequest, Scores

@@ -1,7 +1,7 @@
 """Families answered with a label: sentiment, topic, the kind of thing a word names. Each function draws one row."""
 
-from dolly_batch.tiny.records import Row
-from dolly_batch.tiny.words import COLOURS, DAYS, JOBS, Draw, article, split
+from tools.tiny.records import Row
+from tools.tiny.words import COLOURS, DAYS, JOBS, Draw, article, split
 
 KINDS = {
     "animal": split("dog cat horse cow sheep goat lion bear rabbit duck fox wolf mouse tiger monkey whale"),

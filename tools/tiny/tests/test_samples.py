@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import dolly_batch
-from dolly_batch.tiny import texts
-from dolly_batch.tiny.measure import answer_rows, share_ended
-from dolly_batch.tiny.tokenizer import encode_row
+from tools.tiny import texts
+from tools.tiny.measure import answer_rows, share_ended
+from tools.tiny.tokenizer import encode_row
 
 SAMPLES = Path(dolly_batch.__file__).parent / "samples" / "instructions.jsonl"
 ZERO_WIDTH = "\u200b"

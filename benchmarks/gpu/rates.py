@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_work import Shape, Work
+from benchmarks.gpu.work import Shape, Work
 
 _PROMPT_TOKENS = {"cuda": 4096, "cpu": 64}  # rows of the products that are timed
 _COPY_BYTES = {"cuda": 2**31, "cpu": 2**24}
