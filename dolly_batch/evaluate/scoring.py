@@ -19,7 +19,7 @@ from pyspark.sql import types as T
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.evaluate.question import Question
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.wire import ScoreRow
 from dolly_batch.records import EngineSpec
@@ -70,7 +70,7 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
     prompts = [row for batch in batches for row in batch.itertuples(index=False, name=None)]
     if not prompts:  # Spark calls for empty partitions too; they need no model
         return
-    with EngineClient.connect(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
+    with EngineClient.connect(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
         rows = (
             ScoreRow(str(place), context, None, tuple(continuations), with_end=False, format="plain")
             for place, (_, _, context, continuations) in enumerate(prompts)

@@ -29,7 +29,7 @@ def default_root() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class HostPlace:
+class HostAddress:
     """Whom a host serves and on what.
 
     The host ends with its `owner`. `device` is `cuda:N` (N as the machine counts, or a GPU's UUID), `cpu`, or None for
@@ -41,7 +41,7 @@ class HostPlace:
     root: Path = field(default_factory=default_root)
 
     @classmethod
-    def of_this_executor(cls, device: str | None = None) -> "HostPlace":
+    def of_this_executor(cls, device: str | None = None) -> "HostAddress":
         """The place of the executor whose Spark task this process runs. Raises EngineError outside of Spark."""
         return cls(find_owner(), device)
 

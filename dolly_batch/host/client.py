@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from dolly_batch import errors
 from dolly_batch.errors import DollyBatchError, EngineError, Refused
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import (
@@ -74,7 +74,7 @@ class EngineClient:
         self._writer = RowWriter()
 
     @classmethod
-    def connect(cls, spec: EngineSpec, place: HostPlace) -> Self:
+    def connect(cls, spec: EngineSpec, place: HostAddress) -> Self:
         """Joins the host at this place, starting one if none runs, and waits until its model is loaded.
 
         Raises ModelError when the engine refuses the model, EngineError when no host can be started, when it ends, or
@@ -96,7 +96,7 @@ class EngineClient:
                 raise client._fault({})
 
     @classmethod
-    def _join(cls, folder: HostFolder, spec: EngineSpec, place: HostPlace) -> Self:
+    def _join(cls, folder: HostFolder, spec: EngineSpec, place: HostAddress) -> Self:
         try:
             with folder.locked(_LOCK_TIMEOUT_S):
                 sock, record = join_or_start(folder, spec, place)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
 from dolly_batch.records import EngineSpec
 
@@ -15,7 +15,7 @@ _BACKLOG = 512
 _START_TIMEOUT_S = 120
 
 
-def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostPlace) -> tuple[socket.socket, HostRecord]:
+def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostAddress) -> tuple[socket.socket, HostRecord]:
     """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
 
     The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.

@@ -57,7 +57,7 @@ def find_owner() -> Owner:
         pid = status.parent
     raise EngineError(
         f"no JVM among the parents of process {os.getpid()}: an engine host belongs to a Spark executor; "
-        "outside of Spark name the owning process yourself, HostPlace(Owner.of(pid))"
+        "outside of Spark name the owning process yourself, HostAddress(Owner.of(pid))"
     )
 
 

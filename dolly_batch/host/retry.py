@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient, HostEnded
 from dolly_batch.host.wire import PromptRow, Row, failed
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, Scores
@@ -37,7 +37,7 @@ class RetryingClient:
     Making it connects; see `EngineClient.connect`. Keys of rows must differ within one call of `answer`.
     """
 
-    def __init__(self, spec: EngineSpec, place: HostPlace) -> None:
+    def __init__(self, spec: EngineSpec, place: HostAddress) -> None:
         self._spec = spec
         self._place = place
         self._client = EngineClient.connect(spec, place)

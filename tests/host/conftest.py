@@ -11,7 +11,7 @@ import pytest
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.process import Owner
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
@@ -30,10 +30,10 @@ def owner_process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def place(owner_process: subprocess.Popen[bytes]) -> Iterator[HostPlace]:
+def place(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
     """A fresh place. Its hosts end within a second or two of its owner, which ends with the test."""
     top = Path(tempfile.mkdtemp(prefix="dbt"))
-    yield HostPlace(Owner.of(owner_process.pid), None, top / "hosts")
+    yield HostAddress(Owner.of(owner_process.pid), None, top / "hosts")
     owner_process.kill()
     shutil.rmtree(top, ignore_errors=True)
 

@@ -12,7 +12,7 @@ import pytest
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.protocol import generate
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.prompt import PromptEncoder
@@ -30,7 +30,7 @@ def below(pid: int) -> list[int]:
 
 
 def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
-    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
 ) -> None:
     pytest.importorskip("torch")
     spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27)
@@ -54,7 +54,7 @@ def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
 
 
 def test_a_frozen_process_ends_the_host_though_the_other_goes_on_and_rows_keep_coming(
-    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
 ) -> None:
     pytest.importorskip("torch")
     spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27, step_timeout_s=3.0)

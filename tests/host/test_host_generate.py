@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
@@ -19,7 +19,7 @@ Prompts = Callable[..., Iterator[PromptRow]]
 PARAMS = GenerationParams(max_new_tokens=256, do_sample=False)
 
 
-def test_twenty_thousand_rows_with_a_bounded_number_outstanding(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_twenty_thousand_rows_with_a_bounded_number_outstanding(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     num_read = num_answered = most = 0
 
     def counted() -> Iterator[PromptRow]:
@@ -52,7 +52,7 @@ TEXTS = [
 ]
 
 
-def test_texts_come_back_byte_for_byte(echo: EngineSpec, place: HostPlace):
+def test_texts_come_back_byte_for_byte(echo: EngineSpec, place: HostAddress):
     with EngineClient.connect(echo, place) as client:
         rows = [PromptRow(str(n), text, None, PARAMS) for n, text in enumerate(TEXTS)]
         wide = GenerationParams(max_new_tokens=1_000, do_sample=False)
@@ -62,7 +62,7 @@ def test_texts_come_back_byte_for_byte(echo: EngineSpec, place: HostPlace):
     assert {c.finish_reason for c in answers.values()} == {"stop"}
 
 
-def test_a_row_that_cannot_be_encoded_fails_alone(echo: EngineSpec, place: HostPlace):
+def test_a_row_that_cannot_be_encoded_fails_alone(echo: EngineSpec, place: HostAddress):
     texts = ["before", "lone \ud800 surrogate", "after"]
     with EngineClient.connect(echo, place) as client:
         answers = {c.key: c for c in client.generate(PromptRow(t, t, None, PARAMS) for t in texts)}
@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_encoded_fails_alone(echo: EngineSpec, place: HostP
     assert "surrogate" not in (place.make_folder(echo) / "host.log").read_text()
 
 
-def test_equal_keys_of_two_tasks_do_not_meet(echo: EngineSpec, place: HostPlace):
+def test_equal_keys_of_two_tasks_do_not_meet(echo: EngineSpec, place: HostAddress):
     answers: dict[str, set[str]] = {}
 
     def task(name: str) -> None:
@@ -89,13 +89,13 @@ def test_equal_keys_of_two_tasks_do_not_meet(echo: EngineSpec, place: HostPlace)
     assert answers == {f"task-{n}": {f"task-{n} {i}" for i in range(2_000)} for n in range(4)}
 
 
-def test_one_client_serves_several_partitions(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_one_client_serves_several_partitions(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     with EngineClient.connect(echo, place) as client:
         for num_rows in (3, 0, 70):
             assert len(list(client.generate(prompts(num_rows)))) == num_rows
 
 
-def test_an_error_in_the_rows_passes_through(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_an_error_in_the_rows_passes_through(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     def failing() -> Iterator[PromptRow]:
         yield from prompts(40)
         raise ZeroDivisionError("in the table")
@@ -107,7 +107,7 @@ def test_an_error_in_the_rows_passes_through(echo: EngineSpec, place: HostPlace,
             list(client.generate(prompts(1)))
 
 
-def test_a_task_that_leaves_early_does_not_end_the_others(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_a_task_that_leaves_early_does_not_end_the_others(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.001)
     with EngineClient.connect(spec, place) as stays, EngineClient.connect(spec, place) as leaves:
         early = leaves.generate(prompts(1_000_000))
@@ -120,7 +120,7 @@ def test_a_task_that_leaves_early_does_not_end_the_others(echo: EngineSpec, plac
         assert client.load_number == 1
 
 
-def test_rows_of_a_task_that_has_left_are_not_worked_on(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_rows_of_a_task_that_has_left_are_not_worked_on(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     def leaving() -> Iterator[PromptRow]:
         yield from prompts(200)
         raise KeyboardInterrupt
@@ -137,7 +137,7 @@ def test_rows_of_a_task_that_has_left_are_not_worked_on(echo: EngineSpec, place:
         assert time.monotonic() - began < 25, "200 rows of half a second each take 100 s"
 
 
-def test_a_task_that_reads_slowly_does_not_hold_up_the_others(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_a_task_that_reads_slowly_does_not_hold_up_the_others(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     wide = replace(PARAMS, max_new_tokens=1_000)
     long = [PromptRow(str(n), "every word " * 80, None, wide) for n in range(900)]
     with EngineClient.connect(echo, place) as slow, EngineClient.connect(echo, place) as quick:

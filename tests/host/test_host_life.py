@@ -15,7 +15,7 @@ import pytest
 
 from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host import wire
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.process import Owner
@@ -33,11 +33,11 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.process import Owner
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 spec, owner, root = json.loads(sys.argv[1])
-with EngineClient.connect(EngineSpec(**spec), HostPlace(Owner(**owner), None, Path(root))) as client:
+with EngineClient.connect(EngineSpec(**spec), HostAddress(Owner(**owner), None, Path(root))) as client:
     rows = (PromptRow(str(i), f"{sys.argv[2]} {i}", None, GenerationParams(), i) for i in range(100))
     answers = {c.key: c.text for c in client.generate(rows)}
     assert answers == {str(i): f"{sys.argv[2]} {i}" for i in range(100)}, answers
@@ -45,7 +45,7 @@ with EngineClient.connect(EngineSpec(**spec), HostPlace(Owner(**owner), None, Pa
 """
 
 
-def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostPlace):
+def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostAddress):
     wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
     clients = [
         subprocess.Popen([sys.executable, "-c", CLIENT, wanted, f"task-{n}"], stdout=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostPlace
     assert answers.pop().startswith("1 ")
 
 
-def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, place: HostPlace):
+def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, place: HostAddress):
     wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
     first = subprocess.run([sys.executable, "-c", CLIENT, wanted, "a"], stdout=subprocess.PIPE, text=True, check=True)
     with EngineClient.connect(echo, place) as client:
@@ -65,7 +65,7 @@ def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, place: Ho
 
 
 def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
-    echo: EngineSpec, place: HostPlace, prompts: Prompts
+    echo: EngineSpec, place: HostAddress, prompts: Prompts
 ):
     slow = replace(echo, echo_delay_s=0.02)
     with EngineClient.connect(slow, place) as client:
@@ -81,7 +81,7 @@ def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
         assert len(list(client.generate(prompts(5)))) == 5
 
 
-def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]):
+def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]):
     for load_number in (1, 2, 3):
         with EngineClient.connect(echo, place) as client:
             assert client.load_number == load_number
@@ -90,7 +90,7 @@ def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: Ho
 
 
 def test_a_host_goes_with_its_owner_and_leaves_nothing(
-    echo: EngineSpec, place: HostPlace, owner_process: subprocess.Popen[bytes], ends: Callable[[int], bool]
+    echo: EngineSpec, place: HostAddress, owner_process: subprocess.Popen[bytes], ends: Callable[[int], bool]
 ):
     with EngineClient.connect(echo, place) as client:
         owner_process.kill()
@@ -101,7 +101,7 @@ def test_a_host_goes_with_its_owner_and_leaves_nothing(
 
 
 def test_an_idle_host_ends_and_a_connected_client_keeps_it(
-    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool], prompts: Prompts
+    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool], prompts: Prompts
 ):
     spec = replace(echo, idle_timeout_s=0.5)
     with EngineClient.connect(spec, place) as client:
@@ -113,7 +113,7 @@ def test_an_idle_host_ends_and_a_connected_client_keeps_it(
         assert client.load_number == 2
 
 
-def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the doorkeeper's first look without a client.
     end = time.monotonic() + 3
     loads = set()
@@ -126,7 +126,7 @@ def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: 
     assert loads == set(range(1, len(loads) + 1))
 
 
-def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)
     with EngineClient.connect(spec, place) as client:
         folder = HostFolder(place.make_folder(spec))
@@ -157,7 +157,7 @@ print("stays")
 
 
 @pytest.mark.parametrize(("num_waiting", "output"), [(1, "stays\n"), (0, "")])
-def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostPlace, num_waiting: int, output: str):
+def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostAddress, num_waiting: int, output: str):
     spec = EngineSpec(kind="echo", model_folder="")
     folder = HostFolder(place.make_folder(spec))
     folder.write_record(HostRecord(spec, place.owner, None, place.engine_id(spec), 1))
@@ -169,7 +169,7 @@ def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostPlace,
 
 
 def test_strangers_at_the_socket_are_turned_away_and_the_host_lives(
-    echo: EngineSpec, place: HostPlace, prompts: Prompts
+    echo: EngineSpec, place: HostAddress, prompts: Prompts
 ):
     with EngineClient.connect(echo, place) as client:
         for first_words in (wire.pack({"protocol": 0, "spec": {}}), wire.pack([0, "a row"])):
@@ -186,7 +186,7 @@ def test_strangers_at_the_socket_are_turned_away_and_the_host_lives(
         assert len(list(client.generate(prompts(3)))) == 3
 
 
-def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostPlace):
+def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostAddress):
     with (
         EngineClient.connect(echo, place) as one,
         EngineClient.connect(replace(echo, num_threads=1), place) as other,
@@ -198,7 +198,7 @@ def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostPlac
 
 
 def test_a_host_without_clients_makes_room_for_the_next_jobs_host(
-    echo: EngineSpec, place: HostPlace, ends: Callable[[int], bool]
+    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
 ):
     with (
         EngineClient.connect(replace(echo, num_threads=1), place) as kept,
@@ -212,14 +212,14 @@ def test_a_host_without_clients_makes_room_for_the_next_jobs_host(
             assert [Owner.of(other.host_pid).is_alive() for other in (kept, second, elsewhere)] == [True] * 3
 
 
-def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostPlace, tmp_path: Path):
+def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostAddress, tmp_path: Path):
     spec = replace(echo, model_folder=str(tmp_path / "nowhere"))
     for _ in range(2):
         with pytest.raises(ModelError, match="nowhere"):
             EngineClient.connect(spec, place)
 
 
-def test_a_python_that_cannot_start_the_host_is_told_with_its_log(echo: EngineSpec, place: HostPlace, tmp_path: Path):
+def test_a_python_that_cannot_start_the_host_is_told_with_its_log(echo: EngineSpec, place: HostAddress, tmp_path: Path):
     wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
     broken = tmp_path / "dolly_batch"  # A package of the same name, first on the import path of the host alone.
     broken.mkdir()

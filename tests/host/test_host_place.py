@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace, default_root, make_private
+from dolly_batch.host.address import HostAddress, default_root, make_private
 from dolly_batch.host.launch import host_environment
 from dolly_batch.host.process import Owner, _status_from_proc, _status_from_ps, find_owner
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
@@ -16,7 +16,7 @@ from dolly_batch.records import EngineSpec
 SPEC = EngineSpec(kind="echo", model_folder="")
 
 
-def record_for(place: HostPlace, spec: EngineSpec = SPEC) -> HostRecord:
+def record_for(place: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
     return HostRecord(spec, place.owner, place.device, place.engine_id(spec), 1)
 
 
@@ -58,7 +58,7 @@ def test_ps_and_proc_tell_the_same(owner_process: subprocess.Popen[bytes]):
     assert by_ps.state[0] in "SR"
 
 
-def test_every_difference_makes_another_place(place: HostPlace):
+def test_every_difference_makes_another_place(place: HostAddress):
     others = [
         place.name(SPEC),
         place.name(replace(SPEC, echo_delay_s=1.0)),
@@ -70,7 +70,7 @@ def test_every_difference_makes_another_place(place: HostPlace):
     assert place.name(SPEC) == replace(place).name(replace(SPEC))
 
 
-def test_folders_are_private(place: HostPlace):
+def test_folders_are_private(place: HostAddress):
     folder = place.make_folder(SPEC)
     assert place.make_folder(SPEC) == folder
     assert [path.stat().st_mode & 0o777 for path in (folder, place.root)] == [0o700, 0o700]
@@ -93,13 +93,13 @@ def test_a_link_or_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
             make_private(path)
 
 
-def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(place: HostPlace, tmp_path: Path):
+def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(place: HostAddress, tmp_path: Path):
     with pytest.raises(EngineError, match="too long to hold a Unix socket"):
         replace(place, root=tmp_path / ("x" * 100)).make_folder(SPEC)
     assert len(os.fsencode(default_root())) <= 82
 
 
-def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostPlace):
+def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostAddress):
     folder = HostFolder(place.make_folder(SPEC))
     with folder.locked(0), pytest.raises(TimeoutError), folder.locked(0.1):
         pass
@@ -119,7 +119,7 @@ def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostPlace):
         pass
 
 
-def test_sweep_removes_dead_owners_folders_only(place: HostPlace):
+def test_sweep_removes_dead_owners_folders_only(place: HostAddress):
     dead = replace(place, owner=replace(place.owner, started="earlier"))
     foreign = replace(place, owner=replace(place.owner, started="earlier", namespace="another container"))
     folders = {
@@ -141,7 +141,7 @@ def test_sweep_removes_dead_owners_folders_only(place: HostPlace):
     ("device", "visible"),
     [("cuda:3", "3"), ("cuda:GPU-1f2e", "GPU-1f2e"), ("cpu", ""), (None, os.environ.get("CUDA_VISIBLE_DEVICES"))],
 )
-def test_a_host_sees_its_own_gpu_alone(place: HostPlace, device: str | None, visible: str | None):
+def test_a_host_sees_its_own_gpu_alone(place: HostAddress, device: str | None, visible: str | None):
     environment = host_environment(record_for(replace(place, device=device), replace(SPEC, num_threads=3)))
     assert environment.get("CUDA_VISIBLE_DEVICES") == visible
     assert environment.get("CUDA_DEVICE_ORDER") == (device and "PCI_BUS_ID")

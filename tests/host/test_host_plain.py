@@ -12,7 +12,7 @@ import pytest
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.protocol import answer, generate
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import PromptRow, ScoreRow
@@ -44,7 +44,7 @@ def answers_without_host(spec: EngineSpec) -> dict[str, Completion]:
 
 
 def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
-    plain: EngineSpec, place: HostPlace, eventually: Callable[[Callable[[], bool]], bool]
+    plain: EngineSpec, place: HostAddress, eventually: Callable[[Callable[[], bool]], bool]
 ):
     on_cpu = replace(place, device="cpu")
     log = HostFolder(on_cpu.make_folder(plain)).log
@@ -65,7 +65,7 @@ def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
     assert "Paris" not in log.read_text()
 
 
-def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: HostPlace):
+def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: HostAddress):
     labels = ("positive", "negative")
     rows = [
         ScoreRow("dolly", "Is this review positive or negative?", "A wonderful little book.", labels),
@@ -103,6 +103,6 @@ def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: 
     }  # fmt: skip
 
 
-def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, place: HostPlace):
+def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, place: HostAddress):
     with pytest.raises(EngineError, match=r"(?s)Timeout \(0:00:00\.2.* in _load"):
         EngineClient.connect(replace(plain, load_timeout_s=0.2), place)

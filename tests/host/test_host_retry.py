@@ -13,7 +13,7 @@ from itertools import islice
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.host.runtime_dir import HostFolder
 from dolly_batch.host.wire import PromptRow, Row
@@ -30,13 +30,13 @@ from itertools import islice
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.process import Owner
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 
 spec, owner, root = json.loads(sys.argv[1])
-spec, place = EngineSpec(**spec), HostPlace(Owner(**owner), None, Path(root))
+spec, place = EngineSpec(**spec), HostAddress(Owner(**owner), None, Path(root))
 threading.stack_size(1 << 20)
 with EngineClient.connect(spec, place) as client:
     size = int(Path(f"/proc/{client.host_pid}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -62,7 +62,7 @@ print(json.dumps([answers, max(loads)]))
 """
 
 
-def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, place: HostPlace):
+def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, place: HostAddress):
     wanted = json.dumps([asdict(replace(echo, echo_delay_s=0.003)), asdict(place.owner), str(place.root)])
     tasks = subprocess.run(
         [sys.executable, "-c", THREE_TASKS, wanted],
@@ -85,7 +85,7 @@ def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: Engi
     assert num_loads <= 10
 
 
-def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     """Three kills, the last one amid the turns of those that the first two made suspects."""
     rows, killed = prompts(100), []
     with RetryingClient(replace(echo, echo_delay_s=0.01), place) as client:
@@ -99,7 +99,7 @@ def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, pl
     assert sorted(answers) == sorted((f"key-{i}", f"row {i}", None) for i in range(100))
 
 
-def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.4)
     folder = HostFolder(place.make_folder(spec))
     rows, done = prompts(20), threading.Event()
@@ -126,7 +126,7 @@ def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec
         watcher.join()
 
 
-def kill_hosts(place: HostPlace) -> list[int]:
+def kill_hosts(place: HostAddress) -> list[int]:
     pids = [*hosts_of(place.owner.pid)]
     for pid in pids:
         kill(pid)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec
@@ -14,7 +14,7 @@ Prompts = Callable[..., Iterator[PromptRow]]
 
 
 def test_a_step_that_hangs_ends_the_host_with_its_stack_in_the_log(
-    echo: EngineSpec, place: HostPlace, prompts: Prompts
+    echo: EngineSpec, place: HostAddress, prompts: Prompts
 ):
     spec = replace(echo, echo_delay_s=60.0, step_timeout_s=1.0)
     with EngineClient.connect(spec, place) as client:
@@ -30,7 +30,7 @@ def test_a_step_that_hangs_ends_the_host_with_its_stack_in_the_log(
         assert client.load_number == 2
 
 
-def test_a_slow_trickle_lives(echo: EngineSpec, place: HostPlace, prompts: Prompts):
+def test_a_slow_trickle_lives(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.5, step_timeout_s=1.0)
     with EngineClient.connect(spec, place) as client:
         assert len(list(client.generate(prompts(6)))) == 6  # Three times the time-out in all.
@@ -38,7 +38,7 @@ def test_a_slow_trickle_lives(echo: EngineSpec, place: HostPlace, prompts: Promp
 
 
 def test_a_host_with_nothing_to_do_is_not_hung(
-    echo: EngineSpec, place: HostPlace, prompts: Prompts, ends: Callable[[int], bool]
+    echo: EngineSpec, place: HostAddress, prompts: Prompts, ends: Callable[[int], bool]
 ):
     spec = replace(echo, step_timeout_s=0.5)
     with EngineClient.connect(spec, place) as client:

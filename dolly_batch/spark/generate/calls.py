@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Row, Scores
@@ -97,7 +97,7 @@ def call(caller: Caller, ask: Callable[..., Question], batches: Iterator[Any]) -
                 elif found is not None:
                     begun[number] = found
             if begun and client is None:  # a batch without a question needs no model
-                place = HostPlace.of_this_executor(task_device())
+                place = HostAddress.of_this_executor(task_device())
                 client = stack.enter_context(RetryingClient(caller.spec, place))
             if client is not None:
                 tasks = {

@@ -13,7 +13,7 @@ import pandas as pd
 from pyspark import TaskContext
 from pyspark.sql import types as T
 
-from dolly_batch.host.address import HostPlace
+from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
 from dolly_batch.records import Row as Question
@@ -79,7 +79,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         return
     began_s = time.monotonic()
     schema = staged_schema(task.kind)
-    with RetryingClient(task.spec, HostPlace.of_this_executor(task_device(task.spec.gpus))) as client:
+    with RetryingClient(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
         desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
