@@ -79,7 +79,7 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
         for scores in client.score(rows):
             question, choices, _, _ = prompts[int(scores.key)]
             failure = None if scores.failure is None else f"{scores.failure.status}: {scores.failure.message}"
-            scored.append((question, choices, scores.log_probs, failure, client.engine_id, client.load_number))
+            scored.append((question, choices, scores.log_probs, failure, client.engine_id, client.incarnation))
             progress.add(scores.num_prompt_tokens)
             if len(scored) >= ROWS_PER_BATCH:
                 yield pd.DataFrame(scored, columns=SCORED_SCHEMA.names)

@@ -55,18 +55,18 @@ class HostEnded(EngineError):
 class EngineClient:
     """One task's connection to the engine host of its executor. Not to be shared between threads.
 
-    `engine_id` names the executor's place and device and stays when the host is started anew; `load_number` counts
-    the hosts started there, so the sum over engines of the largest `load_number` is the number of model loads.
+    `engine_id` names the executor's place and device and stays when the host is started anew; `incarnation` counts
+    the hosts started there, so the sum over engines of the largest `incarnation` is the number of model loads.
     `host_pid` is the host's process, `window` the number of rows that may be outstanding.
     """
 
     engine_id: str
-    load_number: int
+    incarnation: int
     host_pid: int
     window: int
 
-    def __init__(self, folder: HostFolder, sock: socket.socket, load_number: int) -> None:
-        self.load_number = load_number
+    def __init__(self, folder: HostFolder, sock: socket.socket, incarnation: int) -> None:
+        self.incarnation = incarnation
         self._folder = folder
         self._sock = sock
         self._frames = FrameReader(sock)
@@ -89,8 +89,8 @@ class EngineClient:
                 return client
             client.close()
             # One that ended in a turn, or without a word, ended while serving others before this task came.
-            in_turn = folder.read_turn(client.load_number) is not None
-            spoke = folder.read_failure(client.load_number) is not None
+            in_turn = folder.read_turn(client.incarnation) is not None
+            spoke = folder.read_failure(client.incarnation) is not None
             num_silent += not in_turn
             if (spoke and not in_turn) or num_silent == _MAX_SILENT_ENDS or time.monotonic() >= deadline:
                 raise client._fault({})
@@ -102,7 +102,7 @@ class EngineClient:
                 sock, record = join_or_start(folder, spec, place)
         except TimeoutError as error:
             raise EngineError(f"{folder.path}: another process is starting an engine host there: {error}") from error
-        return cls(folder, sock, record.load_number)
+        return cls(folder, sock, record.incarnation)
 
     def _greet(self, spec: EngineSpec, deadline: float) -> bool:
         """Waits for the host's welcome; false when the host ended instead. Raises EngineError at the deadline."""
@@ -124,7 +124,7 @@ class EngineClient:
         if "refused" in welcome:
             self.close()
             raise EngineError(f"the engine host at {self._folder.path} serves others: {welcome['refused']}")
-        self.engine_id, self.load_number = welcome["engine_id"], welcome["load_number"]
+        self.engine_id, self.incarnation = welcome["engine_id"], welcome["incarnation"]
         self.host_pid, self.window = welcome["host_pid"], welcome["window"]
         self._sock.settimeout(None)
         return True
@@ -226,16 +226,16 @@ class EngineClient:
 
     def _fault(self, outstanding: Outstanding) -> DollyBatchError:
         """Why the host ended: in its own words if it left any, else the end of its log."""
-        failure = self._folder.read_failure(self.load_number)
+        failure = self._folder.read_failure(self.incarnation)
         if failure is None:
             reason = "without a word"
         elif isinstance(kind := getattr(errors, failure.error, None), type) and issubclass(kind, Refused):
             return kind(failure.message)
         else:
             reason = f"by {failure.error}: {failure.message}"
-        turn = self._folder.read_turn(self.load_number)
+        turn = self._folder.read_turn(self.incarnation)
         return HostEnded(
-            f"the engine host (load {self.load_number}) ended {reason}, with {len(outstanding)} rows of this task "
+            f"the engine host (load {self.incarnation}) ended {reason}, with {len(outstanding)} rows of this task "
             f"unanswered; {self._log()}",
             reason,
             unanswered=[row for row, _ in outstanding.values()],

@@ -24,7 +24,7 @@ def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostAddress) -> t
     if record is not None and (sock := _connect(folder.socket)) is not None:
         return sock, record
     record = HostRecord(
-        spec, place.owner, place.device, place.engine_id(spec), 1 if record is None else record.load_number + 1
+        spec, place.owner, place.device, place.engine_id(spec), 1 if record is None else record.incarnation + 1
     )
     sweep(place.root, keep=folder.path)
     return _start(folder, record), record

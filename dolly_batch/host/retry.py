@@ -32,7 +32,7 @@ HARMLESS = PromptRow("harmless", "Hello.", None, GenerationParams(max_new_tokens
 
 
 class RetryingClient:
-    """An `EngineClient` that outlives its hosts. `engine_id` and `load_number` are those of the present one.
+    """An `EngineClient` that outlives its hosts. `engine_id` and `incarnation` are those of the present one.
 
     Making it connects; see `EngineClient.connect`. Keys of rows must differ within one call of `answer`.
     """
@@ -48,9 +48,9 @@ class RetryingClient:
         return self._client.engine_id
 
     @property
-    def load_number(self) -> int:
+    def incarnation(self) -> int:
         """The number of the present host, from 1."""
-        return self._client.load_number
+        return self._client.incarnation
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ class RetryingClient:
     def _connect_after(self, ended: HostEnded) -> None:
         """Joins the next host; the log of the executor says why."""
         message = "the engine host (load %d) ended %s; %d rows are asked again"
-        log.warning(message, self.load_number, ended.reason, len(ended.unanswered))
+        log.warning(message, self.incarnation, ended.reason, len(ended.unanswered))
         self._client = EngineClient.connect(self._spec, self._place)
 
 

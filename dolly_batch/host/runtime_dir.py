@@ -30,13 +30,13 @@ _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What a host is told when it starts. `load_number` counts the hosts started at this place, from 1."""
+    """What a host is told when it starts. `incarnation` counts the hosts started at this place, from 1."""
 
     spec: EngineSpec
     owner: Owner
     device: str | None
     engine_id: str
-    load_number: int
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +87,31 @@ class HostFolder:
         """Replaces the record, whole or not at all."""
         self._write("place.json", asdict(record))
 
-    def read_failure(self, load_number: int) -> HostFailure | None:
+    def read_failure(self, incarnation: int) -> HostFailure | None:
         """Why that host ended, or None when it left no word."""
         try:
-            return HostFailure(**json.loads((self.path / f"failure-{load_number}.json").read_bytes()))
+            return HostFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
         except FileNotFoundError:
             return None
 
-    def write_failure(self, load_number: int, failure: HostFailure) -> None:
+    def write_failure(self, incarnation: int, failure: HostFailure) -> None:
         """Leaves word for the clients, before the host ends."""
-        self._write(f"failure-{load_number}.json", asdict(failure))
+        self._write(f"failure-{incarnation}.json", asdict(failure))
 
-    def read_turn(self, load_number: int) -> str | None:
+    def read_turn(self, incarnation: int) -> str | None:
         """Whose rows alone that host has, or had when it ended; None when it was nobody's turn."""
         try:
-            turn: str = json.loads((self.path / f"turn-{load_number}.json").read_bytes())
+            turn: str = json.loads((self.path / f"turn-{incarnation}.json").read_bytes())
         except FileNotFoundError:
             return None
         return turn
 
-    def write_turn(self, load_number: int, turn: str | None) -> None:
+    def write_turn(self, incarnation: int, turn: str | None) -> None:
         """Tells whose turn begins; None ends it."""
         if turn is None:
-            (self.path / f"turn-{load_number}.json").unlink(missing_ok=True)
+            (self.path / f"turn-{incarnation}.json").unlink(missing_ok=True)
         else:
-            self._write(f"turn-{load_number}.json", turn)
+            self._write(f"turn-{incarnation}.json", turn)
 
     def log_tail(self) -> str:
         """The last lines of the log, at most 4,000 bytes."""

@@ -52,7 +52,7 @@ class HostServer:
 
     def run(self) -> NoReturn:
         """Loads, then serves for ever; the doorkeeper or the watchdog ends the process."""
-        log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.load_number)
+        log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.incarnation)
         self._doorkeeper.start()
         self._watchdog.allow(self._record.spec.load_timeout_s)
         engine = self._load()
@@ -60,7 +60,7 @@ class HostServer:
         self._doorkeeper.open(
             {
                 "engine_id": self._record.engine_id,
-                "load_number": self._record.load_number,
+                "incarnation": self._record.incarnation,
                 "host_pid": os.getpid(),
                 "window": WINDOW,
             }
@@ -112,7 +112,7 @@ class HostServer:
         if arrival.turn is not None:
             log.info("%d rows have a turn to themselves", len(arrival.rows))
         if arrival.turn != self._turn:
-            self._folder.write_turn(self._record.load_number, arrival.turn)
+            self._folder.write_turn(self._record.incarnation, arrival.turn)
             self._turn = arrival.turn
 
     def _submit(self, engine: "Engine", arrival: Arrival) -> None:
@@ -136,7 +136,7 @@ class HostServer:
             connection.send(ended)
 
 
-def end_by(error: BaseException, folder: HostFolder, load_number: int) -> NoReturn:
+def end_by(error: BaseException, folder: HostFolder, incarnation: int) -> NoReturn:
     """Leaves word of the error for the clients, its stack in the log, and ends the process.
 
     Of errors that could quote a row's text only the class is told.
@@ -149,7 +149,7 @@ def end_by(error: BaseException, folder: HostFolder, load_number: int) -> NoRetu
         failure.message,
         "".join(traceback.format_tb(error.__traceback__)).rstrip(),
     )
-    folder.write_failure(load_number, failure)
+    folder.write_failure(incarnation, failure)
     os._exit(EXIT_FAULT)
 
 
@@ -167,13 +167,13 @@ def main() -> None:
     faulthandler.enable()
 
     def end_by_thread(fault: threading.ExceptHookArgs) -> None:
-        end_by(fault.exc_value or SystemExit(), folder, record.load_number)
+        end_by(fault.exc_value or SystemExit(), folder, record.incarnation)
 
     threading.excepthook = end_by_thread
     try:
         HostServer(folder, record, listener).run()
     except BaseException as error:  # The last place where it can be told.
-        end_by(error, folder, record.load_number)
+        end_by(error, folder, record.incarnation)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     client                              host
     hello    protocol, spec        ->
-                                   <-   welcome   engine_id, load_number, host_pid, window   (once the model is loaded)
+                                   <-   welcome   engine_id, incarnation, host_pid, window   (once the model is loaded)
     [number, kind, row, common]    ->
     ["turn", name, rows]           ->                                                        (rows as above)
                                    <-   [number, kind, answer ...]                           (as they end, in any order)

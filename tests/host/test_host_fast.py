@@ -41,7 +41,7 @@ def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
     with EngineClient.connect(spec, on_cpu) as client, EngineClient.connect(spec, on_cpu) as other:
         answers = {completion.key: completion for completion in client.generate(iter(ROWS))}
         assert answers == {completion.key: completion for completion in generate(engine, requests)}
-        assert client.load_number == other.load_number == 1
+        assert client.incarnation == other.incarnation == 1
         processes = below(client.host_pid)
         assert len(processes) == 2  # the leader, and the one that it forked
         more = (replace(row, key=f"{row.key} {copy}", seed=copy) for row in ROWS for copy in range(1_000))

@@ -69,7 +69,7 @@ def test_a_row_that_cannot_be_encoded_fails_alone(echo: EngineSpec, place: HostA
         assert set(answers) == set(texts)
         assert [answers[t].text for t in ("before", "after")] == ["before", "after"]
         assert len(list(client.generate(PromptRow(t, t, None, PARAMS) for t in texts))) == 3
-        assert client.load_number == 1
+        assert client.incarnation == 1
     assert "surrogate" not in (place.make_folder(echo) / "host.log").read_text()
 
 
@@ -117,7 +117,7 @@ def test_a_task_that_leaves_early_does_not_end_the_others(echo: EngineSpec, plac
         with pytest.raises(EngineError, match="closed"):
             list(leaves.generate(prompts(1)))
     with EngineClient.connect(spec, place) as client:
-        assert client.load_number == 1
+        assert client.incarnation == 1
 
 
 def test_rows_of_a_task_that_has_left_are_not_worked_on(echo: EngineSpec, place: HostAddress, prompts: Prompts):

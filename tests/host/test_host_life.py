@@ -41,7 +41,7 @@ with EngineClient.connect(EngineSpec(**spec), HostAddress(Owner(**owner), None, 
     rows = (PromptRow(str(i), f"{sys.argv[2]} {i}", None, GenerationParams(), i) for i in range(100))
     answers = {c.key: c.text for c in client.generate(rows)}
     assert answers == {str(i): f"{sys.argv[2]} {i}" for i in range(100)}, answers
-    print(client.load_number, client.host_pid)
+    print(client.incarnation, client.host_pid)
 """
 
 
@@ -75,16 +75,16 @@ def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
         with pytest.raises(EngineError, match=r"ended without a word, with \d+ rows .* unanswered; .*host\.log"):
             list(answers)
         engine_id = client.engine_id
-        assert client.load_number == 1
+        assert client.incarnation == 1
     with EngineClient.connect(slow, place) as client:
-        assert (client.engine_id, client.load_number) == (engine_id, 2)
+        assert (client.engine_id, client.incarnation) == (engine_id, 2)
         assert len(list(client.generate(prompts(5)))) == 5
 
 
 def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]):
-    for load_number in (1, 2, 3):
+    for incarnation in (1, 2, 3):
         with EngineClient.connect(echo, place) as client:
-            assert client.load_number == load_number
+            assert client.incarnation == incarnation
         os.kill(client.host_pid, signal.SIGKILL)
         assert ends(client.host_pid)
 
@@ -110,7 +110,7 @@ def test_an_idle_host_ends_and_a_connected_client_keeps_it(
     assert ends(client.host_pid)
     assert not (place.make_folder(spec) / "s").exists()
     with EngineClient.connect(spec, place) as client:
-        assert client.load_number == 2
+        assert client.incarnation == 2
 
 
 def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: HostAddress, prompts: Prompts):
@@ -120,7 +120,7 @@ def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: 
     while time.monotonic() < end:
         with EngineClient.connect(spec, place) as client:
             assert len(list(client.generate(prompts(2)))) == 2
-            loads.add(client.load_number)
+            loads.add(client.incarnation)
         time.sleep(0.07)
     assert len(loads) > 1, "no host left, so nothing was tried"
     assert loads == set(range(1, len(loads) + 1))
@@ -135,7 +135,7 @@ def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, p
         assert (folder.path / "s").exists()
         sock, record = join_or_start(folder, spec, place)
         sock.close()
-    assert record.load_number == client.load_number == 1
+    assert record.incarnation == client.incarnation == 1
 
 
 LEAVE = """
@@ -194,7 +194,7 @@ def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostAddr
     ):
         assert one.host_pid == same.host_pid != other.host_pid
         assert one.engine_id == same.engine_id != other.engine_id
-        assert other.load_number == 1
+        assert other.incarnation == 1
 
 
 def test_a_host_without_clients_makes_room_for_the_next_jobs_host(

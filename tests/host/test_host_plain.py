@@ -57,7 +57,7 @@ def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
     killer.start()
     with EngineClient.connect(plain, on_cpu) as client, EngineClient.connect(plain, on_cpu) as other:
         killer.join()
-        assert (client.load_number, other.host_pid) == (2, client.host_pid)
+        assert (client.incarnation, other.host_pid) == (2, client.host_pid)
         answers = {completion.key: completion for completion in client.generate(iter(ROWS))}
         assert {completion.key: completion for completion in other.generate(iter(ROWS))} == answers
     assert answers == answers_without_host(plain)

@@ -53,7 +53,7 @@ def task(name):
     with RetryingClient(spec, place) as client:
         found = list(client.answer(lambda num_rows: list(islice(rows, num_rows))))
     answers[name] = [(answer.key, answer.text, answer.failure and answer.failure.message) for answer in found]
-    loads.append(client.load_number)
+    loads.append(client.incarnation)
 
 tasks = [threading.Thread(target=task, args=(name,)) for name in "abc"]
 for thread in tasks: thread.start()
@@ -94,7 +94,7 @@ def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, pl
             answers.append((answer.key, answer.text, answer.failure))
             if len(answers) in (10, 20, 40):
                 killed += kill_hosts(place)
-        assert client.load_number == 4
+        assert client.incarnation == 4
     assert len(killed) == 3
     assert sorted(answers) == sorted((f"key-{i}", f"row {i}", None) for i in range(100))
 
@@ -107,7 +107,7 @@ def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec
     def kill_in_every_first_turn() -> None:
         while not done.wait(0.02):
             record = folder.read_record()
-            turn = record and folder.read_turn(record.load_number)
+            turn = record and folder.read_turn(record.incarnation)
             if turn and turn.endswith("/0"):
                 kill_hosts(place)
 
@@ -120,7 +120,7 @@ def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec
     try:
         with RetryingClient(spec, place) as client, pytest.raises(EngineError, match="the simplest question"):
             list(client.answer(take))
-        assert client.load_number >= 3
+        assert client.incarnation >= 3
     finally:
         done.set()
         watcher.join()

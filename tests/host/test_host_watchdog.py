@@ -27,14 +27,14 @@ def test_a_step_that_hangs_ends_the_host_with_its_stack_in_the_log(
     assert " in step" in str(raised.value)
     assert "row 0" not in log
     with EngineClient.connect(spec, place) as client:
-        assert client.load_number == 2
+        assert client.incarnation == 2
 
 
 def test_a_slow_trickle_lives(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.5, step_timeout_s=1.0)
     with EngineClient.connect(spec, place) as client:
         assert len(list(client.generate(prompts(6)))) == 6  # Three times the time-out in all.
-        assert client.load_number == 1
+        assert client.incarnation == 1
 
 
 def test_a_host_with_nothing_to_do_is_not_hung(
@@ -45,4 +45,4 @@ def test_a_host_with_nothing_to_do_is_not_hung(
         for _ in range(2):
             assert len(list(client.generate(prompts(10)))) == 10
             time.sleep(1.5)
-        assert client.load_number == 1
+        assert client.incarnation == 1

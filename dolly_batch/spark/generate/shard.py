@@ -85,7 +85,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         staged: list[tuple[object, ...]] = []
         for answer in client.answer(desk.take):
             for row, num_tokens in desk.answered(answer):
-                staged.append((*row, client.engine_id, client.load_number, None, None))
+                staged.append((*row, client.engine_id, client.incarnation, None, None))
                 progress.add(num_tokens)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], schema)
