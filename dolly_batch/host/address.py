@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.process import Owner, find_owner
+from dolly_batch.host.process import ProcessId, parent_jvm
 from dolly_batch.host.wire import PROTOCOL, spec_to_json
 from dolly_batch.records import EngineSpec
 
@@ -36,14 +36,14 @@ class HostAddress:
     the engine's own choice. `root` holds the folders of all hosts of this user and must have a short path.
     """
 
-    owner: Owner
+    owner: ProcessId
     device: str | None = None
     root: Path = field(default_factory=default_root)
 
     @classmethod
     def of_this_executor(cls, device: str | None = None) -> "HostAddress":
         """The place of the executor whose Spark task this process runs. Raises EngineError outside of Spark."""
-        return cls(find_owner(), device)
+        return cls(parent_jvm(), device)
 
     def name(self, spec: EngineSpec) -> str:
         """The folder's name: the owner's pid, and a hash of everything that tells one host from another."""

@@ -20,7 +20,7 @@ class _Status(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ProcessId:
     """A process, told apart from a later one of the same pid by its start.
 
     `started` is opaque: on Linux, ticks since boot. `namespace` is the pid namespace that `pid` counts in, or "".
@@ -31,7 +31,7 @@ class Owner:
     namespace: str = ""
 
     @classmethod
-    def of(cls, pid: int) -> "Owner":
+    def of(cls, pid: int) -> "ProcessId":
         """The process that runs under `pid` now. Raises EngineError when there is none."""
         status = _status(pid)
         if status is None:
@@ -48,16 +48,16 @@ class Owner:
         return self.namespace == _pid_namespace()
 
 
-def find_owner() -> Owner:
+def parent_jvm() -> ProcessId:
     """The nearest JVM above this process, which inside a Spark task is its executor. Raises EngineError if none."""
     pid = os.getpid()
     while pid > 0 and (status := _status(pid)) is not None:
         if status.command == "java":
-            return Owner(pid, status.started, _pid_namespace())
+            return ProcessId(pid, status.started, _pid_namespace())
         pid = status.parent
     raise EngineError(
         f"no JVM among the parents of process {os.getpid()}: an engine host belongs to a Spark executor; "
-        "outside of Spark name the owning process yourself, HostAddress(Owner.of(pid))"
+        "outside of Spark name the owning process yourself, HostAddress(ProcessId.of(pid))"
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dolly_batch.host.process import Owner
+from dolly_batch.host.process import ProcessId
 from dolly_batch.host.wire import spec_from_json
 from dolly_batch.records import EngineSpec
 
@@ -33,7 +33,7 @@ class HostRecord:
     """What a host is told when it starts. `incarnation` counts the hosts started at this place, from 1."""
 
     spec: EngineSpec
-    owner: Owner
+    owner: ProcessId
     device: str | None
     engine_id: str
     incarnation: int
@@ -80,7 +80,7 @@ class HostFolder:
         except FileNotFoundError:
             return None
         found["spec"] = spec_from_json(found["spec"])
-        found["owner"] = Owner(**found["owner"])
+        found["owner"] = ProcessId(**found["owner"])
         return HostRecord(**found)
 
     def write_record(self, record: HostRecord) -> None:

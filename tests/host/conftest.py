@@ -12,7 +12,7 @@ import pytest
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.process import Owner
+from dolly_batch.host.process import ProcessId
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 
@@ -33,7 +33,7 @@ def owner_process() -> Iterator[subprocess.Popen[bytes]]:
 def place(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
     """A fresh place. Its hosts end within a second or two of its owner, which ends with the test."""
     top = Path(tempfile.mkdtemp(prefix="dbt"))
-    yield HostAddress(Owner.of(owner_process.pid), None, top / "hosts")
+    yield HostAddress(ProcessId.of(owner_process.pid), None, top / "hosts")
     owner_process.kill()
     shutil.rmtree(top, ignore_errors=True)
 
@@ -78,6 +78,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = EXIT_S) -> bool
 
 def is_running(pid: int) -> bool:
     try:
-        return Owner.of(pid).is_alive()
+        return ProcessId.of(pid).is_alive()
     except EngineError:
         return False

@@ -18,7 +18,7 @@ from dolly_batch.host import wire
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.process import Owner
+from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec
@@ -30,14 +30,14 @@ import json, sys
 from pathlib import Path
 from dolly_batch.host import wire
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.process import Owner
+from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 spec, owner, root = json.loads(sys.argv[1])
-with EngineClient.connect(EngineSpec(**spec), HostAddress(Owner(**owner), None, Path(root))) as client:
+with EngineClient.connect(EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))) as client:
     rows = (PromptRow(str(i), f"{sys.argv[2]} {i}", None, GenerationParams(), i) for i in range(100))
     answers = {c.key: c.text for c in client.generate(rows)}
     assert answers == {str(i): f"{sys.argv[2]} {i}" for i in range(100)}, answers
@@ -209,7 +209,7 @@ def test_a_host_without_clients_makes_room_for_the_next_jobs_host(
         first.close()
         with EngineClient.connect(replace(echo, num_threads=3), place) as second:
             assert ends(first.host_pid)
-            assert [Owner.of(other.host_pid).is_alive() for other in (kept, second, elsewhere)] == [True] * 3
+            assert [ProcessId.of(other.host_pid).is_alive() for other in (kept, second, elsewhere)] == [True] * 3
 
 
 def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostAddress, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress, default_root, make_private
 from dolly_batch.host.launch import host_environment
-from dolly_batch.host.process import Owner, _status_from_proc, _status_from_ps, find_owner
+from dolly_batch.host.process import ProcessId, _status_from_proc, _status_from_ps, parent_jvm
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
 from dolly_batch.records import EngineSpec
 
@@ -21,7 +21,7 @@ def record_for(place: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
 
 
 def test_an_owner_is_the_process_not_its_pid(owner_process: subprocess.Popen[bytes]):
-    owner = Owner.of(owner_process.pid)
+    owner = ProcessId.of(owner_process.pid)
     assert owner.is_alive()
     assert not replace(owner, started="another start").is_alive()
     owner_process.kill()
@@ -29,13 +29,13 @@ def test_an_owner_is_the_process_not_its_pid(owner_process: subprocess.Popen[byt
     assert not owner.is_alive()
     owner_process.wait()
     with pytest.raises(EngineError, match=str(owner_process.pid)):
-        Owner.of(owner_process.pid)
+        ProcessId.of(owner_process.pid)
 
 
 def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
     java = tmp_path / "java"  # A process of that name with a Python process two levels below it.
     java.symlink_to(sys.executable)
-    ask = "from dolly_batch.host.process import find_owner; print(find_owner().pid)"
+    ask = "from dolly_batch.host.process import parent_jvm; print(parent_jvm().pid)"
     below = f"import subprocess, sys; sys.exit(subprocess.run([{sys.executable!r}, '-c', {ask!r}]).returncode)"
     worker = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {below!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -46,7 +46,7 @@ def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
 
 def test_without_a_jvm_above_there_is_no_owner():
     with pytest.raises(EngineError, match="no JVM"):
-        find_owner()
+        parent_jvm()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="compares /proc with ps")

@@ -29,14 +29,14 @@ import json, os, resource, sys, threading
 from itertools import islice
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.process import Owner
+from dolly_batch.host.process import ProcessId
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.host.wire import PromptRow
 from dolly_batch.records import EngineSpec, GenerationParams
 
 spec, owner, root = json.loads(sys.argv[1])
-spec, place = EngineSpec(**spec), HostAddress(Owner(**owner), None, Path(root))
+spec, place = EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))
 threading.stack_size(1 << 20)
 with EngineClient.connect(spec, place) as client:
     size = int(Path(f"/proc/{client.host_pid}/statm").read_text().split()[0]) * resource.getpagesize()
