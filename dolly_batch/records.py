@@ -23,7 +23,7 @@ class GenerationParams:
 
 
 @dataclass(frozen=True, slots=True)
-class BegunAnswer:
+class PartialAnswer:
     """An answer that `max_new_tokens` has cut off: its text, stripped as answers are, and the number of its tokens."""
 
     text: str
@@ -34,7 +34,7 @@ class BegunAnswer:
 class Request:
     """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own.
 
-    `grammar` is the text of a JSON schema that the answer must follow, token by token, or None. `begun_ids` are the
+    `grammar` is the text of a JSON schema that the answer must follow, token by token, or None. `partial_ids` are the
     tokens of an answer to the same request that was cut off earlier: the engine goes on from them, if the first token
     that it draws itself is their first.
     """
@@ -44,7 +44,7 @@ class Request:
     params: GenerationParams
     seed: int = 0
     grammar: str | None = None
-    begun_ids: tuple[int, ...] = ()
+    partial_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Completion:
     `token_ids` holds the generated ids without the end marker; `text` is their decoding, stripped of white space
     at both ends as the reference does. `finish_reason` is `stop` when the model wrote `### End`, `length` when
     `max_new_tokens` ran out, and None exactly when `failure` is set. The first `num_begun_tokens` of the ids were not
-    generated but taken over from `begun_ids`.
+    generated but taken over from `partial_ids`.
     """
 
     key: str
@@ -120,7 +120,7 @@ class PromptRow:
     seed: int = 0
     format: PromptFormat = "dolly"
     grammar: str | None = None
-    begun: BegunAnswer | None = None
+    begun: PartialAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)

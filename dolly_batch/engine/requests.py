@@ -16,11 +16,11 @@ def refuse(request: Request, vocab_size: int, max_positions: int) -> Failure | N
     params = request.params
     if not request.prompt_ids:
         return Failure("model_error", "the prompt holds no tokens")
-    if not all(0 <= token_id < vocab_size for token_id in (*request.prompt_ids, *request.begun_ids)):
+    if not all(0 <= token_id < vocab_size for token_id in (*request.prompt_ids, *request.partial_ids)):
         return Failure("model_error", f"the prompt holds ids outside of 0 to {vocab_size - 1}")
     if not _in_range(params):
         return Failure("model_error", f"generation parameters out of range: {params}")
-    if request.begun_ids and (request.grammar is not None or len(request.begun_ids) >= params.max_new_tokens):
+    if request.partial_ids and (request.grammar is not None or len(request.partial_ids) >= params.max_new_tokens):
         return Failure("model_error", "an answer cannot be gone on with under a grammar, or where it is full already")
     return too_long(request, max_positions)
 
@@ -55,7 +55,7 @@ class EqualRequests:
         """Whether the request is to be run. If not, its completion comes with its leader's."""
         if request.params.do_sample:
             return True
-        question = (request.prompt_ids, request.params, request.grammar, request.begun_ids)
+        question = (request.prompt_ids, request.params, request.grammar, request.partial_ids)
         followers = self._followers.get(question)
         if followers is None:
             self._followers[question] = []

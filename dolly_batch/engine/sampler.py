@@ -54,7 +54,7 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
 
 def needs_reading(row: Row) -> bool:
     """Whether the row's tokens so far must be known to go on: an answer that was begun may follow its first one."""
-    return _is_bound(row) or bool(row.request.begun_ids and not row.token_ids)
+    return _is_bound(row) or bool(row.request.partial_ids and not row.token_ids)
 
 
 def _is_bound(row: Row) -> bool:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dolly_batch.host.wire import PromptRow, Row, ScoreRow
-from dolly_batch.records import BegunAnswer, Failure, Request, ScoreRequest
+from dolly_batch.records import Failure, PartialAnswer, Request, ScoreRequest
 
 if TYPE_CHECKING:
     from dolly_batch.prompt import TextEncoder
@@ -46,12 +46,12 @@ class RowEncoder:
 
     def _request(self, row: Row, ids: Sequence[int]) -> Request | ScoreRequest:
         if isinstance(row, PromptRow):
-            begun_ids = () if row.begun is None else self._encode_begun(row.begun)
-            return Request(row.key, tuple(ids), row.params, row.seed, row.grammar, begun_ids)
+            partial_ids = () if row.begun is None else self._encode_partial(row.begun)
+            return Request(row.key, tuple(ids), row.params, row.seed, row.grammar, partial_ids)
         continuations = self._continuations(row.continuations, row.with_end)
         return ScoreRequest(row.key, tuple(self._cut(row, ids, continuations)), continuations)
 
-    def _encode_begun(self, begun: BegunAnswer) -> tuple[int, ...]:
+    def _encode_partial(self, begun: PartialAnswer) -> tuple[int, ...]:
         """The ids of an answer that was cut off, none where its text does not tell them.
 
         A stored text has lost the white space at its ends, and may have been written in other tokens than those it is

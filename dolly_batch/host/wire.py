@@ -22,7 +22,7 @@ from itertools import groupby
 from typing import Any
 
 from dolly_batch.errors import EngineError
-from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PartialAnswer, Scores
 from dolly_batch.records import PromptRow as PromptRow
 from dolly_batch.records import Row as Row
 from dolly_batch.records import ScoreRow as ScoreRow
@@ -132,7 +132,7 @@ class RowReader:
                 params, prompt_format, grammar = common
                 self._last[kind] = (GenerationParams(*params), prompt_format, grammar)
             instruction, context, seed, begun = own
-            begun = None if begun is None else BegunAnswer(*begun)
+            begun = None if begun is None else PartialAnswer(*begun)
             params, prompt_format, grammar = self._last[kind]
             return PromptRow(key, instruction, context, params, seed, prompt_format, grammar, begun)
         if common is not None:

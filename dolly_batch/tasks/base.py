@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from unicodedata import category
 
-from dolly_batch.records import BegunAnswer, Completion, Row, Scores
+from dolly_batch.records import Completion, PartialAnswer, Row, Scores
 
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 
@@ -25,7 +25,7 @@ class Subject:
     instruction: str
     context: str | None
     seed: int = 0
-    begun: BegunAnswer | None = None
+    begun: PartialAnswer | None = None
     max_new_tokens: int | None = None
 
 

@@ -10,7 +10,7 @@ from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.host.encoding import RowEncoder
-from dolly_batch.records import BegunAnswer, Completion, GenerationParams, PromptRow, Request
+from dolly_batch.records import Completion, GenerationParams, PartialAnswer, PromptRow, Request
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.engine.fast import answer, fast_engine
 from tests.engine.questions import dolly, mixed_requests
@@ -36,7 +36,7 @@ def cut_at(whole: dict[str, Completion], requests: list[Request]) -> list[Reques
     for number, request in enumerate(requests):
         ids = whole[request.key].token_ids
         num_begun = 0 if number % 5 == 0 else 1 + (number * 7) % (len(ids) or 1)
-        cut.append(replace(request, begun_ids=ids[: min(num_begun, len(ids) - 1)] if ids else ()))
+        cut.append(replace(request, partial_ids=ids[: min(num_begun, len(ids) - 1)] if ids else ()))
     return cut
 
 
@@ -64,8 +64,8 @@ def test_an_answer_gone_on_with_is_the_answer_given_in_one_go(
     cut = cut_at(whole, requests)
     found = answer(engine(), cut)
     assert {key: replace(completion, num_begun_tokens=0) for key, completion in found.items()} == whole
-    assert all(found[request.key].num_begun_tokens == len(request.begun_ids) for request in cut)
-    assert sum(len(request.begun_ids) for request in cut) > 60
+    assert all(found[request.key].num_begun_tokens == len(request.partial_ids) for request in cut)
+    assert sum(len(request.partial_ids) for request in cut) > 60
 
 
 def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
@@ -84,8 +84,8 @@ def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
     num_whole, num_tokens = decoded(requests)
     assert num_whole == num_tokens
     whole = answer(fast_engine(model), requests)
-    begun = [replace(row, begun_ids=whole[row.key].token_ids[:-3]) for row in requests]
-    assert decoded(begun) == (num_whole - sum(len(row.begun_ids) for row in begun), num_tokens)
+    begun = [replace(row, partial_ids=whole[row.key].token_ids[:-3]) for row in requests]
+    assert decoded(begun) == (num_whole - sum(len(row.partial_ids) for row in begun), num_tokens)
     assert steps[1] < steps[0] / 3
 
 
@@ -93,7 +93,7 @@ def test_a_beginning_that_is_not_the_requests_own_is_dropped(loaded: dict[str, L
     model = loaded["gpt_neox"]
     requests = [replace(row, params=PARAMS["sampled"]) for row in mixed_requests(dolly(model), 6)]
     whole = answer(fast_engine(model), requests)
-    wrong = [replace(row, begun_ids=((whole[row.key].token_ids[0] + 1) % 300, 5, 6)) for row in requests]
+    wrong = [replace(row, partial_ids=((whole[row.key].token_ids[0] + 1) % 300, 5, 6)) for row in requests]
     for engine in (fast_engine(model), PlainEngine(model)):
         assert answer(engine, wrong) == whole
 
@@ -116,8 +116,8 @@ def test_rows_that_gave_way_go_on_from_where_they_began(loaded: dict[str, Loaded
 
 def test_a_beginning_needs_room_and_no_grammar(loaded: dict[str, LoadedModel]) -> None:
     prompt = tuple(dolly(loaded["gpt_neox"]).encode("Say hello.", None))
-    full = Request("full", prompt, GenerationParams(3, do_sample=False), begun_ids=(5, 6, 7))
-    bound = Request("bound", prompt, GenerationParams(9, do_sample=False), grammar="{}", begun_ids=(5, 6, 7))
+    full = Request("full", prompt, GenerationParams(3, do_sample=False), partial_ids=(5, 6, 7))
+    bound = Request("bound", prompt, GenerationParams(9, do_sample=False), grammar="{}", partial_ids=(5, 6, 7))
     for engine in (fast_engine(loaded["gpt_neox"]), PlainEngine(loaded["gpt_neox"])):
         for completion in answer(engine, [full, bound]).values():
             assert completion.failure is not None
@@ -128,20 +128,20 @@ def test_a_stored_text_is_taken_for_its_tokens_only_where_it_tells_them() -> Non
     model = load_model(MODEL_FOLDER, dtype="float32", device="cpu")
     encoder = RowEncoder(model.encoder, model.folder.max_positions)
 
-    def begun_ids(text: str, num_tokens: int) -> tuple[int, ...]:
-        row = PromptRow("k", "Say hello.", None, PARAMS["greedy"], begun=BegunAnswer(text, num_tokens))
+    def partial_ids(text: str, num_tokens: int) -> tuple[int, ...]:
+        row = PromptRow("k", "Say hello.", None, PARAMS["greedy"], begun=PartialAnswer(text, num_tokens))
         (request,) = encoder.encode([row])
         assert isinstance(request, Request)
-        return request.begun_ids
+        return request.partial_ids
 
     text = "The meeting in Paris was led by Ada Berg"
     ids = tuple(model.encoder.encode_text(text))
-    assert begun_ids(text, len(ids)) == ids
-    assert begun_ids(text, len(ids) + 1) == ()  # white space at the end was stripped, or other tokens were written
+    assert partial_ids(text, len(ids)) == ids
+    assert partial_ids(text, len(ids) + 1) == ()  # white space at the end was stripped, or other tokens were written
     broken = text + " \ufffd"
-    assert begun_ids(broken, len(model.encoder.encode_text(broken))) == ()
+    assert partial_ids(broken, len(model.encoder.encode_text(broken))) == ()
     marker = "### End of it"
-    assert begun_ids(marker, len(model.encoder.encode_text(marker)) - 2) == ()  # written as the marker's own token
+    assert partial_ids(marker, len(model.encoder.encode_text(marker)) - 2) == ()  # written as the marker's own token
 
 
 def test_a_row_that_has_ended_may_stand_beside_longer_ones_at_the_last_position(loaded: dict[str, LoadedModel]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host import wire
 from dolly_batch.host.wire import FrameReader, PromptRow, RowReader, RowWriter, ScoreRow
-from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Failure, GenerationParams, Scores
+from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PartialAnswer, Scores
 
 TEXTS = ["", "plain", "a\x00b", "\ud800 alone", "👩‍👩‍👧‍👦 \u202eflip", "line\r\n\u2028\u2029\t", '"}],{\\', "### End"]
 
@@ -36,7 +36,7 @@ def test_rows_and_answers_arrive_as_they_were_sent(text: str):
         PromptRow("3", "again", None, GenerationParams(5, True, 0.7, 0.9, 40), 3),
         PromptRow("4", text, None, GenerationParams(6), 3, "plain", text),
         ScoreRow("5", text, None, ("b", text)),
-        PromptRow("6", text, None, GenerationParams(9), 3, begun=BegunAnswer(text, 7)),
+        PromptRow("6", text, None, GenerationParams(9), 3, begun=PartialAnswer(text, 7)),
     ]
     answers = [
         Completion("7", text, (1, 50_279), "stop", 12),

@@ -1,10 +1,10 @@
 """What generate asks of a row whose answer was begun, and what it makes of the engine's answer."""
 
-from dolly_batch.records import BegunAnswer, Completion, Failure, GenerationParams, PromptRow
+from dolly_batch.records import Completion, Failure, GenerationParams, PartialAnswer, PromptRow
 from dolly_batch.tasks.base import Answer, Subject
 from dolly_batch.tasks.generate import Generate
 
-BEGUN = BegunAnswer("It was a", 4)
+BEGUN = PartialAnswer("It was a", 4)
 WORK = Generate(GenerationParams(16, do_sample=False)).begin(Subject("Tell.", None, 7, BEGUN, 32))
 
 

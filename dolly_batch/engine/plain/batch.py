@@ -40,10 +40,10 @@ class Row:
         if token_id == stop_id:
             self.finish_reason = "stop"
             return
-        begun_ids = self.request.begun_ids
-        if begun_ids and not self.token_ids and token_id == begun_ids[0]:
-            self.num_begun = len(begun_ids)
-            self.token_ids.extend(begun_ids)
+        partial_ids = self.request.partial_ids
+        if partial_ids and not self.token_ids and token_id == partial_ids[0]:
+            self.num_begun = len(partial_ids)
+            self.token_ids.extend(partial_ids)
         else:
             self.token_ids.append(token_id)
         if self.constraint is not None:

@@ -90,7 +90,7 @@ def request_to_json(request: Request | ScoreRequest) -> list[Any]:
     r = request
     if isinstance(r, ScoreRequest):
         return ["score", r.key, r.prompt_ids, r.continuations]
-    return ["generate", r.key, r.prompt_ids, asdict(r.params), r.seed, r.grammar, r.begun_ids]
+    return ["generate", r.key, r.prompt_ids, asdict(r.params), r.seed, r.grammar, r.partial_ids]
 
 
 def request_from_json(message: list[Any]) -> Request | ScoreRequest:
@@ -98,8 +98,8 @@ def request_from_json(message: list[Any]) -> Request | ScoreRequest:
     kind, key, prompt_ids, *rest = message
     if kind == "score":
         return ScoreRequest(key, tuple(prompt_ids), tuple(tuple(continuation) for continuation in rest[0]))
-    params, seed, grammar, begun_ids = rest
-    return Request(key, tuple(prompt_ids), GenerationParams(**params), seed, grammar, tuple(begun_ids))
+    params, seed, grammar, partial_ids = rest
+    return Request(key, tuple(prompt_ids), GenerationParams(**params), seed, grammar, tuple(partial_ids))
 
 
 def answer_to_json(answer: Completion | Scores) -> list[Any]:

@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.records import BegunAnswer, Completion, EngineSpec, Scores
+from dolly_batch.records import Completion, EngineSpec, PartialAnswer, Scores
 from dolly_batch.records import Row as Question
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.tables.schemas import TASK_FIELDS
@@ -114,7 +114,7 @@ class Row:
     instruction: str
     context: str | None
     num_prompt_tokens: int
-    begun: BegunAnswer | None = None
+    begun: PartialAnswer | None = None
     max_new_tokens: int | None = None
     """Of this row, where it is not the job's."""
 
@@ -227,15 +227,15 @@ class Progress:
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:
     for batch in batches:
         for row_key, request_key, instruction, context, tokens, *rest in batch.itertuples(index=False, name=None):
-            begun, limit = _begun(*rest)
+            begun, limit = _partial(*rest)
             context = None if pd.isna(context) else context
             yield Row(row_key, request_key, instruction, context, int(tokens), begun, limit)
 
 
-def _begun(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[BegunAnswer | None, int | None]:
+def _partial(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[PartialAnswer | None, int | None]:
     if pd.isna(num_tokens):
         return None, None
-    return BegunAnswer(text, int(num_tokens)), int(max_new_tokens)
+    return PartialAnswer(text, int(num_tokens)), int(max_new_tokens)
 
 
 def _chained(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
