@@ -15,7 +15,7 @@ from dolly_batch.evaluate.fields import FieldCounts, parse_object
 from dolly_batch.evaluate.labels import LabelScore, score_labels
 from dolly_batch.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
 from dolly_batch.evaluate.table import Table, share
-from dolly_batch.spark.tables.columns import Chosen, choose
+from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
 from dolly_batch.spark.tables.input import read_table, unreadable_input_named
 
 MAX_LABELS = 10_000
@@ -62,14 +62,14 @@ def open_quality(spark: SparkSession, configs: Sequence[QualityConfig]) -> list[
         if config.kind == "summarize":
             load_scorer()
         columns = [
-            _as_text(config.kind, choose(table, name, f"{key}.{part}"), f"{key}.{part}").alias(part)
+            _as_text(config.kind, resolve_column(table, name, f"{key}.{part}"), f"{key}.{part}").alias(part)
             for part, name in (("gold", config.gold), ("prediction", config.prediction))
         ]
         finished.append(Finished(config, key, table.select(*columns)))
     return finished
 
 
-def _as_text(kind: str, chosen: Chosen, key: str) -> Column:
+def _as_text(kind: str, chosen: ColumnRef, key: str) -> Column:
     """The column as string: labels as they print, texts as they are, objects as JSON."""
     if kind == "extract" and isinstance(chosen.type, _OBJECTS):
         return F.to_json(chosen.column)

@@ -15,14 +15,14 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
 from dolly_batch.spark.plan.keys import request_header, request_key, row_key
-from dolly_batch.spark.tables.columns import Chosen
+from dolly_batch.spark.tables.columns import ColumnRef
 from tests.spark.desk import Desk, echo_document, load_job_text, questions
 
 
 def row_keys(spark: SparkSession, kind: T.DataType, values: list[Any]) -> list[str | None]:
     schema = T.StructType([T.StructField("n", T.IntegerType()), T.StructField("x", kind)])
     df = spark.createDataFrame(list(enumerate(values)), schema)
-    return [row[0] for row in df.orderBy("n").select(row_key([Chosen(F.col("x"), "x", kind)])).collect()]
+    return [row[0] for row in df.orderBy("n").select(row_key([ColumnRef(F.col("x"), "x", kind)])).collect()]
 
 
 def test_equal_ids_of_different_width_have_one_key_and_different_types_do_not(spark: SparkSession) -> None:
@@ -38,7 +38,7 @@ def test_equal_ids_of_different_width_have_one_key_and_different_types_do_not(sp
 
 def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) -> None:
     df = spark.createDataFrame([("a", "bc"), ("ab", "c"), ("1:a", ""), ("", "1:a")], "x string, y string")
-    chosen = [Chosen(F.col(name), name, T.StringType()) for name in ("x", "y")]
+    chosen = [ColumnRef(F.col(name), name, T.StringType()) for name in ("x", "y")]
     keys = [row[0] for row in df.select(row_key(chosen)).collect()]
     assert len(set(keys)) == 4
 
@@ -46,7 +46,7 @@ def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) ->
 @pytest.mark.parametrize("kind", [T.DoubleType(), T.BooleanType(), T.ArrayType(T.StringType())])
 def test_an_id_without_an_exact_text_is_refused(kind: T.DataType) -> None:
     with pytest.raises(InputError, match="`x` is"):
-        row_key([Chosen(F.col("x"), "x", kind)])
+        row_key([ColumnRef(F.col("x"), "x", kind)])
 
 
 texts = st.one_of(st.none(), st.text(alphabet="ab:1-\u00e9\U0001f600", max_size=4))

@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
-from dolly_batch.spark.tables.columns import Chosen
+from dolly_batch.spark.tables.columns import ColumnRef
 
 KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
@@ -76,7 +76,7 @@ def request_key(header: str, instruction: Column, context: Column) -> Column:
     return F.substring(F.sha2(parts, 256), 1, KEY_HEX_DIGITS)
 
 
-def row_key(ids: Sequence[Chosen]) -> Column:
+def row_key(ids: Sequence[ColumnRef]) -> Column:
     """The row's id, type-tagged and canonical; null when any part is null.
 
     `7` as an integer is `i7` whatever its width, `7.00` as a decimal is `d7`, the string `7` is `s7`. Several
@@ -102,7 +102,7 @@ def _prefixed(text: Column) -> Column:
     return F.when(text.isNull(), F.lit("-").cast("binary")).otherwise(value)
 
 
-def _tagged(chosen: Chosen) -> Column:
+def _tagged(chosen: ColumnRef) -> Column:
     kind, column = chosen.type, chosen.column
     if isinstance(kind, T.StringType):
         return F.concat(F.lit("s"), column)

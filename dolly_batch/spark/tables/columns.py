@@ -25,7 +25,7 @@ def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ColumnRef:
     """One column of the input that the job names: how to read it, what it is called after, and its type."""
 
     column: Column
@@ -33,7 +33,7 @@ class Chosen:
     type: T.DataType
 
 
-def choose(df: DataFrame, name: str, key: str) -> Chosen:
+def resolve_column(df: DataFrame, name: str, key: str) -> ColumnRef:
     """Find the column that the job's `key` calls `name`.
 
     A top-level column of exactly that name comes first, then a field of a struct (`q.text`); backticks force either
@@ -45,7 +45,7 @@ def choose(df: DataFrame, name: str, key: str) -> Chosen:
         twins = ", ".join(f"`{field.name}`" for field in exact)
         raise InputError(f"{key}: the input has the columns {twins}, which differ only by case; rename one")
     if exact:
-        return Chosen(F.col(_quoted(exact[0].name)), exact[0].name, exact[0].dataType)
+        return ColumnRef(F.col(_quoted(exact[0].name)), exact[0].name, exact[0].dataType)
     nested = _nested(df.schema, name)
     if nested is not None:
         return nested
@@ -60,7 +60,7 @@ def own(job: JobConfig, name: str) -> str:
     return job.output.prefix + name
 
 
-def output_schema(job: JobConfig, ids: Sequence[Chosen], kept: Sequence[Chosen]) -> T.StructType:
+def output_schema(job: JobConfig, ids: Sequence[ColumnRef], kept: Sequence[ColumnRef]) -> T.StructType:
     """The output's columns in order: the ids (`row_key` where there are none), the kept columns, ours.
 
     Raises OutputError when two of them, or two fields of a struct, have one name, or `partition_by` names none of them.
@@ -156,7 +156,7 @@ def quoted_path(*parts: str) -> str:
     return ".".join(_quoted(part) for part in parts)
 
 
-def _nested(schema: T.StructType, name: str) -> Chosen | None:
+def _nested(schema: T.StructType, name: str) -> ColumnRef | None:
     """A field reached through structs by a dotted name, or None."""
     if "." not in name:
         return None
@@ -170,4 +170,4 @@ def _nested(schema: T.StructType, name: str) -> Chosen | None:
         column = F.col(_quoted(field.name)) if column is None else column.getField(field.name)
         here = field.dataType
         leaf = field.name
-    return Chosen(column, leaf, here) if column is not None else None
+    return ColumnRef(column, leaf, here) if column is not None else None

@@ -18,7 +18,7 @@ from dolly_batch.errors import InputError
 from dolly_batch.spark.plan.keys import row_key
 from dolly_batch.spark.plan.prepared_task import template_columns
 from dolly_batch.spark.session.session import is_connect
-from dolly_batch.spark.tables.columns import Chosen, choose
+from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
 
 UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
 CORRUPT = "_corrupt_record"
@@ -33,11 +33,11 @@ class Source:
     """The input table, before any row of it is read: what the job's columns are called and typed."""
 
     df: DataFrame
-    ids: tuple[Chosen, ...]
-    kept: tuple[Chosen, ...]
-    values: tuple[Chosen, ...]
+    ids: tuple[ColumnRef, ...]
+    kept: tuple[ColumnRef, ...]
+    values: tuple[ColumnRef, ...]
     """What stands in the instruction: a column, those of a template, or nothing where it is the same for all."""
-    context: Chosen | None
+    context: ColumnRef | None
     """The row's context; for tasks that read one text, that text."""
     version: int | None
     """The pinned version of a Delta input."""
@@ -52,25 +52,25 @@ def open_source(spark: SparkSession, job: JobConfig) -> Source:
     df, version = read_table(spark, job.input, "input")
     if job.input.where is not None:
         df = _filtered(df, job.input.where)
-    ids = tuple(choose(df, name, "input.id") for name in job.input.id_columns)
+    ids = tuple(resolve_column(df, name, "input.id") for name in job.input.id_columns)
     if ids:
         row_key(ids)
-    kept = tuple(choose(df, name, "output.keep") for name in job.output.keep)
+    kept = tuple(resolve_column(df, name, "output.keep") for name in job.output.keep)
     values, context = _read_columns(df, job)
     return Source(df, ids, kept, values, context, version)
 
 
-def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[Chosen, ...], Chosen | None]:
+def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[ColumnRef, ...], ColumnRef | None]:
     """The columns that make a row's question: those of its instruction, and its context or text."""
     if not isinstance(job.task, GenerateTask):
-        return (), _text(choose(df, job.input.text, "input.text"), "input.text")
+        return (), _text(resolve_column(df, job.input.text, "input.text"), "input.text")
     context = None
     if job.input.context is not None:
-        context = _text(choose(df, job.input.context, "input.context"), "input.context")
+        context = _text(resolve_column(df, job.input.context, "input.context"), "input.context")
     named = template_columns(job.task)
     if named is not None:
-        return tuple(choose(df, name, "task.template") for name in named), context
-    return (_text(choose(df, job.input.instruction, "input.instruction"), "input.instruction"),), context
+        return tuple(resolve_column(df, name, "task.template") for name in named), context
+    return (_text(resolve_column(df, job.input.instruction, "input.instruction"), "input.instruction"),), context
 
 
 def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
@@ -138,7 +138,7 @@ def _filtered(df: DataFrame, where: str) -> DataFrame:
     return filtered
 
 
-def _text(chosen: Chosen, key: str) -> Chosen:
+def _text(chosen: ColumnRef, key: str) -> ColumnRef:
     if isinstance(chosen.type, (T.StringType, T.VarcharType, T.CharType)):
         return chosen
     raise InputError(

@@ -16,7 +16,7 @@ from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.plan.keys import NULL_KEY, row_key
 from dolly_batch.spark.tables.columns import (
-    Chosen,
+    ColumnRef,
     answer_fields,
     output_schema,
     own,
@@ -124,7 +124,7 @@ class Target:
         if self.num_ids == 0:
             return F.col(quoted_path(self.own("row_key")))
         fields = self.schema.fields[: self.num_ids]
-        key = row_key([Chosen(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
+        key = row_key([ColumnRef(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
         return F.coalesce(key, F.lit(NULL_KEY))
 
     def destination(self) -> str:
