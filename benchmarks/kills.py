@@ -40,12 +40,12 @@ class Tally:
     rounds: int = 0
     starts: int = 0
     shares: list[float] = field(default_factory=list)
-    """Of each end of a driver: the share of all rows that were in waves begun and not finished."""
+    """Of each end of a driver: the share of all rows that were in waves partial and not finished."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="no new round is begun after this")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no new round is partial after this")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     chance, tally = random.Random(arguments.seed), Tally()
@@ -122,8 +122,8 @@ def strike(victim: str, start: Start, job: Job, tally: Tally) -> bool:
     start.process.wait()
     total = job.num_waves()
     if total:
-        begun = [*(job.folder / "work").glob("p*/staging/.wave=*")]
-        tally.shares.append(len({path.name.split(".")[1] for path in begun} - set(job.staged())) / total)
+        partial = [*(job.folder / "work").glob("p*/staging/.wave=*")]
+        tally.shares.append(len({path.name.split(".")[1] for path in partial} - set(job.staged())) / total)
     return True
 
 

@@ -70,7 +70,7 @@ class Completion:
 
     `token_ids` holds the generated ids without the end marker; `text` is their decoding, stripped of white space
     at both ends as the reference does. `finish_reason` is `stop` when the model wrote `### End`, `length` when
-    `max_new_tokens` ran out, and None exactly when `failure` is set. The first `num_begun_tokens` of the ids were not
+    `max_new_tokens` ran out, and None exactly when `failure` is set. The first `num_partial_tokens` of the ids were not
     generated but taken over from `partial_ids`.
     """
 
@@ -80,7 +80,7 @@ class Completion:
     finish_reason: FinishReason | None
     num_prompt_tokens: int
     failure: Failure | None = None
-    num_begun_tokens: int = 0
+    num_partial_tokens: int = 0
 
     @property
     def num_completion_tokens(self) -> int:
@@ -110,7 +110,7 @@ class PromptRow:
     """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
 
     `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
-    JSON schema that the answer has to follow. `begun` is an answer to go on with instead of beginning anew.
+    JSON schema that the answer has to follow. `partial` is an answer to resume.
     """
 
     key: str
@@ -120,7 +120,7 @@ class PromptRow:
     seed: int = 0
     format: PromptFormat = "dolly"
     grammar: str | None = None
-    begun: PartialAnswer | None = None
+    partial: PartialAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class ModelEngine(ABC):
         text = self.encoder.decode(row.token_ids).strip()
         ids, num_prompt_tokens = tuple(row.token_ids), len(row.request.prompt_ids)
         return Completion(
-            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_begun_tokens=row.num_begun
+            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_partial_tokens=row.num_partial
         )
 
     def _new_scorer(self) -> Scorer:

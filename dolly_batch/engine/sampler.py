@@ -53,7 +53,7 @@ def unread_tokens(logits: Tensor, rows: Sequence[Decoded], use_kernel: bool) -> 
 
 
 def needs_reading(row: Row) -> bool:
-    """Whether the row's tokens so far must be known to go on: an answer that was begun may follow its first one."""
+    """Whether the row's tokens so far must be known to go on: a partial answer may follow its first token."""
     return _is_bound(row) or bool(row.request.partial_ids and not row.token_ids)
 
 

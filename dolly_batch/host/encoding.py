@@ -46,21 +46,21 @@ class RowEncoder:
 
     def _request(self, row: Row, ids: Sequence[int]) -> Request | ScoreRequest:
         if isinstance(row, PromptRow):
-            partial_ids = () if row.begun is None else self._encode_partial(row.begun)
+            partial_ids = () if row.partial is None else self._encode_partial(row.partial)
             return Request(row.key, tuple(ids), row.params, row.seed, row.grammar, partial_ids)
         continuations = self._continuations(row.continuations, row.with_end)
         return ScoreRequest(row.key, tuple(self._cut(row, ids, continuations)), continuations)
 
-    def _encode_partial(self, begun: PartialAnswer) -> tuple[int, ...]:
+    def _encode_partial(self, partial: PartialAnswer) -> tuple[int, ...]:
         """The ids of an answer that was cut off, none where its text does not tell them.
 
         A stored text has lost the white space at its ends, and may have been written in other tokens than those it is
         encoded in; both show in the number of tokens. What does not, white space in the first token, the engine finds.
         """
-        if REPLACED in begun.text:
+        if REPLACED in partial.text:
             return ()
-        ids = self._encoder.encode_text(begun.text)
-        is_whole = len(ids) == begun.num_tokens and self._encoder.decode(ids) == begun.text
+        ids = self._encoder.encode_text(partial.text)
+        is_whole = len(ids) == partial.num_tokens and self._encoder.decode(ids) == partial.text
         return tuple(ids) if is_whole else ()
 
     def _encode_continuations(self, texts: tuple[str, ...], with_end: bool) -> _Continuations:

@@ -105,8 +105,8 @@ class RowWriter:
         if isinstance(row, PromptRow):
             p = row.params
             params = [p.max_new_tokens, p.do_sample, p.temperature, p.top_p, p.top_k, p.repetition_penalty]
-            begun = None if row.begun is None else [row.begun.text, row.begun.num_tokens]
-            own = [row.instruction, row.context, row.seed, begun]
+            partial = None if row.partial is None else [row.partial.text, row.partial.num_tokens]
+            own = [row.instruction, row.context, row.seed, partial]
             return [number, "generate", own, self._new("generate", [params, row.format, row.grammar])]
         common = [row.continuations, row.with_end, row.format]
         return [number, "score", [row.instruction, row.context], self._new("score", common)]
@@ -131,10 +131,10 @@ class RowReader:
             if common is not None:
                 params, prompt_format, grammar = common
                 self._last[kind] = (GenerationParams(*params), prompt_format, grammar)
-            instruction, context, seed, begun = own
-            begun = None if begun is None else PartialAnswer(*begun)
+            instruction, context, seed, partial = own
+            partial = None if partial is None else PartialAnswer(*partial)
             params, prompt_format, grammar = self._last[kind]
-            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar, begun)
+            return PromptRow(key, instruction, context, params, seed, prompt_format, grammar, partial)
         if common is not None:
             texts, with_end, prompt_format = common
             self._last[kind] = (tuple(texts), with_end, prompt_format)
@@ -170,7 +170,7 @@ def answer_to_json(number: int, answer: Completion | Scores) -> list[Any]:
         return [number, "scores", a.log_probs, a.num_prompt_tokens, failure]
     return [
         *(number, "completion", a.text, a.token_ids, a.finish_reason, a.num_prompt_tokens),
-        *(a.num_begun_tokens, failure),
+        *(a.num_partial_tokens, failure),
     ]
 
 
@@ -181,5 +181,5 @@ def answer_from_json(message: list[Any], key: str) -> Completion | Scores:
     if kind == "scores":
         log_probs, num_prompt_tokens = rest
         return Scores(key, tuple(log_probs), failure, num_prompt_tokens)
-    text, token_ids, finish_reason, num_prompt_tokens, num_begun_tokens = rest
-    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_begun_tokens)
+    text, token_ids, finish_reason, num_prompt_tokens, num_partial_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_partial_tokens)

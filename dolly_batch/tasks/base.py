@@ -20,12 +20,12 @@ _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One row's question, as planned. `begun` is an answer to go on with, up to `max_new_tokens` of this row's own."""
+    """One row's question, as planned. `partial` is an answer to resume, up to `max_new_tokens` of this row's own."""
 
     instruction: str
     context: str | None
     seed: int = 0
-    begun: PartialAnswer | None = None
+    partial: PartialAnswer | None = None
     max_new_tokens: int | None = None
 
 
@@ -41,8 +41,8 @@ class Answer:
     num_prompt_tokens: int | None = None
     """The prompt tokens of all its questions, where that is not what was planned."""
     extras: tuple[object, ...] = ()
-    num_begun_tokens: int | None = None
-    """Tokens taken over from an answer that had been begun, 0 where it was begun anew; None where there was none."""
+    num_partial_tokens: int | None = None
+    """Tokens taken over from a partial answer, 0 where it was restarted; None where there was none."""
 
 
 class Work(Protocol):

@@ -38,18 +38,18 @@ class GenerateWork:
         row, params = self.subject, self.task.params
         if row.max_new_tokens is not None:
             params = replace(params, max_new_tokens=row.max_new_tokens)
-        return (PromptRow("0", row.instruction, row.context, params, row.seed, begun=row.begun),)
+        return (PromptRow("0", row.instruction, row.context, params, row.seed, partial=row.partial),)
 
     def take(self, answer: Completion | Scores) -> Answer:
-        """The model's text is the answer. One that was begun earlier is not lost when it cannot be gone on with."""
-        completion, begun = completion_of(answer), self.subject.begun
+        """The model's text is the answer. A partial answer is kept when it cannot be resumed."""
+        completion, partial = completion_of(answer), self.subject.partial
         found = read_answer(completion)
-        if begun is None:
+        if partial is None:
             return found
         if completion.failure is not None:
             error = f"not gone on with: {completion.failure.status}, {completion.failure.message}"
-            return Answer(begun.text, "truncated", error, "length", begun.num_tokens, num_begun_tokens=0)
-        return replace(found, num_begun_tokens=completion.num_begun_tokens)
+            return Answer(partial.text, "truncated", error, "length", partial.num_tokens, num_partial_tokens=0)
+        return replace(found, num_partial_tokens=completion.num_partial_tokens)
 
 
 def completion_of(answer: Completion | Scores) -> Completion:

@@ -127,9 +127,9 @@ def test_grammars_penalties_and_scores_go_along(double: LoadedModel) -> None:
 def test_answers_that_were_begun_are_gone_on_with(double: LoadedModel) -> None:
     rows = [replace(row, params=GenerationParams(20)) for row in mixed_requests(dolly(double), 14)]
     whole = answer(PlainEngine(double), rows)
-    begun = cut_at(whole, rows)
-    found = answer(gpu_engine(double, max_rows=6), begun)
-    assert found == answer(PlainEngine(double), begun)
+    partial = cut_at(whole, rows)
+    found = answer(gpu_engine(double, max_rows=6), partial)
+    assert found == answer(PlainEngine(double), partial)
     assert all(found[row.key].token_ids == whole[row.key].token_ids for row in rows)
 
 

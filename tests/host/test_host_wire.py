@@ -36,11 +36,11 @@ def test_rows_and_answers_arrive_as_they_were_sent(text: str):
         PromptRow("3", "again", None, GenerationParams(5, True, 0.7, 0.9, 40), 3),
         PromptRow("4", text, None, GenerationParams(6), 3, "plain", text),
         ScoreRow("5", text, None, ("b", text)),
-        PromptRow("6", text, None, GenerationParams(9), 3, begun=PartialAnswer(text, 7)),
+        PromptRow("6", text, None, GenerationParams(9), 3, partial=PartialAnswer(text, 7)),
     ]
     answers = [
         Completion("7", text, (1, 50_279), "stop", 12),
-        Completion("8", text, (1, 50_279), "length", 12, num_begun_tokens=1),
+        Completion("8", text, (1, 50_279), "length", 12, num_partial_tokens=1),
         Completion("9", "", (), None, 0, Failure("too_long", text)),
         Scores("10", (-1.5, -1e-17, float("-inf")), None, 3),
         Scores("11", (), Failure("model_error", text), 3),

@@ -41,7 +41,7 @@ class Usage:
     num_prompt_tokens: int = 0
     num_shared_tokens: int = 0
     num_answer_tokens: int = 0
-    num_begun_tokens: int = 0  # of the answers' tokens, those that came with the requests
+    num_partial_tokens: int = 0  # of the answers' tokens, those that came with the requests
     slot_steps: int = 0
     slot_steps_used: int = 0
     num_out_of_memory: int = 0
@@ -124,7 +124,7 @@ class Schedule:
         """A row has ended: its place is free for the next step."""
         self.running.remove(row)
         self.usage.num_answer_tokens += len(row.token_ids)
-        self.usage.num_begun_tokens += row.num_begun
+        self.usage.num_partial_tokens += row.num_partial
         if self._prefixes is not None:
             if self._prefixes.holds_only(row) and row.failure is None:
                 self._donor = row

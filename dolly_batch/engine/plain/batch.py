@@ -25,7 +25,7 @@ class Row:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     constraint: Constraint | None = None
-    num_begun: int = 0
+    num_partial: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -35,14 +35,14 @@ class Row:
     def take(self, token_id: int, stop_id: int | None) -> None:
         """Append the next token, or end the row: by the stop token, or by having all it may have.
 
-        An answer that was begun earlier is appended whole when the first token is the one it begins with.
+        A partial answer is appended whole when the first token is the one it begins with.
         """
         if token_id == stop_id:
             self.finish_reason = "stop"
             return
         partial_ids = self.request.partial_ids
         if partial_ids and not self.token_ids and token_id == partial_ids[0]:
-            self.num_begun = len(partial_ids)
+            self.num_partial = len(partial_ids)
             self.token_ids.extend(partial_ids)
         else:
             self.token_ids.append(token_id)
@@ -54,7 +54,7 @@ class Row:
     def restart(self) -> None:
         """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""
         self.token_ids.clear()
-        self.num_begun = 0
+        self.num_partial = 0
         self.finish_reason = self.failure = None
         if self.constraint is not None:
             self.constraint.restart()
@@ -68,7 +68,7 @@ class Batch:
     """
 
     rows: list[Row]
-    input_ids: Tensor  # [rows, prompt width], then [rows, 1], wider when answers that were begun are fed in
+    input_ids: Tensor  # [rows, prompt width], then [rows, 1], wider when partial answers are fed in
     mask: Tensor
     positions: Tensor  # as input_ids
     cache: Any = field(default_factory=DynamicCache)

@@ -108,7 +108,7 @@ def answer_to_json(answer: Completion | Scores) -> list[Any]:
     failure = None if a.failure is None else [a.failure.status, a.failure.message]
     if isinstance(a, Scores):
         return ["scores", a.key, failure, a.num_prompt_tokens, a.log_probs]
-    own = [a.text, a.token_ids, a.finish_reason, a.num_begun_tokens]
+    own = [a.text, a.token_ids, a.finish_reason, a.num_partial_tokens]
     return ["completion", a.key, failure, a.num_prompt_tokens, *own]
 
 
@@ -118,5 +118,5 @@ def answer_from_json(message: list[Any]) -> Completion | Scores:
     failure = None if told is None else Failure(*told)
     if kind == "scores":
         return Scores(key, tuple(rest[0]), failure, num_prompt_tokens)
-    text, token_ids, finish_reason, num_begun_tokens = rest
-    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_begun_tokens)
+    text, token_ids, finish_reason, num_partial_tokens = rest
+    return Completion(key, text, tuple(token_ids), finish_reason, num_prompt_tokens, failure, num_partial_tokens)

@@ -114,14 +114,14 @@ class Row:
     instruction: str
     context: str | None
     num_prompt_tokens: int
-    begun: PartialAnswer | None = None
+    partial: PartialAnswer | None = None
     max_new_tokens: int | None = None
     """Of this row, where it is not the job's."""
 
     def asks_the_same(self, other: "Row") -> bool:
         """Whether both have the same answer, where equal questions have."""
-        mine = (self.request_key, self.begun, self.max_new_tokens)
-        return mine == (other.request_key, other.begun, other.max_new_tokens)
+        mine = (self.request_key, self.partial, self.max_new_tokens)
+        return mine == (other.request_key, other.partial, other.max_new_tokens)
 
 
 class Desk:
@@ -153,7 +153,7 @@ class Desk:
             return
         self._leader = row
         seed = row_seed(self._task.seed, row.row_key)
-        work = self._prepared.begin(Subject(row.instruction, row.context, seed, row.begun, row.max_new_tokens))
+        work = self._prepared.begin(Subject(row.instruction, row.context, seed, row.partial, row.max_new_tokens))
         self._open[row.row_key] = (work, [row])
         self._ask(row.row_key, work.start())
 
@@ -186,7 +186,7 @@ def _staged(row: Row, answer: Answer) -> tuple[object, ...]:
         answer.finish_reason,
         num_prompt_tokens,
         answer.num_completion_tokens,
-        answer.num_begun_tokens,
+        answer.num_partial_tokens,
         *answer.extras,
     )
 
@@ -227,9 +227,9 @@ class Progress:
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:
     for batch in batches:
         for row_key, request_key, instruction, context, tokens, *rest in batch.itertuples(index=False, name=None):
-            begun, limit = _partial(*rest)
+            partial, limit = _partial(*rest)
             context = None if pd.isna(context) else context
-            yield Row(row_key, request_key, instruction, context, int(tokens), begun, limit)
+            yield Row(row_key, request_key, instruction, context, int(tokens), partial, limit)
 
 
 def _partial(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[PartialAnswer | None, int | None]:

@@ -35,8 +35,8 @@ def cut_at(whole: dict[str, Completion], requests: list[Request]) -> list[Reques
     cut = []
     for number, request in enumerate(requests):
         ids = whole[request.key].token_ids
-        num_begun = 0 if number % 5 == 0 else 1 + (number * 7) % (len(ids) or 1)
-        cut.append(replace(request, partial_ids=ids[: min(num_begun, len(ids) - 1)] if ids else ()))
+        num_partial = 0 if number % 5 == 0 else 1 + (number * 7) % (len(ids) or 1)
+        cut.append(replace(request, partial_ids=ids[: min(num_partial, len(ids) - 1)] if ids else ()))
     return cut
 
 
@@ -63,8 +63,8 @@ def test_an_answer_gone_on_with_is_the_answer_given_in_one_go(
     whole = answer(engine(), requests)
     cut = cut_at(whole, requests)
     found = answer(engine(), cut)
-    assert {key: replace(completion, num_begun_tokens=0) for key, completion in found.items()} == whole
-    assert all(found[request.key].num_begun_tokens == len(request.partial_ids) for request in cut)
+    assert {key: replace(completion, num_partial_tokens=0) for key, completion in found.items()} == whole
+    assert all(found[request.key].num_partial_tokens == len(request.partial_ids) for request in cut)
     assert sum(len(request.partial_ids) for request in cut) > 60
 
 
@@ -79,13 +79,13 @@ def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
         answers = answer(engine, rows)
         stats = engine.stats()
         steps.append(int(stats["num_steps"]))
-        return stats["num_answer_tokens"] - stats["num_begun_tokens"], sum(len(a.token_ids) for a in answers.values())
+        return stats["num_answer_tokens"] - stats["num_partial_tokens"], sum(len(a.token_ids) for a in answers.values())
 
     num_whole, num_tokens = decoded(requests)
     assert num_whole == num_tokens
     whole = answer(fast_engine(model), requests)
-    begun = [replace(row, partial_ids=whole[row.key].token_ids[:-3]) for row in requests]
-    assert decoded(begun) == (num_whole - sum(len(row.partial_ids) for row in begun), num_tokens)
+    partial = [replace(row, partial_ids=whole[row.key].token_ids[:-3]) for row in requests]
+    assert decoded(partial) == (num_whole - sum(len(row.partial_ids) for row in partial), num_tokens)
     assert steps[1] < steps[0] / 3
 
 
@@ -105,13 +105,13 @@ def test_rows_that_gave_way_go_on_from_where_they_began(loaded: dict[str, Loaded
 
     class LateShortage(ShortOfMemory):
         def _forward(self, step: Step):  # type: ignore[no-untyped-def]
-            self.enough = 64 if self.stats()["num_steps"] < 2 else 4  # once the begun answers are in
+            self.enough = 64 if self.stats()["num_steps"] < 2 else 4  # once the partial answers are in
             return super()._forward(step)
 
     engine = fast_engine(model, LateShortage)
     found = answer(engine, cut_at(whole, requests))
     assert engine.stats()["num_out_of_memory"] > 0
-    assert {key: replace(completion, num_begun_tokens=0) for key, completion in found.items()} == whole
+    assert {key: replace(completion, num_partial_tokens=0) for key, completion in found.items()} == whole
 
 
 def test_a_beginning_needs_room_and_no_grammar(loaded: dict[str, LoadedModel]) -> None:
@@ -129,7 +129,7 @@ def test_a_stored_text_is_taken_for_its_tokens_only_where_it_tells_them() -> Non
     encoder = RowEncoder(model.encoder, model.folder.max_positions)
 
     def partial_ids(text: str, num_tokens: int) -> tuple[int, ...]:
-        row = PromptRow("k", "Say hello.", None, PARAMS["greedy"], begun=PartialAnswer(text, num_tokens))
+        row = PromptRow("k", "Say hello.", None, PARAMS["greedy"], partial=PartialAnswer(text, num_tokens))
         (request,) = encoder.encode([row])
         assert isinstance(request, Request)
         return request.partial_ids
