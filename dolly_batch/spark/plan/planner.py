@@ -32,7 +32,7 @@ from dolly_batch.spark.plan.keys import (
 )
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import Asking, open_asking
-from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO, Facts, judge, mark_bad_ids, read_facts
+from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO, Facts, assign_status, mark_bad_ids, read_facts
 from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.columns import quoted_path
@@ -134,7 +134,7 @@ class _Planner:
         )
         header = request_header(job, self.model.identity)
         # Keys are made of what is asked in the end: a row that did not have to be cut keeps its key.
-        rows = judge(rows, self.model.folder, self.model.max_positions, self.asking, job.limits.long_prompt)
+        rows = assign_status(rows, self.model.folder, self.model.max_positions, self.asking, job.limits.long_prompt)
         rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
         kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
         if not source.ids:

@@ -27,7 +27,7 @@ CHARACTERS_AT_MOST = 1 << 28
 HISTOGRAM_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
-def judge(
+def assign_status(
     rows: DataFrame, model_folder: str, max_positions: int, asking: Asking, long_prompt: Side | Literal["error"]
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
