@@ -170,11 +170,11 @@ def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
 
 
 def _fail(error: BaseException, report: Report | EvaluateReport) -> None:
-    from dolly_batch.spark.signals import error_of, pass_over_signals
+    from dolly_batch.spark.signals import as_dolly_error, pass_over_signals
 
     if isinstance(error, KeyboardInterrupt):
         pass_over_signals()  # for as long as the process lasts: pyspark has something to do at its end, too
-    fault = error_of(error)
+    fault = as_dolly_error(error)
     report.outcome, report.exit_code, report.message = type(fault).__name__, fault.exit_code, str(fault)
     if not isinstance(error, (DollyBatchError, KeyboardInterrupt)):
         logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)

@@ -52,7 +52,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def error_of(error: BaseException) -> DollyBatchError:
+def as_dolly_error(error: BaseException) -> DollyBatchError:
     """Any fault of a run as one of ours, so that every command ends with a message and an exit code."""
     if isinstance(error, DollyBatchError):
         return error
