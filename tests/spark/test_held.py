@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from dolly_batch.spark.plan.existing import BEGUN_COLUMNS, Reopening, with_held
+from dolly_batch.spark.plan.existing import BEGUN_COLUMNS, Retry, with_held
 from dolly_batch.spark.plan.row_status import ASIDE, HELD, TODO
 from dolly_batch.spark.tables.output import Target
 from tests.spark.desk import Desk
@@ -80,7 +80,7 @@ def test_each_kind_of_row_comes_to_its_own(desk: Desk, target: Kept) -> None:
         for name, case in CASES.items()
     ]
     keyed = desk.spark.createDataFrame(rows, KEYED)
-    found = with_held(keyed, target, Reopening(("truncated",), ("{}",)), MAX_POSITIONS).collect()
+    found = with_held(keyed, target, Retry(("truncated",), ("{}",)), MAX_POSITIONS).collect()
     assert len(found) == len(CASES)
     told: dict[str, dict[str, Any]] = {row["row_key"][1:]: row.asDict() for row in found}
     for name, case in CASES.items():
@@ -97,7 +97,7 @@ def test_each_kind_of_row_comes_to_its_own(desk: Desk, target: Kept) -> None:
 def test_without_retry_all_that_is_held_stays_and_nothing_is_gone_on_with(desk: Desk, target: Kept) -> None:
     rows = [(f"s{name}", f"now {name}", None, None, 30) for name in CASES]
     keyed = desk.spark.createDataFrame(rows, KEYED.rpartition(", earlier_0_row")[0])
-    found = with_held(keyed, target, Reopening(), MAX_POSITIONS)
+    found = with_held(keyed, target, Retry(), MAX_POSITIONS)
     assert not set(found.columns) & set(BEGUN_COLUMNS)
     held = {name for name, case in CASES.items() if case.held and case.held[0] == "now"}
     assert {row["row_key"][1:] for row in found.collect() if row["state"] == HELD} == held

@@ -22,7 +22,7 @@ BEGUN_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")
 
 
 @dataclass(frozen=True)
-class Reopening:
+class Retry:
     """What `--retry` opens: the statuses, and the request headers of earlier runs with a smaller `max_new_tokens`."""
 
     statuses: tuple[str, ...] = ()
@@ -33,9 +33,9 @@ class Reopening:
         return job.task.kind == "generate" and "truncated" in self.statuses
 
 
-def open_again(
+def find_retryable(
     job: JobConfig, statuses: tuple[str, ...], identity: str, target: Target, files: Files, work: str
-) -> Reopening:
+) -> Retry:
     """Find out what rows that are to be opened again may be held under.
 
     Earlier headers come from the manifests of the plans under `work`, and from the rows themselves: a truncated answer
@@ -43,14 +43,14 @@ def open_again(
     """
     table = target.read() if statuses else None
     if table is None:
-        return Reopening(statuses)
+        return Retry(statuses)
     limits = {*_planned_limits(request_header(job, identity), files, work)}
     if job.task.kind == "generate":
         status, attempt, tokens = (F.col(target.own(n)) for n in ("status", "attempt", "num_completion_tokens"))
         found = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
         limits |= {row[0] for row in found}
     smaller = sorted((limit for limit in limits if limit < job.generation.max_new_tokens), reverse=True)
-    return Reopening(statuses, tuple(_with_limit(job, identity, limit) for limit in smaller[:MAX_EARLIER]))
+    return Retry(statuses, tuple(_with_limit(job, identity, limit) for limit in smaller[:MAX_EARLIER]))
 
 
 def _planned_limits(header: str, files: Files, work: str) -> Iterable[int]:
@@ -70,9 +70,9 @@ def _with_limit(job: JobConfig, identity: str, max_new_tokens: int) -> str:
     return request_header(job.model_copy(update={"generation": generation}), identity)
 
 
-def with_earlier_keys(keyed: DataFrame, reopening: Reopening, kept: Sequence[Column], has_ids: bool) -> DataFrame:
+def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[Column], has_ids: bool) -> DataFrame:
     """Add the keys that each row would have under each of the earlier headers."""
-    for i, header in enumerate(reopening.earlier):
+    for i, header in enumerate(retry.earlier):
         name = f"earlier_{i}_request_key"
         keyed = keyed.withColumn(name, request_key(header, F.col("instruction"), F.col("context")))
         row_key = F.coalesce("row_key", F.lit(NULL_KEY)) if has_ids else content_row_key(F.col(name), kept)
@@ -80,15 +80,15 @@ def with_earlier_keys(keyed: DataFrame, reopening: Reopening, kept: Sequence[Col
     return keyed
 
 
-def with_held(keyed: DataFrame, target: Target, reopening: Reopening, max_positions: int) -> DataFrame:
+def with_held(keyed: DataFrame, target: Target, retry: Retry, max_positions: int) -> DataFrame:
     """Add `state` and `attempt` to rows with keys, by what the output holds; and what a row goes on with.
 
     A row that is held under an earlier header takes over the keys it is held under. Of `BEGUN_COLUMNS`, which are there
     only where answers may be gone on with, `max_new_tokens` is the row's own limit: the job's, or as many again where
     the answer has so many already, and never more than the model has positions for.
     """
-    goes_on, job = reopening.goes_on(target.job), target.job
-    rows, names = _found(keyed, target, reopening), [c for c in keyed.columns if not c.startswith("earlier_")]
+    goes_on, job = retry.goes_on(target.job), target.job
+    rows, names = _found(keyed, target, retry), [c for c in keyed.columns if not c.startswith("earlier_")]
     status, tokens = F.col("held.status"), F.col("held.num_tokens")
     limit, wanted = F.lit(None).cast("int"), F.lit(job.generation.max_new_tokens)
     begun = F.lit(False)
@@ -101,7 +101,7 @@ def with_held(keyed: DataFrame, target: Target, reopening: Reopening, max_positi
     else:
         full = F.lit(False)
     goes = begun & ~full
-    opened = (status.isin(*reopening.statuses) if reopening.statuses else F.lit(False)) & ~full
+    opened = (status.isin(*retry.statuses) if retry.statuses else F.lit(False)) & ~full
     held = status.isNotNull() & ~opened
     # Whether prompt and answer fit is judged by the job's limit; a row that goes on has its own.
     fits = goes & (F.col("status") == "too_long")
@@ -117,19 +117,19 @@ def with_held(keyed: DataFrame, target: Target, reopening: Reopening, max_positi
     )
 
 
-def _found(keyed: DataFrame, target: Target, reopening: Reopening) -> DataFrame:
+def _found(keyed: DataFrame, target: Target, retry: Retry) -> DataFrame:
     """The rows with `held`, a struct that is null where the output does not hold them."""
     table = target.read()
     if table is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
         return keyed.withColumn("held", F.lit(None).cast(none))
-    held = target.held(table, with_text=reopening.goes_on(target.job))
+    held = target.held(table, with_text=retry.goes_on(target.job))
     rows = keyed.join(held, ["row_key", "request_key"], "left")
-    for i in range(len(reopening.earlier)):
+    for i in range(len(retry.earlier)):
         keys = [f"earlier_{i}_row_key", f"earlier_{i}_request_key"]
         renamed = zip(("row_key", "request_key", "held"), (*keys, f"earlier_{i}"), strict=True)
         rows = rows.join(held.select(*(F.col(name).alias(new) for name, new in renamed)), keys, "left")
-    earlier = range(len(reopening.earlier))
+    earlier = range(len(retry.earlier))
     for name in ("row_key", "request_key"):
         under = F.when(F.col("held").isNotNull(), F.col(name))
         for i in earlier:

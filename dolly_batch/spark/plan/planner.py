@@ -21,7 +21,7 @@ from dolly_batch.errors import InputError, OutputError, Refused
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.estimate import slot_rate
-from dolly_batch.spark.plan.existing import Reopening, open_again, with_earlier_keys, with_held
+from dolly_batch.spark.plan.existing import Retry, find_retryable, with_earlier_keys, with_held
 from dolly_batch.spark.plan.keys import (
     asked_settings,
     content_row_key,
@@ -65,8 +65,8 @@ def make_plan(
     draft = f"{work}/.{kind}-{request.job.name}-{uuid.uuid4().hex[:12]}"
     try:
         asking = open_asking(request.job, model.folder, model.max_positions)
-        reopening = open_again(request.job, request.retry, model.identity, target, files, work)
-        return _Planner(spark, request, source, target, model, asking, reopening, files, work, draft).run()
+        retry = find_retryable(request.job, request.retry, model.identity, target, files, work)
+        return _Planner(spark, request, source, target, model, asking, retry, files, work, draft).run()
     finally:
         files.delete(draft)
 
@@ -86,7 +86,7 @@ class _Planner:
     target: Target
     model: ModelFacts
     asking: Asking
-    reopening: Reopening
+    retry: Retry
     files: Files
     work: str
     draft: str
@@ -102,7 +102,7 @@ class _Planner:
             self._check_ids(keyed)
         self._check_merge()
         limited = self._limited(keyed)
-        rows = self._kept(with_held(limited, self.target, self.reopening, self.model.max_positions), "rows")
+        rows = self._kept(with_held(limited, self.target, self.retry, self.model.max_positions), "rows")
         facts = read_facts(rows)
         plan = self._draft_plan(facts)
         if self.request.dry or self._is_done(plan):
@@ -139,7 +139,7 @@ class _Planner:
         kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
         if not source.ids:
             rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
-        return with_earlier_keys(rows, self.reopening, kept, has_ids=bool(source.ids))
+        return with_earlier_keys(rows, self.retry, kept, has_ids=bool(source.ids))
 
     def _check_ids(self, keyed: DataFrame) -> None:
         """Refuse null and duplicate ids, unless the job wants them as rows with a status."""
