@@ -216,10 +216,10 @@ _COMMANDS: dict[str, Callable[[JobConfig, argparse.Namespace, Report], Any]] = {
 def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
     """Print rows of the output: ids, the start of the answer, and its status."""
     from dolly_batch.spark.tables.columns import first_rows
-    from dolly_batch.spark.tables.input import open_source
-    from dolly_batch.spark.tables.output import open_target
+    from dolly_batch.spark.tables.input import open_input
+    from dolly_batch.spark.tables.output import open_output
 
-    target = open_target(spark, job, open_source(spark, job))
+    target = open_output(spark, job, open_input(spark, job))
     table = target.read()
     if table is not None:
         names = [*target.id_names, *target.kept_names, *(target.own(name) for name in ("response", "status", "error"))]

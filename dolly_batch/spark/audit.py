@@ -11,7 +11,7 @@ from dolly_batch.report import STATUSES
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.publish import snapshot
 from dolly_batch.spark.tables.columns import quoted_path
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.output import OutputTable
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Findings:
     num_completion_tokens: int
 
 
-def audit(target: Target, folder: PlanFolder, plan: Plan) -> Findings:
+def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
     """Compare planned keys with published ones. Raises AuditError, with the counts, for a missing or a repeated row."""
     table = target.read()
     if table is None:
@@ -43,7 +43,7 @@ def audit(target: Target, folder: PlanFolder, plan: Plan) -> Findings:
     return Findings(num_rows, missing, repeated, by_status, tokens)
 
 
-def audit_table(target: Target, table: DataFrame) -> Findings:
+def audit_table(target: OutputTable, table: DataFrame) -> Findings:
     """Look over the whole table for rows that are there twice: nothing is raised, only counted."""
     keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
     rows = _read_rows(target, table)
@@ -81,7 +81,7 @@ def _compare(planned: DataFrame, found: DataFrame, keys: list[str]) -> tuple[int
     return num_rows, missing, repeated, by_status, tokens
 
 
-def _read_rows(target: Target, table: DataFrame) -> DataFrame:
+def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
     return table.select(
         target.row_key().alias("row_key"),
         F.col(quoted_path(target.own("request_key"))).alias("request_key"),
@@ -90,7 +90,7 @@ def _read_rows(target: Target, table: DataFrame) -> DataFrame:
     )
 
 
-def _planned_keys(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     parts = ["aside", *(["todo"] if plan.waves else []), *(["reused"] if plan.num_reused else [])]
     keys = [snapshot(target, folder, part).select("row_key", "request_key") for part in parts]
     return reduce(DataFrame.unionByName, keys)

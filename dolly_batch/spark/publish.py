@@ -14,11 +14,11 @@ from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.generate.shard import staged_schema
-from dolly_batch.spark.plan.existing import BEGUN_COLUMNS
+from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.snapshot import read_part
 from dolly_batch.spark.tables.columns import answer_fields, quoted_path
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.schemas import TASK_FIELDS
 from dolly_batch.spark.tables.struct import struct_type
 
@@ -27,7 +27,7 @@ SWAPPING = "swapping.json"
 WRITE_RETRIES = 5
 
 
-def publish(target: Target, folder: PlanFolder, plan: Plan) -> None:
+def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
     """Commit the plan's rows. A second call, or a late one, changes nothing.
 
     Delta: append is an insert-only MERGE on row and request key, merge a MERGE on the row key, overwrite an overwrite.
@@ -45,25 +45,25 @@ def publish(target: Target, folder: PlanFolder, plan: Plan) -> None:
         _merge_delta(target, plan, rows)
 
 
-def staged_answers(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """The answers of all waves."""
     paths = [folder.staged(wave.number) for wave in plan.waves]
     schema = staged_schema(target.job.task.kind)
     return target.spark.read.schema(schema).parquet(*paths) if paths else target.spark.createDataFrame([], schema)
 
 
-def snapshot(target: Target, folder: PlanFolder, part: str) -> DataFrame:
+def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
     """A part of the plan's snapshot: todo, aside or reused."""
     return read_part(target.spark, folder.files, folder.of("snapshot", part))
 
 
-def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """All rows that this plan publishes, with the output's columns. Raises AuditError unless they are the planned."""
     _check_answers(target, folder, plan)
     answers = staged_answers(target, folder, plan)
     rows = _set_aside(target, folder, plan)
     if plan.waves:
-        asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *BEGUN_COLUMNS)
+        asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *PARTIAL_COLUMNS)
         todo = snapshot(target, folder, "todo").drop(*asked)
         rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
     if plan.num_reused:
@@ -71,7 +71,7 @@ def published_rows(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     return rows
 
 
-def _check_answers(target: Target, folder: PlanFolder, plan: Plan) -> None:
+def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
     """Raise AuditError, naming the waves, unless each planned row, and no other, has exactly one answer."""
     if not plan.waves:
         return
@@ -90,7 +90,7 @@ def _check_answers(target: Target, folder: PlanFolder, plan: Plan) -> None:
         )
 
 
-def _set_aside(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
+def _set_aside(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     none = F.lit(None)
     aside = snapshot(target, folder, "aside").select(
         "*",
@@ -102,7 +102,7 @@ def _set_aside(target: Target, folder: PlanFolder, plan: Plan) -> DataFrame:
     return _as_output(target, plan, aside)
 
 
-def _as_output(target: Target, plan: Plan, rows: DataFrame) -> DataFrame:
+def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
     """Rows with internal names as rows of the output."""
     created_at = datetime.fromisoformat(plan.created_at)
     ours: dict[str, Column] = {
@@ -119,14 +119,14 @@ def _as_output(target: Target, plan: Plan, rows: DataFrame) -> DataFrame:
     return rows.select(*_input_columns(target), *answer)
 
 
-def _input_columns(target: Target) -> list[Column]:
+def _input_columns(target: OutputTable) -> list[Column]:
     ids = [f"id_{i}" for i in range(target.num_ids)] or ["row_key"]
     kept = [f"keep_{i}" for i in range(len(target.kept_names))]
     names = [*target.id_names, *target.kept_names]
     return [F.col(inner).alias(name) for inner, name in zip([*ids, *kept], names, strict=True)]
 
 
-def _reused(target: Target, folder: PlanFolder) -> DataFrame:
+def _reused(target: OutputTable, folder: PlanFolder) -> DataFrame:
     """Answers that the output holds already, beside the input's present columns (mode overwrite)."""
     table = target.read()
     if table is None:
@@ -139,13 +139,13 @@ def _reused(target: Target, folder: PlanFolder) -> DataFrame:
     return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")
 
 
-def _sized(target: Target, rows: DataFrame) -> DataFrame:
+def _sized(target: OutputTable, rows: DataFrame) -> DataFrame:
     """Rows in files of about `output.target_file_mb`: Spark's adaptive rebalancing counts uncompressed bytes."""
     target.spark.conf.set("spark.sql.adaptive.advisoryPartitionSizeInBytes", f"{target.job.output.target_file_mb * 2}m")
     return rows.hint("rebalance")
 
 
-def _publish_parquet(target: Target, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
+def _publish_parquet(target: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
     files, path = target.files, target.path
     if files is None or path is None:
         raise Stopped("Parquet is written by path")
@@ -161,7 +161,7 @@ def _publish_parquet(target: Target, folder: PlanFolder, plan: Plan, rows: DataF
     _swap(files, path, folder, plan)
 
 
-def _add_folder(target: Target, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
+def _add_folder(target: OutputTable, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
     """Write the plan's folder under a name of this call's own, so that two starts never mix their files."""
     final, writing = f"{path}/{target.own('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
     fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
@@ -204,14 +204,14 @@ def _clear(files: Files, folder: str, prefix: str) -> None:
             files.delete(f"{folder}/{name}")
 
 
-def _write_parquet(target: Target, rows: DataFrame, path: str) -> None:
+def _write_parquet(target: OutputTable, rows: DataFrame, path: str) -> None:
     writer = _sized(target, rows).write.mode("overwrite")
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
     writer.parquet(path)
 
 
-def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
+def _overwrite_delta(target: OutputTable, plan: Plan, rows: DataFrame) -> None:
     writer: Any = _sized(target, rows).write.format("delta").mode("overwrite")
     # Delta remembers this pair and skips a second commit of it: a late start does not bring an old table back.
     writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
@@ -220,7 +220,7 @@ def _overwrite_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
     _save(target, writer)
 
 
-def _merge_delta(target: Target, plan: Plan, rows: DataFrame) -> None:
+def _merge_delta(target: OutputTable, plan: Plan, rows: DataFrame) -> None:
     """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
     _create_delta(target)
     columns = [field.name for field in target.schema.fields]
@@ -255,7 +255,7 @@ def _is_conflict(error: PySparkException) -> bool:
     return "DELTA_CONCURRENT" in condition or "Concurrent" in type(error).__name__
 
 
-def _create_delta(target: Target) -> None:
+def _create_delta(target: OutputTable) -> None:
     """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all.
 
     By a write and not by CREATE TABLE, which refuses a folder that holds the files of a start killed before it.
@@ -276,7 +276,7 @@ def _create_delta(target: Target) -> None:
             time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
 
 
-def _save(target: Target, writer: Any) -> None:
+def _save(target: OutputTable, writer: Any) -> None:
     if target.path is not None:
         writer.save(target.path)
     else:

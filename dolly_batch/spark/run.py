@@ -35,8 +35,8 @@ from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
-from dolly_batch.spark.tables.input import open_source
-from dolly_batch.spark.tables.output import Target, open_target, target_of
+from dolly_batch.spark.tables.input import open_input
+from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
 RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
 BEGUN_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
@@ -57,7 +57,7 @@ class Opened:
 
     folder: PlanFolder
     plan: Plan
-    target: Target
+    target: OutputTable
     model: ModelFacts
 
 
@@ -103,8 +103,8 @@ def plan_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
     spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
-    source = open_source(spark, job)
-    target = open_target(spark, job, source)
+    source = open_input(spark, job)
+    target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, say)
     check_executors(spark, target, model.folder)
     made = make_plan(spark, Request(job, options.retry, options.limit, dry=True), source, target, model, files, work)
@@ -151,7 +151,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     if found is None:
         return None
     folder, plan = found
-    target = target_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
+    target = output_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
     same = (
         plan.header == request_header(job, plan.model_identity)
         and plan.asked in ("", asked_settings(job))  # plans of earlier versions do not tell
@@ -176,8 +176,8 @@ def _planned(
     spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str, report: Report
 ) -> Opened | None:
     """A new plan, or None when nothing is left to do (the report then says so)."""
-    source = open_source(spark, job)
-    target = open_target(spark, job, source)
+    source = open_input(spark, job)
+    target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
@@ -201,7 +201,7 @@ def _describe(opened: Opened, report: Report) -> None:
     )
 
 
-def _fill(report: Report, plan: Plan, target: Target) -> None:
+def _fill(report: Report, plan: Plan, target: OutputTable) -> None:
     report.plan_id = plan.plan_id
     report.output = target.path or target.job.output.table
     report.model, report.model_revision = plan.model, plan.model_revision

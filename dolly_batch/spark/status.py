@@ -14,8 +14,8 @@ from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
 from dolly_batch.spark.session.session import open_session
-from dolly_batch.spark.tables.input import open_source
-from dolly_batch.spark.tables.output import Target, open_target, target_of
+from dolly_batch.spark.tables.input import open_input
+from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
 
 def read_status(job: JobConfig, full: bool, report: Report) -> SparkSession:
@@ -87,7 +87,7 @@ def _look_over(spark: SparkSession, job: JobConfig, plan: Plan | None, report: R
         raise AuditError(report.message)
 
 
-def _target(spark: SparkSession, job: JobConfig, plan: Plan | None) -> Target:
+def _target(spark: SparkSession, job: JobConfig, plan: Plan | None) -> OutputTable:
     if plan is None:
-        return open_target(spark, job, open_source(spark, job))
-    return target_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
+        return open_output(spark, job, open_input(spark, job))
+    return output_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)

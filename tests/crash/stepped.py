@@ -19,7 +19,7 @@ from dolly_batch.cli import main
 from dolly_batch.spark import publish
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.plan.manifest import Plan
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.output import OutputTable
 
 
 def signal_at(name: str, when: str, operation: str, pattern: str) -> None:
@@ -50,7 +50,7 @@ def send(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
 
 
-def append_without_looking(target: Target, files: Files, path: str, plan: Plan, rows: Any) -> None:
+def append_without_looking(target: OutputTable, files: Files, path: str, plan: Plan, rows: Any) -> None:
     """The commit of Parquet's append without its guard: whoever comes twice writes twice."""
     rows.write.mode("append").parquet(f"{path}/plan_id={plan.plan_id}")
 

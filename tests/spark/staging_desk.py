@@ -11,8 +11,8 @@ from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.planner import Request, make_plan
 from dolly_batch.spark.publish import publish
-from dolly_batch.spark.tables.input import open_source
-from dolly_batch.spark.tables.output import Target, open_target
+from dolly_batch.spark.tables.input import open_input
+from dolly_batch.spark.tables.output import OutputTable, open_output
 from tests.spark.desk import Desk
 
 
@@ -21,7 +21,7 @@ class Staged:
     """A plan whose waves are finished."""
 
     job: JobConfig
-    target: Target
+    target: OutputTable
     folder: PlanFolder
     plan: Plan
 
@@ -36,8 +36,8 @@ def staged(desk: Desk, reverse: bool = False, **sections: Any) -> Staged:
     """Plan the desk's job and run its waves, the last first if `reverse`; the steps of `run_job` up to the commit."""
     job, spark = desk.job(**sections), desk.spark
     files, work = files_for(spark, job.work_dir)
-    source = open_source(spark, job)
-    target = open_target(spark, job, source)
+    source = open_input(spark, job)
+    target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, print)
     made = make_plan(spark, Request(job), source, target, model, files, work)
     assert isinstance(made, tuple), "nothing is left to do"

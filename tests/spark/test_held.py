@@ -7,9 +7,9 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from dolly_batch.spark.plan.existing import BEGUN_COLUMNS, Retry, with_held
-from dolly_batch.spark.plan.row_status import ASIDE, HELD, TODO
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS, Retry, with_existing
+from dolly_batch.spark.plan.row_status import EXISTING, SKIPPED, TODO
+from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk
 
 MAX_POSITIONS = 100
@@ -21,7 +21,7 @@ KEYED = (
 
 
 @dataclass(frozen=True)
-class Kept(Target):
+class Kept(OutputTable):
     """An output that holds the given rows, under the key `now` or the key `before` of a smaller limit."""
 
     table: DataFrame | None = None
@@ -37,7 +37,7 @@ class Case:
     held: tuple[str, str, int, int | None] | None
     judged: str | None = None
     num_prompt_tokens: int | None = 30
-    state: str = HELD
+    state: str = EXISTING
     key: str = "now"
     limit: int | None = None
 
@@ -54,9 +54,9 @@ CASES = {
         ("before", "truncated", 1, 10), judged="too_long", num_prompt_tokens=85, state=TODO, key="before", limit=15
     ),
     "without room": Case(("now", "truncated", 1, 20), judged="too_long", num_prompt_tokens=80),
-    "with an id that is bad by now": Case(("now", "truncated", 1, 20), judged="duplicate_id", state=ASIDE),
+    "with an id that is bad by now": Case(("now", "truncated", 1, 20), judged="duplicate_id", state=SKIPPED),
     "new": Case(None, state=TODO),
-    "new and too long": Case(None, judged="too_long", state=ASIDE),
+    "new and too long": Case(None, judged="too_long", state=SKIPPED),
 }
 
 
@@ -80,7 +80,7 @@ def test_each_kind_of_row_comes_to_its_own(desk: Desk, target: Kept) -> None:
         for name, case in CASES.items()
     ]
     keyed = desk.spark.createDataFrame(rows, KEYED)
-    found = with_held(keyed, target, Retry(("truncated",), ("{}",)), MAX_POSITIONS).collect()
+    found = with_existing(keyed, target, Retry(("truncated",), ("{}",)), MAX_POSITIONS).collect()
     assert len(found) == len(CASES)
     told: dict[str, dict[str, Any]] = {row["row_key"][1:]: row.asDict() for row in found}
     for name, case in CASES.items():
@@ -91,13 +91,13 @@ def test_each_kind_of_row_comes_to_its_own(desk: Desk, target: Kept) -> None:
         if case.held and case.state == TODO:
             begun = (f"text of {name}", case.held[3], case.limit)
             assert (name, row["status"], row["error"]) == (name, None, None)
-        assert (name, tuple(row[column] for column in BEGUN_COLUMNS)) == (name, begun)
+        assert (name, tuple(row[column] for column in PARTIAL_COLUMNS)) == (name, begun)
 
 
 def test_without_retry_all_that_is_held_stays_and_nothing_is_gone_on_with(desk: Desk, target: Kept) -> None:
     rows = [(f"s{name}", f"now {name}", None, None, 30) for name in CASES]
     keyed = desk.spark.createDataFrame(rows, KEYED.rpartition(", earlier_0_row")[0])
-    found = with_held(keyed, target, Retry(), MAX_POSITIONS)
-    assert not set(found.columns) & set(BEGUN_COLUMNS)
+    found = with_existing(keyed, target, Retry(), MAX_POSITIONS)
+    assert not set(found.columns) & set(PARTIAL_COLUMNS)
     held = {name for name, case in CASES.items() if case.held and case.held[0] == "now"}
-    assert {row["row_key"][1:] for row in found.collect() if row["state"] == HELD} == held
+    assert {row["row_key"][1:] for row in found.collect() if row["state"] == EXISTING} == held

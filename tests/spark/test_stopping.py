@@ -9,8 +9,8 @@ from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.plan.planner import Request, make_plan
-from dolly_batch.spark.tables.input import open_source
-from dolly_batch.spark.tables.output import open_target
+from dolly_batch.spark.tables.input import open_input
+from dolly_batch.spark.tables.output import open_output
 from tests.spark.desk import Desk, questions
 
 
@@ -19,8 +19,8 @@ def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
     desk.put(questions(80))
     job = desk.job(engine={"echo_delay_s": 5.0}, plan={"max_shard_rows": 20, "shards_per_slot": 1, "slots": 1})
     files, work = files_for(desk.spark, job.work_dir)
-    source = open_source(desk.spark, job)
-    target = open_target(desk.spark, job, source)
+    source = open_input(desk.spark, job)
+    target = open_output(desk.spark, job, source)
     model = resolve_model(desk.spark, job, work, print)
     made = make_plan(desk.spark, Request(job), source, target, model, files, work)
     assert isinstance(made, tuple)

@@ -14,11 +14,11 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, request_header, request_key
 from dolly_batch.spark.plan.manifest import plan_folders
-from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
+from dolly_batch.spark.tables.output import OutputTable
 
 MAX_EARLIER = 8  # earlier values of max_new_tokens that are looked for; each costs a join
-BEGUN_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")
+PARTIAL_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Retry:
     statuses: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
 
-    def goes_on(self, job: JobConfig) -> bool:
+    def resumes_truncated(self, job: JobConfig) -> bool:
         """Whether truncated answers are gone on with, and not begun anew: only generate's are the model's own text."""
         return job.task.kind == "generate" and "truncated" in self.statuses
 
 
 def find_retryable(
-    job: JobConfig, statuses: tuple[str, ...], identity: str, target: Target, files: Files, work: str
+    job: JobConfig, statuses: tuple[str, ...], identity: str, target: OutputTable, files: Files, work: str
 ) -> Retry:
     """Find out what rows that are to be opened again may be held under.
 
@@ -80,19 +80,19 @@ def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[Column], ha
     return keyed
 
 
-def with_held(keyed: DataFrame, target: Target, retry: Retry, max_positions: int) -> DataFrame:
+def with_existing(keyed: DataFrame, target: OutputTable, retry: Retry, max_positions: int) -> DataFrame:
     """Add `state` and `attempt` to rows with keys, by what the output holds; and what a row goes on with.
 
-    A row that is held under an earlier header takes over the keys it is held under. Of `BEGUN_COLUMNS`, which are there
+    A row that the output holds under an earlier header keeps those keys. Of `PARTIAL_COLUMNS`, which are there
     only where answers may be gone on with, `max_new_tokens` is the row's own limit: the job's, or as many again where
     the answer has so many already, and never more than the model has positions for.
     """
-    goes_on, job = retry.goes_on(target.job), target.job
+    resumes_truncated, job = retry.resumes_truncated(target.job), target.job
     rows, names = _found(keyed, target, retry), [c for c in keyed.columns if not c.startswith("earlier_")]
     status, tokens = F.col("held.status"), F.col("held.num_tokens")
     limit, wanted = F.lit(None).cast("int"), F.lit(job.generation.max_new_tokens)
     begun = F.lit(False)
-    if goes_on:
+    if resumes_truncated:
         begun = F.coalesce((status == "truncated") & (tokens > 0) & F.col("held.text").isNotNull(), F.lit(False))
         room = F.lit(max_positions) - F.col("num_prompt_tokens")
         limit = F.when(begun, F.least(F.when(tokens < wanted, wanted).otherwise(tokens + wanted), room))
@@ -105,25 +105,25 @@ def with_held(keyed: DataFrame, target: Target, retry: Retry, max_positions: int
     held = status.isNotNull() & ~opened
     # Whether prompt and answer fit is judged by the job's limit; a row that goes on has its own.
     fits = goes & (F.col("status") == "too_long")
-    own = {name: F.when(~fits, F.col(name)).alias(name) for name in ("status", "error")} if goes_on else {}
-    as_held = F.lit(REUSED if job.output.mode == "overwrite" else HELD)
-    state = F.when(held, as_held).when(F.col("status").isNotNull() & ~fits, ASIDE).otherwise(TODO)
+    own = {name: F.when(~fits, F.col(name)).alias(name) for name in ("status", "error")} if resumes_truncated else {}
+    as_held = F.lit(CARRIED_OVER if job.output.mode == "overwrite" else EXISTING)
+    state = F.when(held, as_held).when(F.col("status").isNotNull() & ~fits, SKIPPED).otherwise(TODO)
     more = (F.when(goes & (state == TODO), value) for value in (F.col("held.text"), tokens, limit))
     return rows.select(
         *(own.get(name, F.col(name)) for name in names),
         state.alias("state"),
         (F.coalesce(F.col("held.attempt"), F.lit(0)) + F.lit(1)).alias("attempt"),
-        *(value.alias(name) for name, value in zip(BEGUN_COLUMNS, more, strict=True) if goes_on),
+        *(value.alias(name) for name, value in zip(PARTIAL_COLUMNS, more, strict=True) if resumes_truncated),
     )
 
 
-def _found(keyed: DataFrame, target: Target, retry: Retry) -> DataFrame:
+def _found(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
     """The rows with `held`, a struct that is null where the output does not hold them."""
     table = target.read()
     if table is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
         return keyed.withColumn("held", F.lit(None).cast(none))
-    held = target.held(table, with_text=retry.goes_on(target.job))
+    held = target.held(table, with_text=retry.resumes_truncated(target.job))
     rows = keyed.join(held, ["row_key", "request_key"], "left")
     for i in range(len(retry.earlier)):
         keys = [f"earlier_{i}_row_key", f"earlier_{i}_request_key"]

@@ -21,7 +21,7 @@ from dolly_batch.errors import InputError, OutputError, Refused
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.estimate import slot_rate
-from dolly_batch.spark.plan.existing import Retry, find_retryable, with_earlier_keys, with_held
+from dolly_batch.spark.plan.existing import Retry, find_retryable, with_earlier_keys, with_existing
 from dolly_batch.spark.plan.keys import (
     asked_settings,
     content_row_key,
@@ -32,12 +32,21 @@ from dolly_batch.spark.plan.keys import (
 )
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import Asking, open_asking
-from dolly_batch.spark.plan.row_status import ASIDE, HELD, REUSED, TODO, Facts, assign_status, mark_bad_ids, read_facts
+from dolly_batch.spark.plan.row_status import (
+    CARRIED_OVER,
+    EXISTING,
+    SKIPPED,
+    TODO,
+    Facts,
+    assign_status,
+    mark_bad_ids,
+    read_facts,
+)
 from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.columns import quoted_path
-from dolly_batch.spark.tables.input import Source, unreadable_input_named
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
+from dolly_batch.spark.tables.output import OutputTable
 
 SMALL_SHARD_ROWS = 32  # a small table is spread over the slots, but not into crumbs
 
@@ -54,7 +63,13 @@ class Request:
 
 
 def make_plan(
-    spark: SparkSession, request: Request, source: Source, target: Target, model: ModelFacts, files: Files, work: str
+    spark: SparkSession,
+    request: Request,
+    source: InputTable,
+    target: OutputTable,
+    model: ModelFacts,
+    files: Files,
+    work: str,
 ) -> tuple[PlanFolder, Plan] | Plan:
     """Plan what is left to do, under `work/<plan_id>`.
 
@@ -82,8 +97,8 @@ def sweep_drafts(files: Files, work: str, name: str) -> None:
 class _Planner:
     spark: SparkSession
     request: Request
-    source: Source
-    target: Target
+    source: InputTable
+    target: OutputTable
     model: ModelFacts
     asking: Asking
     retry: Retry
@@ -102,7 +117,7 @@ class _Planner:
             self._check_ids(keyed)
         self._check_merge()
         limited = self._limited(keyed)
-        rows = self._kept(with_held(limited, self.target, self.retry, self.model.max_positions), "rows")
+        rows = self._kept(with_existing(limited, self.target, self.retry, self.model.max_positions), "rows")
         facts = read_facts(rows)
         plan = self._draft_plan(facts)
         if self.request.dry or self._is_done(plan):
@@ -209,10 +224,10 @@ class _Planner:
             output_schema=self.target.schema.json(),
             num_ids=self.target.num_ids,
             num_rows=sum(facts.counts.values()),
-            num_held=facts.num(HELD),
-            num_reused=facts.num(REUSED),
-            num_aside=facts.num(ASIDE),
-            aside={status: count for (state, status), count in facts.counts.items() if state == ASIDE and status},
+            num_held=facts.num(EXISTING),
+            num_reused=facts.num(CARRIED_OVER),
+            num_aside=facts.num(SKIPPED),
+            aside={status: count for (state, status), count in facts.counts.items() if state == SKIPPED and status},
             waves=(),
             num_prompt_tokens=facts.num_prompt_tokens,
             estimated_s=self._work_s(facts) / slots,
@@ -258,8 +273,8 @@ class _Planner:
         )
         path = f"{self.draft}/snapshot/{TODO}"
         write_part(self.files, ordered.drop("state", "status", "error"), path, partition_by=("wave", "shard"))
-        for state in (ASIDE, REUSED):
-            if state == ASIDE or facts.num(state):
+        for state in (SKIPPED, CARRIED_OVER):
+            if state == SKIPPED or facts.num(state):
                 part = rows.filter(F.col("state") == state).drop("state", "instruction", "context")
                 write_part(self.files, part, f"{self.draft}/snapshot/{state}")
         waves: dict[int, list[int]] = {}

@@ -13,7 +13,7 @@ from dolly_batch.spark.plan.token_counts import count_tokens, cut_to_fit
 from dolly_batch.tasks.truncate import Side
 
 # A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
-TODO, ASIDE, HELD, REUSED = "todo", "aside", "held", "reused"
+TODO, SKIPPED, EXISTING, CARRIED_OVER = "todo", "aside", "held", "reused"
 
 # White space of any script, control and format characters (zero-width ones among them), and the blank letters.
 BLANK = r"^[\s\p{Z}\p{Cc}\p{Cf}\u00ad\u115f\u1160\u2800\u3164\uffa0]*+$"

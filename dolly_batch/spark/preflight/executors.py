@@ -22,10 +22,10 @@ from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
 from dolly_batch.spark.preflight.package import check_package
 from dolly_batch.spark.session.session import is_local, num_slots
-from dolly_batch.spark.tables.output import Target
+from dolly_batch.spark.tables.output import OutputTable
 
 
-def check_executors(spark: SparkSession, target: Target, model_folder: str) -> None:
+def check_executors(spark: SparkSession, target: OutputTable, model_folder: str) -> None:
     """Check that executors have this package, what it needs there, and the model. Nothing is written.
 
     Raises Refused for the package, ConfigError for the model. Nothing to check in local mode.
@@ -37,7 +37,7 @@ def check_executors(spark: SparkSession, target: Target, model_folder: str) -> N
     check_gpus(spark, target.job, model_folder)
 
 
-def check_shared(spark: SparkSession, files: Files, work: str, target: Target, model_folder: str) -> None:
+def check_shared(spark: SparkSession, files: Files, work: str, target: OutputTable, model_folder: str) -> None:
     """Check, beside what `check_executors` does, that every plain path of the job means the same on the executors.
 
     Executors write a marker into the work folder and beside the output. Raises ConfigError naming the path that they
@@ -84,7 +84,7 @@ def check_folders(
             files.delete(f"{folder}/{name}")
 
 
-def _also_needed(target: Target) -> tuple[str, ...]:
+def _also_needed(target: OutputTable) -> tuple[str, ...]:
     with_grammar = target.job.task.kind == "extract" and target.job.engine.kind != "echo"
     return ("llguidance",) if with_grammar else ()
 

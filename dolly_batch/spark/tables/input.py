@@ -29,7 +29,7 @@ CSV_OPTIONS = {"header": "true", "multiLine": "true", "escape": '"', "mode": "FA
 
 
 @dataclass(frozen=True)
-class Source:
+class InputTable:
     """The input table, before any row of it is read: what the job's columns are called and typed."""
 
     df: DataFrame
@@ -43,7 +43,7 @@ class Source:
     """The pinned version of a Delta input."""
 
 
-def open_source(spark: SparkSession, job: JobConfig) -> Source:
+def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     """Open the input and find its columns.
 
     Raises InputError, which names the column or the path and what was found there, for all that can be seen without
@@ -57,7 +57,7 @@ def open_source(spark: SparkSession, job: JobConfig) -> Source:
         row_key(ids)
     kept = tuple(resolve_column(df, name, "output.keep") for name in job.output.keep)
     values, context = _read_columns(df, job)
-    return Source(df, ids, kept, values, context, version)
+    return InputTable(df, ids, kept, values, context, version)
 
 
 def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[ColumnRef, ...], ColumnRef | None]:

@@ -24,13 +24,13 @@ from dolly_batch.spark.tables.columns import (
     schema_difference,
     unfit_for_delta,
 )
-from dolly_batch.spark.tables.input import Source, input_files
+from dolly_batch.spark.tables.input import InputTable, input_files
 
 _MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputTable:
     """Where a job's rows go, opened and checked."""
 
     spark: SparkSession
@@ -133,13 +133,13 @@ class Target:
         return f"{output.format} {self.path or output.table} {output.mode} {','.join(f.name for f in self.schema)}"
 
 
-def open_target(spark: SparkSession, job: JobConfig, source: Source) -> Target:
+def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> OutputTable:
     """Open the output and check that it can take the job's rows.
 
     Raises OutputError for a column that collides, a table of another schema (with the difference), a table of
     another task, or an output that is (or lies in, or holds) the input. Nothing is written.
     """
-    target = target_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
+    target = output_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
     _refuse_input_as_output(spark, target, input_files(source.df, job.input))
     try:
         table = target.read()
@@ -163,15 +163,15 @@ def open_target(spark: SparkSession, job: JobConfig, source: Source) -> Target:
     return target
 
 
-def target_of(spark: SparkSession, job: JobConfig, schema: T.StructType, num_ids: int) -> Target:
+def output_of(spark: SparkSession, job: JobConfig, schema: T.StructType, num_ids: int) -> OutputTable:
     """The job's output, with the schema it was planned with."""
     path, files = None, None
     if job.output.path is not None:
         files, path = files_for(spark, job.output.path)
-    return Target(spark, job, schema, num_ids, path, files)
+    return OutputTable(spark, job, schema, num_ids, path, files)
 
 
-def _refuse_input_as_output(spark: SparkSession, target: Target, inputs: object) -> None:
+def _refuse_input_as_output(spark: SparkSession, target: OutputTable, inputs: object) -> None:
     location = target.path or _location(spark, str(target.job.output.table))
     if location is None:
         return

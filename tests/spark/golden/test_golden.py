@@ -193,16 +193,16 @@ def _write_open_plan(spark: SparkSession, folder: Path) -> None:
     from dolly_batch.spark.generate.waves import Generation
     from dolly_batch.spark.model import resolve_model
     from dolly_batch.spark.plan.planner import Request, make_plan
-    from dolly_batch.spark.tables.input import open_source
-    from dolly_batch.spark.tables.output import open_target
+    from dolly_batch.spark.tables.input import open_input
+    from dolly_batch.spark.tables.output import open_output
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_rows(QUESTIONS, folder / "input.jsonl")
     job = load_job_text(folder, written_document(folder, "parquet"))
     files, work = files_for(spark, job.work_dir)
-    source = open_source(spark, job)
-    target, model = open_target(spark, job, source), resolve_model(spark, job, work, print)
+    source = open_input(spark, job)
+    target, model = open_output(spark, job, source), resolve_model(spark, job, work, print)
     made = make_plan(spark, Request(job), source, target, model, files, work)
     assert isinstance(made, tuple)
     plan_folder, plan = made
