@@ -10,9 +10,10 @@ nothing, and nothing tells what was paid for already. Large tables belong to the
 """
 
 import getpass
+import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,64 +25,83 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
 from dolly_batch.config.job import check_job
-from dolly_batch.config.task import KINDS, ExtractTask
-from dolly_batch.config.yaml_file import check
+from dolly_batch.config.task import check_task
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
 from dolly_batch.report import say
 from dolly_batch.spark.files import files_for
-from dolly_batch.spark.generate import calls
+from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_columns
 from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.preflight.package import ship_package
 from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
-from dolly_batch.tasks.generate import examples_text
-
-_RESULT = "response STRING, error STRING"
-_CLASSIFY_RESULT = f"{_RESULT}, confidence DOUBLE"
-_ASKED: dict[str, Callable[..., calls.Question]] = {
-    "dolly_generate": calls.ask_generate,
-    "dolly_classify": calls.ask_classify,
-    "dolly_summarize": calls.ask_summarize,
-    "dolly_extract": calls.ask_extract,
-}
+from dolly_batch.tasks import KINDS
+from dolly_batch.tasks.base import TaskKind, TaskSettings
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The registered functions for Python: each takes a column, or its name, and gives a column.
+    """The registered functions for Python, one method for each kind of task; a column, or its name, gives a column.
 
-    `try_` gives a struct of `response` and `error` (classify: and `confidence`), with one of them null.
+        functions.generate(instruction, context=None)      the model's answer, as text
+        functions.classify(text, labels)                   the likeliest label
+        functions.summarize(text, max_words=None)          a summary of a text of any length
+        functions.extract(text, schema)                    the fields of Spark DDL, or of a JSON Schema, as a struct
+
+    With `try_=True` each gives a struct of `response` and `error` (classify: and `confidence`), with one of them null.
+    Raises ConfigError for a bad schema.
     """
 
     udfs: Mapping[str, Any]
 
-    def generate(self, instruction: Column | str, context: Column | str | None = None, *, try_: bool = False) -> Column:
-        """The model's answer, as text."""
-        columns = [instruction] if context is None else [instruction, context]
-        return self._call("dolly_generate", try_, *columns)
+    def __getattr__(self, name: str) -> Any:
+        if name not in KINDS:
+            raise AttributeError(f"no function {name!r}; the kinds of task are {', '.join(KINDS)}")
+        call = partial(self._call, KINDS[name])
+        call.__doc__ = f"{KINDS[name].__doc__}"
+        return call
 
-    def classify(self, text: Column | str, labels: Sequence[str], *, try_: bool = False) -> Column:
-        """The likeliest label."""
-        return self._call("dolly_classify", try_, text, F.array(*(F.lit(label) for label in labels)))
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *KINDS]
 
-    def summarize(self, text: Column | str, max_words: int | None = None, *, try_: bool = False) -> Column:
-        """A summary of a text of any length."""
-        columns = [text] if max_words is None else [text, F.lit(max_words)]
-        return self._call("dolly_summarize", try_, *columns)
-
-    def extract(self, text: Column | str, schema: str | dict[str, Any], *, try_: bool = False) -> Column:
-        """The fields of `schema` (Spark DDL, or a JSON Schema) as a struct. Raises ConfigError for a bad schema."""
-        kind = struct_type(ExtractTask.model_validate({"kind": "extract", "schema": schema}))
-        written = schema if isinstance(schema, str) else json.dumps(schema)
-        found = self._call("dolly_extract", try_, text, F.lit(written))
+    def _call(self, kind: TaskKind, text: Column | str, *values: Any, try_: bool = False, **named: Any) -> Column:
+        given = _signature(kind).bind(text, *values, **named)
+        given.apply_defaults()
+        arguments = {name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in given.arguments.items()}
+        settings = {one.name: arguments[one.name] for one in kind.sql_arguments if not one.is_column}
+        schema = kind.response_schema(
+            call_settings(kind, kind.settings(kind=kind.name, **kind.sql_placeholders), settings)
+        )
+        columns: list[Any] = [text]
+        for argument in kind.sql_arguments:
+            value = arguments[argument.name]
+            if value is not None:
+                columns.append(value if argument.is_column else _literal(value))
+        result: Column = self.udfs[("try_" if try_ else "") + f"dolly_{kind.name}"](*columns)
+        if schema is None:
+            return result
+        type_ = struct_type(schema)
         if not try_:
-            return F.from_json(found, kind)
-        return F.struct(F.from_json(found["response"], kind).alias("response"), found["error"].alias("error"))
+            return F.from_json(result, type_)
+        others = [result[name].alias(name) for name in ("error", *kind.sql_columns)]
+        return F.struct(F.from_json(result["response"], type_).alias("response"), *others)
 
-    def _call(self, name: str, try_: bool, *columns: Column | str) -> Column:
-        column: Column = self.udfs[f"try_{name}" if try_ else name](*columns)
-        return column
+
+def _signature(kind: TaskKind) -> inspect.Signature:
+    """The arguments of a kind's function, so that Python itself refuses missing and unknown ones."""
+    parameters = [inspect.Parameter("text", inspect.Parameter.POSITIONAL_ONLY)]
+    for argument in kind.sql_arguments:
+        default = None if argument.is_optional else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
+    return inspect.Signature(parameters)
+
+
+def _literal(value: Any) -> Column:
+    """A setting of a call as a column."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return F.array(*(F.lit(one) for one in value))
+    return F.lit(value)
 
 
 def register(
@@ -122,80 +142,58 @@ def register(
         "work_dir": stage_dir or str(Path(tempfile.gettempdir(), f"dolly-batch-{getpass.getuser()}")),
     }
     job = check_job(document, "dolly_batch.functions.register")
-    found = resolve_model(spark, job, files_for(spark, job.work_dir)[1], say)
+    model_facts = resolve_model(spark, job, files_for(spark, job.work_dir)[1], say)
     if not is_connect(spark):
         ship_package(spark)
-    caller = calls.Caller(
-        spec=found.engine_spec(job),
-        params=job.generation.params,
-        max_positions=found.max_positions,
-        seed=job.generation.seed,
-        long_prompt=long_prompt,
-        ways=ways(tasks or {}),
-    )
     udfs = {}
-    for name, ask in _ASKED.items():
+    for name, settings in _settings(tasks or {}).items():
+        function = SqlFunction(
+            kind=name,
+            settings=settings,
+            spec=model_facts.engine_spec(job),
+            params=job.generation.params,
+            max_positions=model_facts.max_positions,
+            seed=job.generation.seed,
+            long_prompt=long_prompt,
+        )
         for prefix in ("", "try_"):
-            made = _udf(caller, name, ask, bool(prefix))
-            spark.udf.register(prefix + name, made)
-            udfs[prefix + name] = made
+            udfs[f"{prefix}dolly_{name}"] = udf = _udf(function, tries=bool(prefix))
+            spark.udf.register(f"{prefix}dolly_{name}", udf)
     return Functions(udfs)
 
 
-# What a call's own arguments say, in values that a task's section can be checked with.
-_BY_CALL: dict[str, dict[str, Any]] = {
-    "generate": {"template": None},
-    "classify": {"labels": ["a", "b"]},
-    "summarize": {},
-    "extract": {"schema": "a INT"},
-}
-
-
-def ways(tasks: Mapping[str, Mapping[str, Any]]) -> calls.Ways:
-    """How the tasks are done. Raises ConfigError for a kind or a key that a job does not have, or that a call gives."""
-    sections: dict[str, Any] = {}
-    for kind in KINDS:
-        given = dict(tasks.get(kind, {}))
-        if taken := sorted(_BY_CALL[kind].keys() & given.keys()):
-            raise ConfigError(f"tasks.{kind}.{taken[0]}: is an argument of dolly_{kind}, not of register")
-        document = {"kind": kind, **_BY_CALL[kind], **given}
-        sections[kind] = check(KINDS[kind], "task", document, f"dolly_batch.functions.register, tasks.{kind}")
+def _settings(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]:
+    """The settings of each kind. Raises ConfigError for an unknown kind or key, and for one that a call gives."""
     if unknown := sorted(set(tasks) - set(KINDS)):
         raise ConfigError(f"tasks.{unknown[0]}: unknown; the kinds are {', '.join(KINDS)}")
-    generate, classify, summarize, extract = (sections[kind] for kind in KINDS)
-    return calls.Ways(
-        examples=examples_text([(e.instruction, e.context, e.response) for e in generate.examples]),
-        label_instruction=classify.instruction,
-        none_below=classify.none_below,
-        normalization=classify.normalization,
-        calibrated=classify.calibration == "contextual",
-        with_end=classify.with_end,
-        summary_instruction=summarize.instruction,
-        summary_style=summarize.style,
-        max_words=summarize.max_words,
-        field_instruction=extract.instruction,
-        max_chars=extract.max_chars,
-        max_items=extract.max_items,
-    )
+    settings = {}
+    for name, kind in KINDS.items():
+        given = dict(tasks.get(name, {}))
+        if twice := sorted(kind.sql_placeholders.keys() & given.keys()):
+            raise ConfigError(f"tasks.{name}.{twice[0]}: is an argument of dolly_{name}, not of register")
+        document = {"kind": name, **kind.sql_placeholders, **given}
+        settings[name] = check_task(document, f"dolly_batch.functions.register, tasks.{name}")
+    return settings
 
 
-def _udf(caller: calls.Caller, name: str, ask: Callable[..., calls.Question], tries: bool) -> Any:
-    run = partial(calls.call, caller, ask)
-    with_confidence = name == "dolly_classify"
+def _udf(function: SqlFunction, *, tries: bool) -> Any:
+    kind = KINDS[function.kind]
 
     # The types are read by Spark: an iterator keeps one connection to the engine host for all of a task's batches.
     def give_text(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
-        for answers in run(batches):
-            yield pd.Series([None if answer is None else answer.response for answer in answers], dtype=object)
+        for results in answer_calls(function, batches):
+            yield pd.Series([None if result is None else result.response for result in results], dtype=object)
 
     def give_struct(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        for answers in run(batches):
-            yield pd.DataFrame([calls.result_columns(answer, with_confidence) for answer in answers])
+        for results in answer_calls(function, batches):
+            yield pd.DataFrame([result_columns(KINDS[function.kind], result) for result in results])
 
-    made: Any
+    udf: Any
     if tries:
-        made = pandas_udf(give_struct, _CLASSIFY_RESULT if with_confidence else _RESULT)  # type: ignore[call-overload]
+        extras = [f"{field.name} {field.dataType.simpleString()}" for field in task_fields(kind.name)]
+        shown = [extra for extra in extras if extra.split()[0] in kind.sql_columns]
+        udf = pandas_udf(give_struct, ", ".join(["response STRING", "error STRING", *shown]))  # type: ignore[call-overload]
     else:
-        made = pandas_udf(give_text, "string")  # type: ignore[call-overload]
+        udf = pandas_udf(give_text, "string")  # type: ignore[call-overload]
     # So that Spark does not evaluate it a second time where it merges projections.
-    return made.asNondeterministic()
+    return udf.asNondeterministic()

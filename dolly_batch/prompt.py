@@ -18,6 +18,7 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -185,6 +186,12 @@ class PromptEncoder(TextEncoder):
                 f"the special tokens are {[content for _, content in special]}: this is not a Dolly model's tokenizer"
             )
         return found[0]
+
+
+@lru_cache(maxsize=4)
+def encoder_of(folder: str) -> PromptEncoder:
+    """The prompt encoder of a model's folder, read once a process. Raises ModelError as `from_folder` does."""
+    return PromptEncoder.from_folder(folder)
 
 
 def _body(instruction: str, context: str | None) -> str:

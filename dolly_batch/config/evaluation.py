@@ -6,8 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dolly_batch.config.job import EngineConfig, ModelConfig, ReadableTable, SparkConfig
-from dolly_batch.config.section import Section
-from dolly_batch.config.yaml_file import load_file
+from dolly_batch.config.yaml_file import Section, load_file
 
 
 class BenchmarkFiles(Section):

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dolly_batch.config.section import Section
-from dolly_batch.config.task import TEXT_KINDS, GenerateTask, TaskConfig
-from dolly_batch.config.yaml_file import check, load_file
+from dolly_batch.config.task import TaskConfig
+from dolly_batch.config.yaml_file import Section, check, load_file
 from dolly_batch.records import GenerationParams
+from dolly_batch.tasks import KINDS
+from dolly_batch.tasks.generate import GenerateSettings
 
 
 class ModelConfig(Section):
@@ -216,7 +217,7 @@ class JobConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelConfig
-    task: TaskConfig = GenerateTask()
+    task: TaskConfig = GenerateSettings()
     input: InputConfig
     output: OutputConfig
     generation: GenerationConfig = GenerationConfig()
@@ -237,10 +238,10 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _reads_what_it_names(self) -> "JobConfig":
-        named = self.input.model_fields_set
-        if self.task.kind in TEXT_KINDS:
+        named, kind = self.input.model_fields_set, KINDS[self.task.kind]
+        if kind.reads_text:
             unread, read = {"instruction", "context"} & named, "input.text"
-        elif isinstance(self.task, GenerateTask) and self.task.template is not None:
+        elif kind.template_columns(self.task) is not None:
             unread, read = {"instruction", "text"} & named, "the columns of task.template"
         else:
             unread, read = {"text"} & named, "input.instruction and input.context"

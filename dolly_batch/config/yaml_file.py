@@ -1,15 +1,21 @@
 """Reading a YAML file of settings: strict, with every fault told by its path and, for a key, the nearest valid name."""
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dolly_batch.config.section import Section
-from dolly_batch.config.task import KINDS
 from dolly_batch.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of a file of settings: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
 
 File = TypeVar("File", bound=Section)
 
@@ -82,18 +88,20 @@ def _put(document: dict[str, Any], override: str) -> None:
 
 def _describe(fault: Any, kind: type[Section], noun: str) -> str:
     """One line for one fault: where, what was found, what would do."""
-    loc = fault["loc"]
-    # Below `task` stands the kind that was chosen, which is no key of the file.
-    shown_loc = (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] == "task" and loc[1] in KINDS else loc
-    where = ".".join(str(part) for part in shown_loc) or f"the {noun}"
+    path, section = _walk(fault["loc"], kind)
+    error = fault.get("ctx", {}).get("error")
+    if setting := getattr(error, "setting", None):  # a section that was refused as a whole names the key at fault
+        path.append(setting)
+    where = ".".join(path) or f"the {noun}"
     if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {_hint(str(loc[-1]), _keys_beside(loc, kind), 'keys')}"
+        return f"{where}: unknown key; {_hint(path[-1], _keys(section), 'keys')}"
     if fault["type"] == "union_tag_invalid":
-        return f"{where}.kind: no such task `{fault['ctx']['tag']}`; {_hint(fault['ctx']['tag'], [*KINDS], 'kinds')}"
+        kinds = [tag.strip(" '") for tag in fault["ctx"]["expected_tags"].split(",")]
+        return f"{where}.kind: no such {where} `{fault['ctx']['tag']}`; {_hint(fault['ctx']['tag'], kinds, 'kinds')}"
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
-    found = fault["input"]
-    shown = "" if isinstance(found, dict) else f" (found {found!r})"
+    value = fault["input"]
+    shown = "" if isinstance(value, dict) or setting else f" (found {value!r})"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
@@ -103,19 +111,35 @@ def _hint(found: str, valid: list[str], what: str) -> str:
     return f"did you mean `{near[0]}`?" if near else f"valid {what}: {', '.join(sorted(valid))}"
 
 
-def _keys_beside(loc: tuple[Any, ...], kind: type[Section]) -> list[str]:
-    """The valid keys of the section of a `kind` that the last part of `loc` stands in."""
-    section: type[BaseModel] = kind
-    parts = loc[:-1]
-    if len(parts) > 1 and parts[0] == "task":
-        section, parts = KINDS[str(parts[1])], parts[2:]
-    for part in parts:
-        if isinstance(part, int):  # a place in a list of sections, whose class was found with the list's name
+def _walk(loc: tuple[Any, ...], kind: type[Section]) -> tuple[list[str], type[BaseModel] | None]:
+    """The path of a fault as the file has it, and the section that its last part stands in.
+
+    Where a section may be of several kinds, pydantic puts the kind's tag into the path, which is no key of the file.
+    """
+    path: list[str] = []
+    section: type[BaseModel] | None = kind
+    kinds: list[type[BaseModel]] = []  # sections that the next part is the tag of
+    for part in loc:
+        if len(kinds) > 1:
+            section, kinds = next((one for one in kinds if one.model_fields["kind_"].default == part), None), []
             continue
-        annotation = section.model_fields[str(part)].annotation
-        inner = [annotation, *get_args(annotation)]  # a section, an optional one, or a list of them
-        sections = [one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)]
-        if not sections:
-            return []
-        section = sections[0]
-    return [field.alias or name for name, field in section.model_fields.items()]
+        if kinds and not isinstance(part, int):
+            section, kinds = kinds[0], []
+        path.append(str(part))
+        if section is not None and not isinstance(part, int):
+            field = next((f for name, f in section.model_fields.items() if (f.alias or name) == part), None)
+            kinds = list(_sections_in(field.annotation)) if field is not None else []
+    return path, section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation allows: itself, an optional one, a list of them, one of several."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)
+
+
+def _keys(section: type[BaseModel] | None) -> list[str]:
+    fields = {} if section is None else section.model_fields
+    return [field.alias or name for name, field in fields.items()]

@@ -10,7 +10,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.generate.shard import staged_schema
@@ -19,8 +18,7 @@ from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.snapshot import read_part
 from dolly_batch.spark.tables.columns import answer_fields, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
-from dolly_batch.spark.tables.schemas import TASK_FIELDS
-from dolly_batch.spark.tables.struct import struct_type
+from dolly_batch.spark.tables.schemas import task_fields
 
 NEW = "__new_"
 SWAPPING = "swapping.json"
@@ -97,7 +95,7 @@ def _set_aside(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame
         none.cast("string").alias("response"),
         none.cast("string").alias("finish_reason"),
         none.cast("int").alias("num_completion_tokens"),
-        *(none.cast(field.dataType).alias(field.name) for field in TASK_FIELDS[target.job.task.kind]),
+        *(none.cast(field.dataType).alias(field.name) for field in task_fields(target.job.task.kind)),
     )
     return _as_output(target, plan, aside)
 
@@ -112,9 +110,9 @@ def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
         "model_revision": F.lit(plan.model_revision).cast("string"),
         "created_at": F.timestamp_micros(F.lit(int(created_at.timestamp() * 1_000_000))),
     }
-    if isinstance(target.job.task, ExtractTask):
-        ours["response"] = F.from_json("response", struct_type(target.job.task))  # staged as text, and checked there
     fields = answer_fields(target.job)
+    if isinstance(fields[0].dataType, T.StructType):
+        ours["response"] = F.from_json("response", fields[0].dataType)  # staged as text, and checked there
     answer = [ours.get(field.name, F.col(field.name)).alias(target.own(field.name)) for field in fields]
     return rows.select(*_input_columns(target), *answer)
 

@@ -7,18 +7,115 @@ Contextual calibration divides by how likely the labels are where there is nothi
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from dolly_batch.errors import ConfigError, EngineError
-from dolly_batch.records import Completion, Row, ScoreRow, Scores
-from dolly_batch.tasks.base import Answer, Subject
+from dolly_batch.records import Completion, GenerationParams, Row, ScoreRow, Scores
+from dolly_batch.tasks.base import (
+    PREFILL_SPEEDUP,
+    PreparedTask,
+    SettingError,
+    SingleRequestRun,
+    SqlArgument,
+    Task,
+    TaskInput,
+    TaskKind,
+    TaskModel,
+    TaskResult,
+    TaskSettings,
+    check_not_empty,
+)
 
+MIN_LABELS, MAX_LABELS = 2, 500
 CONTENT_FREE = ("N/A", "[MASK]", "none")
 MAX_LIST_SHARE = 0.5  # of the model's positions: a longer list of labels would leave too little for the text
 
+Normalization = Literal["sum", "per_token", "per_char"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifySettings(TaskSettings):
+    """Choose one of the labels, by how likely the model is to write each as its response.
+
+    `labels` is a list, or a mapping of each label to its description. `none_below` gives null under that confidence.
+    `instruction` replaces the default one, which lists the labels. `with_end` scores each label with its end marker, so
+    that no label wins by being the beginning of another.
+    """
+
+    kind: Literal["classify"] = "classify"
+    labels: list[str] | dict[str, str]
+    instruction: str | None = None
+    none_below: float | None = None
+    normalization: Normalization = "sum"
+    calibration: Literal["none", "contextual"] = "none"
+    with_end: bool = True
+
+    def __post_init__(self) -> None:
+        check_not_empty(self, "instruction")
+        names = [*self.labels]
+        if not MIN_LABELS <= len(names) <= MAX_LABELS:
+            raise SettingError("labels", f"{len(names)} labels; give {MIN_LABELS} to {MAX_LABELS}")
+        if any(name != name.strip() or not name for name in names):
+            raise SettingError("labels", "a label is empty, or begins or ends with white space")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise SettingError("labels", f"label `{repeated[0]}` is given twice")
+        if self.none_below is not None and not 0 <= self.none_below <= 1:
+            raise SettingError("none_below", f"must be 0 to 1, found {self.none_below}")
+
+
+class ClassifyKind(TaskKind):
+    """`kind: classify`, and `dolly_classify(text, array(label, ...))`."""
+
+    name = "classify"
+    settings = ClassifySettings
+    generates = False
+    columns = {  # noqa: RUF012 - a constant of the kind
+        "confidence": "double",
+        "margin": "double",
+        "label_scores": {"type": "map", "keyType": "string", "valueType": "double", "valueContainsNull": True},
+    }
+    sql_arguments = (SqlArgument("labels"),)
+    sql_columns = ("confidence",)
+
+    @property
+    def sql_placeholders(self) -> Mapping[str, Any]:
+        """A call gives the labels."""
+        return {"labels": ["a", "b"]}
+
+    def prepare(self, settings: ClassifySettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
+        """All labels are scored behind one prompt."""
+        labels = tuple(settings.labels)
+        encode = model.encoder.encode_responses if settings.with_end else model.encoder.encode_texts
+        lengths = dict(zip(labels, map(len, encode(labels)), strict=True))
+        instruction = settings.instruction or default_instruction(settings.labels, model.count, model.max_positions)
+        task = Classify(
+            labels=labels,
+            divisors=divisors(labels, settings.normalization, lengths.__getitem__),
+            instruction=instruction,
+            none_below=settings.none_below,
+            with_end=settings.with_end,
+            calibrated=settings.calibration == "contextual",
+        )
+        return PreparedTask(
+            task=task,
+            literals=(instruction,),
+            num_reserved=max(lengths.values()),
+            num_new_tokens=max(1, sum(lengths.values()) // PREFILL_SPEEDUP),
+            shares=True,
+            reads_text=True,
+        )
+
+    def with_arguments(self, settings: ClassifySettings, arguments: Mapping[str, Any]) -> ClassifySettings:
+        """The labels are the call's."""
+        labels = arguments["labels"]
+        names = [] if labels is None else list(labels)
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError("labels must be strings, none of them null")
+        return replace(settings, labels=names)
+
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """The labels and how their scores become an answer.
 
     `divisors` normalize the labels' log-likelihoods (all 1 for `sum`, tokens or characters); `priors` are the
@@ -34,29 +131,29 @@ class Classify:
     calibrated: bool = False
     priors: tuple[float, ...] = ()
 
-    def begin(self, subject: Subject) -> "ClassifyWork":
-        """The work of one row."""
-        return ClassifyWork(self, subject)
+    def start(self, row: TaskInput) -> SingleRequestRun:
+        """The run of one row: scored once."""
+        return SingleRequestRun(self.request("0", row.instruction, row.context), self._read)
 
-    def prepare(self) -> Sequence[Row]:
+    def warm_up_requests(self) -> Sequence[Row]:
         """The content-free texts, where scores are calibrated."""
         if not self.calibrated:
             return ()
-        return [self.question(str(n), self.instruction, text) for n, text in enumerate(CONTENT_FREE)]
+        return [self.request(str(n), self.instruction, text) for n, text in enumerate(CONTENT_FREE)]
 
-    def prepared(self, answers: Sequence[Completion | Scores]) -> "Classify":
+    def warmed_up(self, results: Sequence[Completion | Scores]) -> "Classify":
         """The task with its priors. Raises EngineError when a content-free text could not be scored."""
         if not self.calibrated:
             return self
         shares = []
-        for answer in answers:
-            if answer.failure is not None or isinstance(answer, Completion):
-                raise EngineError(f"the labels could not be calibrated: {answer.failure}")
-            shares.append(softmax(self.normalize(answer.log_probs)))
+        for result in results:
+            if result.failure is not None or isinstance(result, Completion):
+                raise EngineError(f"the labels could not be calibrated: {result.failure}")
+            shares.append(softmax(self.normalize(result.log_probs)))
         means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
         return replace(self, priors=tuple(math.log(max(mean, 1e-30)) for mean in means))
 
-    def question(self, key: str, instruction: str, context: str | None) -> ScoreRow:
+    def request(self, key: str, instruction: str, context: str | None) -> ScoreRow:
         """One text's labels, to be scored."""
         return ScoreRow(key, instruction, context, self.labels, self.with_end)
 
@@ -64,7 +161,7 @@ class Classify:
         """Log-likelihoods divided by the labels' lengths."""
         return [log_prob / divisor for log_prob, divisor in zip(log_probs, self.divisors, strict=True)]
 
-    def read(self, log_probs: Sequence[float]) -> Answer:
+    def choose(self, log_probs: Sequence[float]) -> TaskResult:
         """The likeliest label, the first of equals."""
         values = self.normalize(log_probs)
         if self.priors:
@@ -74,27 +171,15 @@ class Classify:
         confidence, second = shares[order[0]], shares[order[1]]
         chosen = None if self.none_below is not None and confidence < self.none_below else self.labels[order[0]]
         scores = dict(zip(self.labels, shares, strict=True))
-        return Answer(chosen, "ok", None, None, 0, extras=(confidence, confidence - second, scores))
+        return TaskResult(chosen, "ok", None, None, 0, extras=(confidence, confidence - second, scores))
 
-
-@dataclass(frozen=True, slots=True)
-class ClassifyWork:
-    """One row: scored once."""
-
-    task: Classify
-    subject: Subject
-
-    def start(self) -> Sequence[Row]:
-        """The one question."""
-        return (self.task.question("0", self.subject.instruction, self.subject.context),)
-
-    def take(self, answer: Completion | Scores) -> Answer:
-        """The likeliest label is the answer."""
-        if isinstance(answer, Completion):
+    def _read(self, result: Completion | Scores) -> TaskResult:
+        if isinstance(result, Completion):
             raise TypeError("labels were answered by a completion")
-        if answer.failure is not None:
-            return Answer(None, answer.failure.status, answer.failure.message, None, None, extras=(None, None, None))
-        return self.task.read(answer.log_probs)
+        if result.failure is not None:
+            failure = result.failure
+            return TaskResult(None, failure.status, failure.message, None, None, extras=(None, None, None))
+        return self.choose(result.log_probs)
 
 
 def softmax(values: Sequence[float]) -> list[float]:
@@ -107,9 +192,7 @@ def softmax(values: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def divisors(
-    labels: Sequence[str], normalization: Literal["sum", "per_token", "per_char"], count: Callable[[str], int]
-) -> tuple[float, ...]:
+def divisors(labels: Sequence[str], normalization: Normalization, count: Callable[[str], int]) -> tuple[float, ...]:
     """What each label's log-likelihood is divided by; `count` gives the tokens of a label as it is scored."""
     if normalization == "sum":
         return (1.0,) * len(labels)
@@ -122,7 +205,7 @@ def default_instruction(labels: Sequence[str] | Mapping[str, str], count: Callab
     Raises ConfigError when descriptions don't fit: they are of no use but in the list.
     """
     if isinstance(labels, Mapping):
-        listed = "\n".join(f"- {label}: {told}" if told else f"- {label}" for label, told in labels.items())
+        listed = "\n".join(f"- {label}: {meaning}" if meaning else f"- {label}" for label, meaning in labels.items())
         text = f"Classify the text into one of these labels:\n{listed}"
     else:
         text = f"Classify the text into one of these labels: {', '.join(labels)}."

@@ -1,61 +1,116 @@
 """Extract: the model's answer is held to a schema, token by token, so that it is valid JSON or ends too early."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
-from dolly_batch.tasks.base import Answer, Subject
-from dolly_batch.tasks.generate import completion_of, read_answer
+from dolly_batch.errors import ConfigError
+from dolly_batch.records import Completion, GenerationParams, PromptRow, Scores
+from dolly_batch.tasks.base import (
+    PreparedTask,
+    SingleRequestRun,
+    SqlArgument,
+    Task,
+    TaskInput,
+    TaskKind,
+    TaskModel,
+    TaskResult,
+    TaskSettings,
+    check_at_least,
+    check_not_empty,
+)
+from dolly_batch.tasks.generate import completion_of, read_completion
+from dolly_batch.tasks.schema import read_schema
+from dolly_batch.tasks.schema.json_schema import bound_schema, plain_schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings(TaskSettings):
+    """Extract fields as a struct. `schema` is Spark DDL (`name STRING, age INT`) or a JSON Schema of an object.
+
+    `max_chars` and `max_items` bound strings and arrays that the schema does not bound itself; by default they are
+    chosen so that the longest answer fits `generation.max_new_tokens` at two characters a token.
+    """
+
+    kind: Literal["extract"] = "extract"
+    schema: str | dict[str, Any]
+    instruction: str | None = None
+    max_chars: int | None = None
+    max_items: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "max_chars", "max_items")
+        check_not_empty(self, "instruction")
+
+
+class ExtractKind(TaskKind):
+    """`kind: extract`, and `dolly_extract(text, schema)`."""
+
+    name = "extract"
+    settings = ExtractSettings
+    executor_needs = ("llguidance",)
+    sql_arguments = (SqlArgument("schema"),)
+
+    @property
+    def sql_placeholders(self) -> Mapping[str, Any]:
+        """A call gives the schema."""
+        return {"schema": "a INT"}
+
+    def prepare(self, settings: ExtractSettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
+        """Raises ConfigError for a schema that cannot be read, or whose shortest answer does not fit."""
+        num_new = params.max_new_tokens
+        bounded = bound_schema(
+            read_schema(settings.schema), num_new, model.count, settings.max_chars, settings.max_items
+        )
+        return PreparedTask(
+            task=Extract(params, grammar_of(bounded)),
+            literals=(settings.instruction or default_instruction(bounded),),
+            num_reserved=num_new,
+            num_new_tokens=num_new,
+            shares=not params.do_sample,
+            reads_text=True,
+            grammar=plain_schema(bounded),
+        )
+
+    def response_schema(self, settings: ExtractSettings) -> Mapping[str, Any]:
+        """The schema of the struct."""
+        return read_schema(settings.schema)
+
+    def with_arguments(self, settings: ExtractSettings, arguments: Mapping[str, Any]) -> ExtractSettings:
+        """The schema is the call's."""
+        schema = arguments["schema"]
+        if not isinstance(schema, str):
+            raise ConfigError("the schema must be a string: Spark DDL, or a JSON Schema")
+        return replace(settings, schema=schema)
 
 
 @dataclass(frozen=True)
-class Extract:
-    """One question a row; `grammar` is the schema's text, as `Request.grammar` takes it."""
+class Extract(Task):
+    """One request a row; `grammar` is the schema's text, as `Request.grammar` takes it."""
 
     params: GenerationParams
     grammar: str
 
-    def begin(self, subject: Subject) -> "ExtractWork":
-        """The work of one row."""
-        return ExtractWork(self, subject)
-
-    def prepare(self) -> Sequence[Row]:
-        """Nothing is asked beforehand."""
-        return ()
-
-    def prepared(self, answers: Sequence[Completion | Scores]) -> "Extract":
-        """The task as it is."""
-        return self
+    def start(self, row: TaskInput) -> SingleRequestRun:
+        """The run of one row."""
+        request = PromptRow("0", row.instruction, row.context, self.params, row.seed, "dolly", self.grammar)
+        return SingleRequestRun(request, read_object)
 
 
-@dataclass(frozen=True, slots=True)
-class ExtractWork:
-    """One row: asked once."""
-
-    task: Extract
-    subject: Subject
-
-    def start(self) -> Sequence[Row]:
-        """The one question."""
-        row = self.subject
-        return (PromptRow("0", row.instruction, row.context, self.task.params, row.seed, "dolly", self.task.grammar),)
-
-    def take(self, answer: Completion | Scores) -> Answer:
-        """The object as JSON text. Cut off by `max_new_tokens` it is no object: the response is null."""
-        completion = completion_of(answer)
-        read = read_answer(completion)
-        num_tokens = read.num_completion_tokens
-        if read.status == "truncated":
-            message = f"the object was not complete after {num_tokens} tokens"
-            return Answer(None, "truncated", message, read.finish_reason, num_tokens)
-        if read.response is None:
-            return read
-        value = parse_object(read.response)
-        if value is None:
-            return Answer(None, "invalid_output", "the answer is not a JSON object", read.finish_reason, num_tokens)
-        return Answer(value, "ok", None, read.finish_reason, num_tokens)
+def read_object(result: Completion | Scores) -> TaskResult:
+    """The object as JSON text. Cut off by `max_new_tokens` it is no object: the response is null."""
+    read = read_completion(completion_of(result))
+    num_tokens = read.num_completion_tokens
+    if read.status == "truncated":
+        message = f"the object was not complete after {num_tokens} tokens"
+        return TaskResult(None, "truncated", message, read.finish_reason, num_tokens)
+    if read.response is None:
+        return read
+    value = parse_object(read.response)
+    if value is None:
+        return TaskResult(None, "invalid_output", "the answer is not a JSON object", read.finish_reason, num_tokens)
+    return TaskResult(value, "ok", None, read.finish_reason, num_tokens)
 
 
 def parse_object(text: str) -> str | None:
@@ -72,7 +127,7 @@ def parse_object(text: str) -> str | None:
 
 def grammar_of(schema: Mapping[str, Any]) -> str:
     """A bounded schema as the text that travels with each question."""
-    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(plain_schema(schema), ensure_ascii=False, separators=(",", ":"))
 
 
 def default_instruction(schema: Mapping[str, Any]) -> str:

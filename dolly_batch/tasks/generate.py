@@ -1,84 +1,171 @@
 """Generate: the row's instruction and context go to the model as they are, and its answer is the text it wrote."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
-from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
-from dolly_batch.tasks.base import Answer, Subject
+from dolly_batch.records import Completion, GenerationParams, PromptRow, Scores
+from dolly_batch.tasks.base import (
+    PreparedTask,
+    SettingError,
+    SingleRequestRun,
+    SqlArgument,
+    Task,
+    TaskInput,
+    TaskKind,
+    TaskModel,
+    TaskResult,
+    TaskSettings,
+    check_not_empty,
+)
+
+MAX_EXAMPLES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One worked example, shown to the model before the row's own instruction."""
+
+    instruction: str
+    context: str | None = None
+    response: str
+
+    def __post_init__(self) -> None:
+        check_not_empty(self, "instruction", "response")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings(TaskSettings):
+    """Answer an instruction: a column's, or one made from a template over any columns.
+
+    In `template`, `{column}` stands for a column's value, `{{` and `}}` for braces. Braces in the values are data.
+    """
+
+    kind: Literal["generate"] = "generate"
+    template: str | None = None
+    examples: list[Example] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.examples) > MAX_EXAMPLES:
+            raise SettingError("examples", f"{len(self.examples)} examples; give {MAX_EXAMPLES} at most")
+        if self.template is not None and not template_parts(self.template)[1]:
+            raise SettingError("template", "names no column: `{column}` stands for a column's value")
+
+
+class GenerateKind(TaskKind):
+    """`kind: generate`, and `dolly_generate(instruction[, context])`."""
+
+    name = "generate"
+    settings = GenerateSettings
+    reads_text = False
+    resumes = True
+    in_prompt = frozenset({"template", "examples"})
+    sql_arguments = (SqlArgument("context", is_column=True, is_optional=True),)
+
+    @property
+    def sql_placeholders(self) -> Mapping[str, Any]:
+        """A call has no template."""
+        return {"template": None}
+
+    def prepare(self, settings: GenerateSettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
+        """The examples and the template's texts stand around the row's values."""
+        literals: tuple[str, ...] = ("", "")
+        if settings.template is not None:
+            literals = tuple(template_parts(settings.template)[0])
+        num_new = params.max_new_tokens
+        return PreparedTask(
+            task=Generate(params),
+            literals=(examples_text(settings.examples) + literals[0], *literals[1:]),
+            num_reserved=num_new,
+            num_new_tokens=num_new,
+            shares=not params.do_sample,
+            reads_text=False,
+        )
+
+    def template_columns(self, settings: GenerateSettings) -> list[str] | None:
+        """The columns that the template names, in its order."""
+        return None if settings.template is None else template_parts(settings.template)[1]
 
 
 @dataclass(frozen=True)
-class Generate:
-    """One question a row."""
+class Generate(Task):
+    """One request a row."""
 
     params: GenerationParams
 
-    def begin(self, subject: Subject) -> "GenerateWork":
-        """The work of one row."""
-        return GenerateWork(self, subject)
-
-    def prepare(self) -> Sequence[Row]:
-        """Nothing is asked beforehand."""
-        return ()
-
-    def prepared(self, answers: Sequence[Completion | Scores]) -> "Generate":
-        """The task as it is."""
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateWork:
-    """One row: asked once."""
-
-    task: Generate
-    subject: Subject
-
-    def start(self) -> Sequence[Row]:
-        """The one question."""
-        row, params = self.subject, self.task.params
+    def start(self, row: TaskInput) -> SingleRequestRun:
+        """The run of one row."""
+        params = self.params
         if row.max_new_tokens is not None:
             params = replace(params, max_new_tokens=row.max_new_tokens)
-        return (PromptRow("0", row.instruction, row.context, params, row.seed, partial=row.partial),)
+        request = PromptRow("0", row.instruction, row.context, params, row.seed, partial=row.partial)
+        return SingleRequestRun(request, partial(self._read, row))
 
-    def take(self, answer: Completion | Scores) -> Answer:
+    def _read(self, row: TaskInput, result: Completion | Scores) -> TaskResult:
         """The model's text is the answer. A partial answer is kept when it cannot be resumed."""
-        completion, partial = completion_of(answer), self.subject.partial
-        found = read_answer(completion)
-        if partial is None:
-            return found
+        completion, answer = completion_of(result), row.partial
+        read = read_completion(completion)
+        if answer is None:
+            return read
         if completion.failure is not None:
-            error = f"not gone on with: {completion.failure.status}, {completion.failure.message}"
-            return Answer(partial.text, "truncated", error, "length", partial.num_tokens, num_partial_tokens=0)
-        return replace(found, num_partial_tokens=completion.num_partial_tokens)
+            error = f"not resumed: {completion.failure.status}, {completion.failure.message}"
+            return TaskResult(answer.text, "truncated", error, "length", answer.num_tokens, num_partial_tokens=0)
+        return replace(read, num_partial_tokens=completion.num_partial_tokens)
 
 
-def completion_of(answer: Completion | Scores) -> Completion:
-    """A completion, which is what a question for text gets. Raises TypeError for anything else."""
-    if not isinstance(answer, Completion):
-        raise TypeError(f"a question for text was answered by {type(answer).__name__}")
-    return answer
+def completion_of(result: Completion | Scores) -> Completion:
+    """A completion, which is what a request for text gets. Raises TypeError for anything else."""
+    if not isinstance(result, Completion):
+        raise TypeError(f"a request for text was answered by {type(result).__name__}")
+    return result
 
 
-def read_answer(completion: Completion) -> Answer:
-    """The answer in a completion. A row cut off by `max_new_tokens` is `truncated`, however little it wrote."""
+def read_completion(completion: Completion) -> TaskResult:
+    """The result in a completion. A row cut off by `max_new_tokens` is `truncated`, however little it wrote."""
     if completion.failure is not None:
-        return Answer(None, completion.failure.status, completion.failure.message, None, None)
+        return TaskResult(None, completion.failure.status, completion.failure.message, None, None)
     if completion.finish_reason == "length":
         status = "truncated"
     else:
         status = "ok" if completion.text else "empty_response"
-    return Answer(completion.text, status, None, completion.finish_reason, completion.num_completion_tokens)
+    return TaskResult(completion.text, status, None, completion.finish_reason, completion.num_completion_tokens)
 
 
-def examples_text(examples: Sequence[tuple[str, str | None, str]]) -> str:
-    """Worked examples (instruction, context, response) as what stands before a row's own instruction; "" for none.
+def examples_text(examples: Sequence[Example]) -> str:
+    """Worked examples as what stands before a row's own instruction; "" for none.
 
     The Dolly format has one instruction and one response, so examples are a part of the instruction.
     """
     if not examples:
         return ""
     blocks = [
-        f"Instruction: {instruction}\n" + (f"Input: {context}\n" if context else "") + f"Response: {response}\n\n"
-        for instruction, context, response in examples
+        f"Instruction: {example.instruction}\n"
+        + (f"Input: {example.context}\n" if example.context else "")
+        + f"Response: {example.response}\n\n"
+        for example in examples
     ]
     return "".join(blocks) + "Instruction: "
+
+
+def template_parts(template: str) -> tuple[list[str], list[str]]:
+    """Split a template into its literal texts and the columns between them; there is one text more than columns.
+
+    Raises SettingError for a brace that stands alone, and for formats and conversions, which have no meaning here.
+    """
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SettingError("template", f"{error}; write {{{{ and }}}} for braces") from error
+    texts, names = [""], []
+    for text, name, spec, conversion in parsed:
+        if name is not None and (spec or conversion or not re.fullmatch(r"[^{}]+", name)):
+            message = f"`{{{name}}}` must hold a column's name alone; write {{{{ and }}}} for braces"
+            raise SettingError("template", message)
+        texts[-1] += text  # an escaped brace ends a text for the parser, and not for us
+        if name is not None:
+            names.append(name)
+            texts.append("")
+    return texts, names

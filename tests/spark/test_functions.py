@@ -13,14 +13,10 @@ from pyspark.sql import types as T
 
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
-from dolly_batch.records import EngineSpec, GenerationParams
-from dolly_batch.spark.generate import calls
-from dolly_batch.spark.plan.prepared_task import open_asking
-from dolly_batch.spark.tables.struct import json_schema
-from dolly_batch.tasks.schema.ddl import parse_ddl
-from dolly_batch.tiny import MODEL_FOLDER
+from dolly_batch.spark.tables.struct import struct_type
+from dolly_batch.tasks.schema import read_schema
 from tests.conftest import PROJECT
-from tests.spark.desk import Desk, echo_document, load_job_text
+from tests.spark.desk import Desk
 from tests.tasks.test_schema import DDL
 
 ENGINE = {"kind": "plain", "num_threads": 1}
@@ -112,32 +108,6 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     assert {row.id: row.summary.response is not None for row in summaries} == {"long": True, "null": False}
 
 
-SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}'
-
-
-@pytest.mark.parametrize("told", [TASKS, {}])
-def test_a_call_asks_what_the_job_asks(told: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """Whatever both are told: the same task, the same text, the same room for the answer. No Spark."""
-    params = GenerationParams(max_new_tokens=48, do_sample=False)
-    spec = EngineSpec("plain", str(MODEL_FOLDER))
-    caller = calls.Caller(spec, params, 2048, 42, "error", dolly_batch.functions.ways(told))
-    asked = {
-        "generate": ({}, calls.ask_generate(caller, "the instruction", "the text")),
-        "classify": ({"labels": LABELS}, calls.ask_classify(caller, "the text", LABELS)),
-        "summarize": ({}, calls.ask_summarize(caller, "the text")),
-        "extract": ({"schema": SCHEMA}, calls.ask_extract(caller, "the text", SCHEMA)),
-    }
-    for kind, (own, question) in asked.items():
-        document = echo_document(tmp_path)
-        del document["input"]["context"]
-        document["generation"] = {"max_new_tokens": 48, "do_sample": False}
-        job = load_job_text(tmp_path, {**document, "task": {"kind": kind, **own, **told.get(kind, {})}})
-        asking = open_asking(job, str(MODEL_FOLDER), 2048)
-        assert (question.task, question.literals) == (asking.task, asking.literals)
-        assert (question.num_reserved, question.any_length) == (asking.num_reserved, asking.any_length)
-        assert question.context == "the text"
-
-
 CONNECT = """
 import json, sys
 from pyspark.sql import SparkSession
@@ -170,9 +140,29 @@ def test_over_spark_connect_they_give_the_same(job_desk: Desk, tmp_path: Path) -
     }
 
 
-def test_schemas_are_read_as_the_job_reads_them(spark: SparkSession) -> None:
+def test_ddl_gives_the_types_that_spark_reads_in_it(spark: SparkSession) -> None:
+    def without_lengths(kind: Any) -> Any:
+        if isinstance(kind, T.StructType):
+            return T.StructType([T.StructField(one.name, without_lengths(one.dataType)) for one in kind])
+        if isinstance(kind, T.ArrayType):
+            return T.ArrayType(without_lengths(kind.elementType))
+        return T.StringType() if isinstance(kind, (T.VarcharType, T.CharType)) else kind
+
     for ddl in DDL:
-        assert parse_ddl(ddl) == json_schema(T._parse_datatype_string(ddl), "task.schema")
+        assert struct_type(read_schema(ddl)) == without_lengths(T._parse_datatype_string(ddl))
+
+
+def test_python_refuses_arguments_that_a_query_could_not_use(job_desk: Desk) -> None:
+    functions = register(job_desk.spark)
+    with pytest.raises(ConfigError, match="STRIN"):
+        functions.extract("text", "name STRIN")
+    with pytest.raises(ConfigError, match="labels: 1 labels"):
+        functions.classify("text", ["a"])
+    with pytest.raises(TypeError, match="labels"):
+        functions.classify("text")
+    with pytest.raises(AttributeError, match="the kinds of task are generate"):
+        _ = functions.clasify
+    assert {"generate", "classify", "summarize", "extract"} <= set(dir(functions))
 
 
 def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:

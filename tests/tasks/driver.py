@@ -1,44 +1,33 @@
-"""Tasks on a real engine without Spark: what a partition does, in one process."""
+"""Tasks on a real engine without Spark and without a host: what a partition does, in one process."""
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.records import Completion, Failure, Row, Scores
-from dolly_batch.tasks.base import Answer, Subject, Task
+from dolly_batch.tasks.base import Task, TaskInput, TaskResult
+from dolly_batch.tasks.queue import QueuedRow, answer_rows, warm_up
 
 
-def work_all(engine: Engine, task: Task, subjects: Sequence[Subject]) -> list[Answer]:
-    """The answers, in the order of the subjects."""
-    encoder = RowEncoder(engine.encoder, engine.max_positions)
+class EngineClient:
+    """Answers requests as the client of an engine host does, by an engine of this process."""
 
-    def ask(rows: Sequence[Row]) -> list[Completion | Scores]:
-        requests = encoder.encode(rows)
-        for request in requests:
-            assert not isinstance(request, Failure)
-            engine.submit(request)
-        found: list[Completion | Scores] = []
-        while engine.num_unfinished:
-            found += engine.step()
-        return found
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._encoder = RowEncoder(engine.encoder, engine.max_positions)
 
-    first = {answer.key: answer for answer in ask(task.prepare())}
-    task = task.prepared([first[row.key] for row in task.prepare()])
-    works = [task.begin(subject) for subject in subjects]
-    answers: dict[int, Answer] = {}
-    waiting: deque[Row] = deque()
-    for number, work in enumerate(works):
-        waiting.extend(replace(row, key=f"{number}/{row.key}") for row in work.start())
-    while waiting:
-        rows = list(waiting)
-        waiting.clear()
-        for found in ask(rows):
-            number, _, key = found.key.partition("/")
-            result = works[int(number)].take(replace(found, key=key))
-            if isinstance(result, Answer):
-                answers[int(number)] = result
-            else:
-                waiting.extend(replace(row, key=f"{number}/{row.key}") for row in result)
-    return [answers[number] for number in range(len(subjects))]
+    def answer(self, take: Callable[[int], Sequence[Row]]) -> Iterator[Completion | Scores]:
+        while rows := take(32):
+            for request in self._encoder.encode(rows):
+                assert not isinstance(request, Failure)
+                self._engine.submit(request)
+            while self._engine.num_unfinished:
+                yield from self._engine.step()
+
+
+def work_all(engine: Engine, task: Task, rows: Sequence[TaskInput]) -> list[TaskResult]:
+    """The results, in the order of the rows."""
+    client = EngineClient(engine)
+    warm = warm_up(client, task)
+    results = dict(answer_rows(client, (QueuedRow(number, warm, row) for number, row in enumerate(rows))))
+    return [results[number] for number in range(len(rows))]

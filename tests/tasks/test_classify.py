@@ -6,7 +6,7 @@ import pytest
 
 from dolly_batch.errors import ConfigError, EngineError
 from dolly_batch.records import Failure, ScoreRow, Scores
-from dolly_batch.tasks.base import Answer, Subject
+from dolly_batch.tasks.base import TaskInput, TaskResult
 from dolly_batch.tasks.classify import Classify, default_instruction, divisors
 
 LABELS = ("card", "card arrival", "other")
@@ -21,7 +21,7 @@ def log_probs(*shares: float) -> tuple[float, ...]:
 
 
 def test_the_likeliest_label_its_share_and_its_lead() -> None:
-    answer = task().read(log_probs(0.1, 0.3, 0.2))
+    answer = task().choose(log_probs(0.1, 0.3, 0.2))
     confidence, margin, scores = answer.extras
     assert (answer.response, answer.status) == ("card arrival", "ok")
     assert (confidence, margin) == pytest.approx((0.5, 0.5 - 1 / 3))
@@ -30,28 +30,28 @@ def test_the_likeliest_label_its_share_and_its_lead() -> None:
 
 def test_below_the_threshold_there_is_no_label_and_no_error() -> None:
     for limit, label in [(0.49, "card arrival"), (0.51, None)]:
-        answer = task(none_below=limit).read(log_probs(0.1, 0.3, 0.2))
+        answer = task(none_below=limit).choose(log_probs(0.1, 0.3, 0.2))
         assert (answer.response, answer.status, answer.error) == (label, "ok", None)
 
 
 def test_the_first_of_equals_wins_and_impossible_labels_lose() -> None:
-    assert task().read((-2.0, -2.0, -math.inf)).response == "card"
-    assert task().read((-math.inf, -math.inf, -math.inf)).response == "card"
-    assert task().read((-math.inf, -5000.0, -math.inf)).extras[0] == 1.0
+    assert task().choose((-2.0, -2.0, -math.inf)).response == "card"
+    assert task().choose((-math.inf, -math.inf, -math.inf)).response == "card"
+    assert task().choose((-math.inf, -5000.0, -math.inf)).extras[0] == 1.0
 
 
 def test_calibration_divides_by_what_labels_get_for_nothing() -> None:
     calibrated = task(calibrated=True)
-    asked = calibrated.prepare()
+    asked = calibrated.warm_up_requests()
     assert [row.instruction for row in asked] == ["Which?"] * len(asked)
-    ready = calibrated.prepared([Scores(row.key, log_probs(0.6, 0.3, 0.1)) for row in asked])
-    answer = ready.read(log_probs(0.5, 0.4, 0.1))  # 0.83, 1.33 and 1 times what they get for nothing
+    ready = calibrated.warmed_up([Scores(row.key, log_probs(0.6, 0.3, 0.1)) for row in asked])
+    answer = ready.choose(log_probs(0.5, 0.4, 0.1))  # 0.83, 1.33 and 1 times what they get for nothing
     assert answer.response == "card arrival"
     assert answer.extras[0] == pytest.approx((4 / 3) / (5 / 6 + 4 / 3 + 1))
     failed = [Scores("0", (), Failure("model_error", "broken"))]
     with pytest.raises(EngineError, match="calibrated"):
-        calibrated.prepared(failed)
-    assert task().prepare() == ()
+        calibrated.warmed_up(failed)
+    assert task().warm_up_requests() == ()
 
 
 def test_lengths_are_of_tokens_or_of_characters() -> None:
@@ -60,15 +60,15 @@ def test_lengths_are_of_tokens_or_of_characters() -> None:
     assert divisors(LABELS, "per_token", tokens) == (2, 5, 2)
     assert divisors(LABELS, "per_char", tokens) == (4, 12, 5)
     per_token = Classify(LABELS, divisors(LABELS, "per_token", tokens), "Which?")
-    assert task().read((-4.0, -5.0, -9.0)).response == "card"
-    assert per_token.read((-4.0, -5.0, -9.0)).response == "card arrival"
+    assert task().choose((-4.0, -5.0, -9.0)).response == "card"
+    assert per_token.choose((-4.0, -5.0, -9.0)).response == "card arrival"
 
 
 def test_a_row_is_one_question_with_all_labels() -> None:
-    work = task().begin(Subject("Which?", "a text", 7))
-    assert work.start() == (ScoreRow("0", "Which?", "a text", LABELS),)
-    failed = work.take(Scores("0", (), Failure("too_long", "much")))
-    assert isinstance(failed, Answer)
+    work = task().start(TaskInput("Which?", "a text", 7))
+    assert work.first_requests() == (ScoreRow("0", "Which?", "a text", LABELS),)
+    failed = work.on_result(Scores("0", (), Failure("too_long", "much")))
+    assert isinstance(failed, TaskResult)
     assert (failed.response, failed.status, failed.error, failed.extras) == (None, "too_long", "much", (None,) * 3)
 
 

@@ -5,7 +5,7 @@ import sys
 
 LOOK = """
 import sys
-import dolly_batch.spark.generate.shard, dolly_batch.spark.generate.calls, dolly_batch.spark.plan.token_counts
+import dolly_batch.spark.generate.shard, dolly_batch.spark.generate.sql_call, dolly_batch.spark.plan.token_counts
 print(*sorted({"pydantic", "yaml", "torch", "transformers"} & set(sys.modules)))
 """
 

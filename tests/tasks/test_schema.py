@@ -7,7 +7,7 @@ import pytest
 
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
-from dolly_batch.tasks.base import Subject
+from dolly_batch.tasks.base import TaskInput
 from dolly_batch.tasks.extract import Extract, parse_object
 from dolly_batch.tasks.schema.ddl import parse_ddl
 from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema
@@ -71,11 +71,27 @@ DDL = [
     "name STRING, age INT",
     "a struct<b: array<double>, c: boolean>, `odd name` bigint",
     "d DATE, t TIMESTAMP, v VARCHAR(7), s: array<struct<x:int,y:string>>",
+    "f FLOAT, n TIMESTAMP_NTZ, b TINYINT, s SMALLINT COMMENT 'it''s \\'small', l LONG NOT NULL",
+    "STRUCT<a: INT, `b:c``<>` STRING>",
 ]
 
 
 @pytest.mark.parametrize(
-    "ddl", ["a", "a STRIN", "a array<int", "", "a int b int", "a map<string,int>", "a int, a int", "a int;"]
+    "ddl",
+    [
+        *(
+            "a",
+            "a STRIN",
+            "a array<int",
+            "",
+            "a int b int",
+            "a map<string,int>",
+            "a int, a int",
+            "a int;",
+            "a int not b",
+        ),
+        *("a int comment", "struct<a: int> b int", "a decimal(3,1)"),
+    ],
 )
 def test_ddl_that_cannot_be_read_is_refused(ddl: str) -> None:
     with pytest.raises(ConfigError, match="schema"):
@@ -108,9 +124,9 @@ def test_an_answer_is_an_object_or_nothing() -> None:
 def test_what_is_not_complete_or_not_an_object_is_no_response(
     completion: Completion, response: str | None, status: str
 ) -> None:
-    work = Extract(GenerationParams(), "{}").begin(Subject("Extract.", "text", 3))
-    (asked,) = work.start()
+    work = Extract(GenerationParams(), "{}").start(TaskInput("Extract.", "text", 3))
+    (asked,) = work.first_requests()
     assert isinstance(asked, PromptRow)
     assert (asked.grammar, asked.seed, asked.context) == ("{}", 3, "text")
-    answer = work.take(completion)
+    answer = work.on_result(completion)
     assert (answer.response, answer.status) == (response, status)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Failure, GenerationParams, PromptRow
-from dolly_batch.tasks.base import Answer, Subject
-from dolly_batch.tasks.summarize import Summarize, SummarizeWork, split_text
+from dolly_batch.tasks.base import TaskInput, TaskModel, TaskResult
+from dolly_batch.tasks.summarize import Summarize, SummarizeRun, split_text
 from dolly_batch.tiny import MODEL_FOLDER
 
 ENCODER = PromptEncoder.from_folder(MODEL_FOLDER)
@@ -36,16 +36,16 @@ def test_sentences_stay_whole_where_they_fit() -> None:
     assert "".join(pieces) == text
 
 
-def run(task: Summarize, text: str, write: Callable[[PromptRow], Completion]) -> tuple[Answer, list[PromptRow]]:
+def run(task: Summarize, text: str, write: Callable[[PromptRow], Completion]) -> tuple[TaskResult, list[PromptRow]]:
     """Work one row to its end, answers coming last first."""
-    work = task.begin(Subject(ASK, text, 7))
-    waiting, asked = list(work.start()), []
+    work = task.start(TaskInput(ASK, text, 7))
+    waiting, asked = list(work.first_requests()), []
     while waiting:
         row = waiting.pop()
         assert isinstance(row, PromptRow)
         asked.append(row)
-        result = work.take(write(row))
-        if isinstance(result, Answer):
+        result = work.on_result(write(row))
+        if isinstance(result, TaskResult):
             return result, asked
         waiting += result
     raise AssertionError("the row has no answer")
@@ -61,7 +61,7 @@ PARAMS = GenerationParams(max_new_tokens=40)
 @pytest.mark.parametrize("num_sentences", [1, 40, 400])
 def test_every_sentence_is_read_once_and_one_summary_comes_out(num_sentences: int) -> None:
     text = " ".join(f"Sentence number {number} says a thing." for number in range(num_sentences))
-    task = Summarize(PARAMS, str(MODEL_FOLDER), 256)
+    task = Summarize(PARAMS, TaskModel(str(MODEL_FOLDER), 256))
     answer, asked = run(task, text, written)
     num_pieces, num_calls = answer.extras
     assert (answer.response, answer.status, num_calls) == ("It was so.", "ok", len(asked))
@@ -76,7 +76,7 @@ def test_every_sentence_is_read_once_and_one_summary_comes_out(num_sentences: in
 
 def test_a_failed_piece_is_the_rows_fault_and_a_cut_one_makes_it_truncated() -> None:
     text = "A sentence of a few words. " * 60
-    task = Summarize(PARAMS, str(MODEL_FOLDER), 256)
+    task = Summarize(PARAMS, TaskModel(str(MODEL_FOLDER), 256))
     failure = Failure("out_of_memory", "none left")
     failed, _ = run(task, text, lambda row: Completion(row.key, "", (), None, 10, failure))
     assert (failed.response, failed.status, failed.error) == (None, "out_of_memory", "none left")
@@ -87,11 +87,13 @@ def test_a_failed_piece_is_the_rows_fault_and_a_cut_one_makes_it_truncated() -> 
 
 
 def test_summaries_as_long_as_pieces_end_in_an_error_not_in_a_loop() -> None:
-    work = SummarizeWork(Summarize(PARAMS, str(MODEL_FOLDER), 256), Subject(ASK, "A sentence of a few words. " * 60, 0))
-    asked = [*work.start()]
+    work = SummarizeRun(
+        Summarize(PARAMS, TaskModel(str(MODEL_FOLDER), 256)), TaskInput(ASK, "A sentence of a few words. " * 60, 0)
+    )
+    asked = [*work.first_requests()]
     assert len(asked) > 1
     for row in asked[:-1]:
-        assert work.take(written(row, "word " * 400)) == ()  # type: ignore[arg-type]
-    answer = work.take(written(asked[-1], "word " * 400))  # type: ignore[arg-type]
-    assert isinstance(answer, Answer)
+        assert work.on_result(written(row, "word " * 400)) == ()  # type: ignore[arg-type]
+    answer = work.on_result(written(asked[-1], "word " * 400))  # type: ignore[arg-type]
+    assert isinstance(answer, TaskResult)
     assert answer.status == "invalid_output"

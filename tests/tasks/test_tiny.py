@@ -9,7 +9,7 @@ from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams
 from dolly_batch.tasks import summarize
-from dolly_batch.tasks.base import Subject
+from dolly_batch.tasks.base import TaskInput, TaskModel
 from dolly_batch.tasks.classify import Classify, default_instruction
 from dolly_batch.tasks.generate import Generate
 from dolly_batch.tiny import MODEL_FOLDER
@@ -28,9 +28,9 @@ def engine() -> PlainEngine:
 def test_sentiment_by_labels_is_right_and_no_worse_than_reading_free_text(engine: PlainEngine) -> None:
     rows = [row for row in texts.sentiment_rows(300, 20_261_123) if row.context][:200]
     ask = default_instruction(LABELS, lambda text: len(text), 2048)
-    subjects = [Subject(ask, row.context) for row in rows]
-    scored = work_all(engine, Classify(LABELS, (1.0, 1.0), ask), subjects)
-    written = work_all(engine, Generate(GenerationParams(8, do_sample=False)), subjects)
+    rows_in = [TaskInput(ask, row.context) for row in rows]
+    scored = work_all(engine, Classify(LABELS, (1.0, 1.0), ask), rows_in)
+    written = work_all(engine, Generate(GenerationParams(8, do_sample=False)), rows_in)
     by_label = sum(answer.response == row.response for answer, row in zip(scored, rows, strict=True))
     by_text = sum(answer.response == row.response for answer, row in zip(written, rows, strict=True))
     print(f"of {len(rows)} rows right: by labels {by_label}, by reading free text {by_text}")
@@ -40,9 +40,9 @@ def test_sentiment_by_labels_is_right_and_no_worse_than_reading_free_text(engine
 
 
 def summaries(engine: PlainEngine, told: list[str]) -> list[tuple[str, int, int]]:
-    task = summarize.Summarize(PARAMS, str(MODEL_FOLDER), engine.max_positions)
+    task = summarize.Summarize(PARAMS, TaskModel(str(MODEL_FOLDER), engine.max_positions))
     ask = summarize.default_instruction("sentence", None)
-    answers = work_all(engine, task, [Subject(ask, text) for text in told])
+    answers = work_all(engine, task, [TaskInput(ask, text) for text in told])
     for text, answer in zip(told, answers, strict=True):
         pieces = summarize.split_text(text, task.room(ask), task.count)
         assert "".join(pieces) == text

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from pyspark.sql import types as T
 
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.records import Completion, EngineSpec, PartialAnswer, Scores
-from dolly_batch.records import Row as Question
+from dolly_batch.records import EngineSpec, PartialAnswer
 from dolly_batch.spark.generate.device import task_device
-from dolly_batch.spark.tables.schemas import TASK_FIELDS
-from dolly_batch.tasks.base import Answer, Subject, Task, Work, row_seed
+from dolly_batch.spark.tables.schemas import task_fields
+from dolly_batch.tasks.base import Task, TaskInput, TaskResult, row_seed
+from dolly_batch.tasks.queue import QueuedRow, answer_rows, warm_up
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
 ROWS_PER_BATCH = 512
@@ -49,7 +49,7 @@ _PANDAS_TYPES = {"int": "Int32"}
 
 def staged_schema(kind: str) -> T.StructType:
     """The columns of a wave's staged answers, by the kind of task: `response` is text whatever the task."""
-    return T.StructType([*STAGED_FIELDS, *TASK_FIELDS[kind], *ORIGIN_FIELDS])
+    return T.StructType([*STAGED_FIELDS, *task_fields(kind), *ORIGIN_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,12 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     began_s = time.monotonic()
     schema = staged_schema(task.kind)
     with RetryingClient(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
-        desk = Desk(_chained(first, rows), task, ask_first(client, task.task))
+        queued = _queued(task, warm_up(client, task.task), chain([first], rows))
         progress = Progress(task.progress)
         staged: list[tuple[object, ...]] = []
-        for answer in client.answer(desk.take):
-            for row, num_tokens in desk.answered(answer):
-                staged.append((*row, client.engine_id, client.incarnation, None, None))
-                progress.add(num_tokens)
+        for row, result in answer_rows(client, queued):
+            staged.append((*_staged(row, result), client.engine_id, client.incarnation, None, None))
+            progress.add(result.num_completion_tokens or 0)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], schema)
                 del staged[:-1]
@@ -95,18 +94,8 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         progress.finish()
 
 
-def ask_first(client: RetryingClient, task: Task) -> Task:
-    """The task with the answers to what it asks once, before any row. Raises EngineError when it cannot go on."""
-    questions = list(task.prepare())
-    if not questions:
-        return task
-    order = [question.key for question in questions]
-    answers = {answer.key: answer for answer in client.answer(lambda num: [questions.pop(0) for _ in questions[:num]])}
-    return task.prepared([answers[key] for key in order])
-
-
 @dataclass(frozen=True, slots=True)
-class Row:
+class ShardRow:
     """One row of a shard."""
 
     row_key: str
@@ -118,76 +107,27 @@ class Row:
     max_new_tokens: int | None = None
     """Of this row, where it is not the job's."""
 
-    def asks_the_same(self, other: "Row") -> bool:
-        """Whether both have the same answer, where equal questions have."""
-        mine = (self.request_key, self.partial, self.max_new_tokens)
-        return mine == (other.request_key, other.partial, other.max_new_tokens)
+
+def _queued(task: ShardTask, warm: Task, rows: Iterable[ShardRow]) -> Iterator[QueuedRow[ShardRow]]:
+    for row in rows:
+        seed = row_seed(task.seed, row.row_key)
+        values = TaskInput(row.instruction, row.context, seed, row.partial, row.max_new_tokens)
+        shared_as = (row.request_key, row.partial, row.max_new_tokens) if task.shares else None
+        yield QueuedRow(row, warm, values, shared_as)
 
 
-class Desk:
-    """The rows of a shard that are being worked on: what to ask next, and who gets an answer.
-
-    Rows that ask the same are worked on once where their answers are the same, and all get that one answer. Equal
-    requests lie side by side in a shard, so a row has only its predecessor to be compared with. A row that is read
-    after its leader was answered is asked anew, and leads those after it.
-    """
-
-    def __init__(self, rows: Iterator[Row], task: ShardTask, prepared: Task) -> None:
-        self._rows = rows
-        self._task = task
-        self._prepared = prepared
-        self._open: dict[str, tuple[Work, list[Row]]] = {}
-        self._waiting: deque[Question] = deque()  # questions that follow from answers come before new rows
-        self._leader: Row | None = None
-
-    def take(self, num_questions: int) -> list[Question]:
-        """At most so many questions, none when all rows have been asked about. Their keys are `row key/call`."""
-        while len(self._waiting) < num_questions and (row := next(self._rows, None)) is not None:
-            self._begin(row)
-        return [self._waiting.popleft() for _ in range(min(num_questions, len(self._waiting)))]
-
-    def _begin(self, row: Row) -> None:
-        leader = self._leader
-        if self._task.shares and leader and leader.asks_the_same(row) and leader.row_key in self._open:
-            self._open[leader.row_key][1].append(row)
-            return
-        self._leader = row
-        seed = row_seed(self._task.seed, row.row_key)
-        work = self._prepared.begin(Subject(row.instruction, row.context, seed, row.partial, row.max_new_tokens))
-        self._open[row.row_key] = (work, [row])
-        self._ask(row.row_key, work.start())
-
-    def _ask(self, row_key: str, questions: Sequence[Question]) -> None:
-        self._waiting.extend(replace(question, key=f"{row_key}/{question.key}") for question in questions)
-
-    def answered(self, found: Completion | Scores) -> Iterator[tuple[tuple[object, ...], int]]:
-        """The staged columns, and the tokens written, of all rows that this answer ends; often none."""
-        row_key, _, call = found.key.rpartition("/")
-        if row_key not in self._open:
-            return  # the row has failed meanwhile, by another of its questions
-        work, rows = self._open[row_key]
-        result = work.take(replace(found, key=call))
-        if not isinstance(result, Answer):
-            self._ask(row_key, result)
-            return
-        del self._open[row_key]
-        for row in rows:
-            yield _staged(row, result), result.num_completion_tokens or 0
-
-
-def _staged(row: Row, answer: Answer) -> tuple[object, ...]:
-    num_prompt_tokens = row.num_prompt_tokens if answer.num_prompt_tokens is None else answer.num_prompt_tokens
+def _staged(row: ShardRow, result: TaskResult) -> tuple[object, ...]:
     return (
         row.row_key,
         row.request_key,
-        answer.response,
-        answer.status,
-        answer.error,
-        answer.finish_reason,
-        num_prompt_tokens,
-        answer.num_completion_tokens,
-        answer.num_partial_tokens,
-        *answer.extras,
+        result.response,
+        result.status,
+        result.error,
+        result.finish_reason,
+        row.num_prompt_tokens if result.num_prompt_tokens is None else result.num_prompt_tokens,
+        result.num_completion_tokens,
+        result.num_partial_tokens,
+        *result.extras,
     )
 
 
@@ -224,23 +164,18 @@ class Progress:
             os.replace(partial, path)
 
 
-def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[Row]:
+def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[ShardRow]:
     for batch in batches:
         for row_key, request_key, instruction, context, tokens, *rest in batch.itertuples(index=False, name=None):
             partial, limit = _partial(*rest)
             context = None if pd.isna(context) else context
-            yield Row(row_key, request_key, instruction, context, int(tokens), partial, limit)
+            yield ShardRow(row_key, request_key, instruction, context, int(tokens), partial, limit)
 
 
 def _partial(text: str, num_tokens: Any, max_new_tokens: Any) -> tuple[PartialAnswer | None, int | None]:
     if pd.isna(num_tokens):
         return None, None
     return PartialAnswer(text, int(num_tokens)), int(max_new_tokens)
-
-
-def _chained(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    yield from rest
 
 
 def _frame(staged: list[tuple[object, ...]], schema: T.StructType) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from dolly_batch.spark.generate.cancel import JobTag
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
-from dolly_batch.spark.plan.prepared_task import Asking, open_asking
+from dolly_batch.spark.plan.prepared_task import prepare_task
 from dolly_batch.spark.preflight.gpus import gpu_profile
+from dolly_batch.tasks.base import PreparedTask, TaskModel
 
 TODO_SCHEMA = T.StructType(
     [
@@ -58,8 +59,8 @@ class Generation:
     start_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @cached_property
-    def _asking(self) -> Asking:
-        return open_asking(self.job, self.model.folder, self.model.max_positions)
+    def _prepared(self) -> PreparedTask:
+        return prepare_task(self.job, TaskModel(self.model.folder, self.model.max_positions))
 
     @cached_property
     def _tag(self) -> JobTag:
@@ -99,9 +100,9 @@ class Generation:
         task = ShardTask(
             spec=self.model.engine_spec(self.job),
             kind=self.job.task.kind,
-            task=self._asking.task,
+            task=self._prepared.task,
             seed=self.job.generation.seed,
-            shares=self._asking.shares,
+            shares=self._prepared.shares,
             progress=self.model.progress_folder(self.folder, wave.number),
         )
         profile = gpu_profile(self.spark, self.job.model.gpus)

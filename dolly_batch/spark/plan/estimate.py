@@ -6,10 +6,11 @@ overhead), with constants fitted to what was measured (docs/log.md); `plan.token
 
 from dataclasses import dataclass
 
+from dolly_batch.tasks.base import PREFILL_SPEEDUP
+
 CPU_FLOPS, CPU_OVERHEAD_S = 6e10, 3e-4
 GPU_FLOPS, GPU_OVERHEAD_S = 2e13, 1e-4
 ECHO_TOKENS_PER_S = 200_000.0
-PREFILL_SPEEDUP = 8.0  # a prompt token costs about this much less than an answer token
 EXPECTED_ANSWER_TOKENS = 80  # databricks-dolly-15k's mean
 
 

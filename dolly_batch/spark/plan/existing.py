@@ -16,6 +16,7 @@ from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, request_heade
 from dolly_batch.spark.plan.manifest import plan_folders
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.tasks import KINDS
 
 MAX_EARLIER = 8  # earlier values of max_new_tokens that are looked for; each costs a join
 PARTIAL_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")
@@ -30,7 +31,7 @@ class Retry:
 
     def resumes_truncated(self, job: JobConfig) -> bool:
         """Whether truncated answers are gone on with, and not begun anew: only generate's are the model's own text."""
-        return job.task.kind == "generate" and "truncated" in self.statuses
+        return KINDS[job.task.kind].resumes and "truncated" in self.statuses
 
 
 def find_retryable(
@@ -45,7 +46,7 @@ def find_retryable(
     if table is None:
         return Retry(statuses)
     limits = {*_planned_limits(request_header(job, identity), files, work)}
-    if job.task.kind == "generate":
+    if KINDS[job.task.kind].resumes:
         status, attempt, tokens = (F.col(target.own(n)) for n in ("status", "attempt", "num_completion_tokens"))
         found = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
         limits |= {row[0] for row in found}

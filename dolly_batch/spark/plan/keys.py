@@ -6,6 +6,7 @@ ever change for the same row: finished tables hold them.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
@@ -14,6 +15,7 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.tables.columns import ColumnRef
+from dolly_batch.tasks import KINDS
 
 KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
@@ -28,8 +30,9 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     decoding ignores the sampling settings and the seed, so they are no part of its key.
     """
     params: dict[str, object] = {"max_new_tokens": job.generation.max_new_tokens}
-    if job.task.kind == "classify":
-        params = {}  # labels are scored: nothing is generated
+    kind = KINDS[job.task.kind]
+    if not kind.generates:
+        params = {}
     elif job.generation.do_sample:
         params |= {
             "temperature": job.generation.temperature,
@@ -49,8 +52,7 @@ def request_header(job: JobConfig, model_identity: str) -> str:
         "params": params,
     }
     # What the task puts into the instruction stands in every row's own text.
-    in_text = {"kind", "instruction", "template", "examples", "style", "max_words"}
-    settings = job.task.model_dump(by_alias=True, exclude=in_text)
+    settings = {key: value for key, value in asdict(job.task).items() if key not in {"kind", *kind.in_prompt}}
     if isinstance(settings.get("schema"), dict):
         settings["schema"] = json.dumps(settings["schema"])  # as text: the order of its fields counts
     if settings:
@@ -59,13 +61,13 @@ def request_header(job: JobConfig, model_identity: str) -> str:
 
 
 def asked_settings(job: JobConfig) -> str:
-    """What stands in the job file of how rows become questions, as text: an open plan is gone on with for the same."""
-    settings = {"task": job.task.model_dump(by_alias=True), "long_prompt": job.limits.long_prompt}
+    """The task's settings as text: an open plan is resumed only for the same ones."""
+    settings = {"task": asdict(job.task), "long_prompt": job.limits.long_prompt}
     return json.dumps(settings)
 
 
 def read_settings(job: JobConfig, limit: int | None) -> str:
-    """What stands in the job file, and on the command line, of which rows are read; for open plans, as above."""
+    """The settings of which rows are read, as text: an open plan is resumed only for the same ones."""
     return json.dumps({"input": job.input.model_dump(by_alias=True), "limit": limit})
 
 

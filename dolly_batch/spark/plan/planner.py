@@ -31,7 +31,7 @@ from dolly_batch.spark.plan.keys import (
     row_key,
 )
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder, Wave
-from dolly_batch.spark.plan.prepared_task import Asking, open_asking
+from dolly_batch.spark.plan.prepared_task import prepare_task
 from dolly_batch.spark.plan.row_status import (
     CARRIED_OVER,
     EXISTING,
@@ -47,6 +47,7 @@ from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.tasks.base import PreparedTask, TaskModel
 
 SMALL_SHARD_ROWS = 32  # a small table is spread over the slots, but not into crumbs
 
@@ -79,9 +80,9 @@ def make_plan(
     kind = "counting" if request.dry else "planning"
     draft = f"{work}/.{kind}-{request.job.name}-{uuid.uuid4().hex[:12]}"
     try:
-        asking = open_asking(request.job, model.folder, model.max_positions)
+        prepared = prepare_task(request.job, TaskModel(model.folder, model.max_positions))
         retry = find_retryable(request.job, request.retry, model.identity, target, files, work)
-        return _Planner(spark, request, source, target, model, asking, retry, files, work, draft).run()
+        return _Planner(spark, request, source, target, model, prepared, retry, files, work, draft).run()
     finally:
         files.delete(draft)
 
@@ -100,7 +101,7 @@ class _Planner:
     source: InputTable
     target: OutputTable
     model: ModelFacts
-    asking: Asking
+    prepared: PreparedTask
     retry: Retry
     files: Files
     work: str
@@ -149,7 +150,7 @@ class _Planner:
         )
         header = request_header(job, self.model.identity)
         # Keys are made of what is asked in the end: a row that did not have to be cut keeps its key.
-        rows = assign_status(rows, self.model.folder, self.model.max_positions, self.asking, job.limits.long_prompt)
+        rows = assign_status(rows, self.model.folder, self.model.max_positions, self.prepared, job.limits.long_prompt)
         rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
         kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
         if not source.ids:
@@ -202,7 +203,7 @@ class _Planner:
             self.model.num_parameters,
             self.model.on_gpu,
             self.job.engine.kind == "echo",
-            self.asking.num_new_tokens,
+            self.prepared.num_new_tokens,
             self.job.plan.tokens_per_s,
         )
         return facts.num(TODO) * rate.row_s + facts.num_prompt_tokens * rate.prompt_token_s

@@ -8,15 +8,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.spark.plan.keys import NULL_KEY
-from dolly_batch.spark.plan.prepared_task import Asking
 from dolly_batch.spark.plan.token_counts import count_tokens, cut_to_fit
+from dolly_batch.tasks.base import PreparedTask
+from dolly_batch.tasks.blank import BLANK_TEXT
 from dolly_batch.tasks.truncate import Side
 
 # A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
 TODO, SKIPPED, EXISTING, CARRIED_OVER = "todo", "aside", "held", "reused"
-
-# White space of any script, control and format characters (zero-width ones among them), and the blank letters.
-BLANK = r"^[\s\p{Z}\p{Cc}\p{Cf}\u00ad\u115f\u1160\u2800\u3164\uffa0]*+$"
 
 # A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
 # that a cell of megabytes never reaches a Python worker.
@@ -28,7 +26,7 @@ HISTOGRAM_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 def assign_status(
-    rows: DataFrame, model_folder: str, max_positions: int, asking: Asking, long_prompt: Side | Literal["error"]
+    rows: DataFrame, model_folder: str, max_positions: int, prepared: PreparedTask, long_prompt: Side | Literal["error"]
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
@@ -36,14 +34,14 @@ def assign_status(
     that can run. A prompt too long for the model's positions, with what follows it, is `too_long`, or cut by
     `long_prompt`: instruction and context are then what is left of them.
     """
-    literals, fitted = asking.literals, long_prompt != "error" and not asking.any_length
+    literals, fitted = prepared.literals, long_prompt != "error" and not prepared.any_length
     texts = [F.lit(literals[0]), *(p for i, text in enumerate(literals[1:]) for p in (F.col("values")[i], F.lit(text)))]
     rows = rows.withColumn("instruction", F.concat(*texts))
-    subject = F.col("text" if asking.reads_text else "instruction")
-    limit = max_positions - asking.num_reserved
-    most = CHARACTERS_AT_MOST if fitted or asking.any_length else max_positions * CHARACTERS_PER_TOKEN_AT_MOST
+    subject = F.col("text" if prepared.reads_text else "instruction")
+    limit = max_positions - prepared.num_reserved
+    most = CHARACTERS_AT_MOST if fitted or prepared.any_length else max_positions * CHARACTERS_PER_TOKEN_AT_MOST
     # Blank is what the row itself brings; template and examples stand around it in every row.
-    own = F.col("text") if asking.reads_text else F.concat_ws("", "values")
+    own = F.col("text") if prepared.reads_text else F.concat_ws("", "values")
     rows = rows.withColumn("fault", _fault(subject, own, most))
     runs = F.col("fault").isNull()
     # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
@@ -52,18 +50,18 @@ def assign_status(
         cut = cut_to_fit(model_folder, limit, literals, long_prompt)
         rows = rows.withColumn("count", cut(F.when(runs, F.col("values")), context))
     else:
-        counted = count_tokens(model_folder, CHARACTERS_AT_MOST if asking.any_length else max_positions)
+        counted = count_tokens(model_folder, CHARACTERS_AT_MOST if prepared.any_length else max_positions)
         rows = rows.withColumn("count", counted(F.when(runs, F.col("instruction")), context))
     was_cut = F.coalesce(F.col("count.num_dropped") > 0, F.lit(False)) if fitted else F.lit(False)
     tokens = F.col("count.num_tokens")
-    over = F.lit(False) if asking.any_length else runs & (tokens > limit)
+    over = F.lit(False) if prepared.any_length else runs & (tokens > limit)
     too_long = over | (F.col("fault") == "too_long")
     exact = ~F.coalesce(F.col("count.is_bound"), F.lit(True))
     number = F.when(exact, tokens.cast("string")).otherwise(F.lit(f"more than {max_positions}"))
     message = F.concat(
         F.lit("the prompt has "),
         number,
-        F.lit(f" tokens; with {asking.num_reserved} new ones that exceeds the model's {max_positions} positions"),
+        F.lit(f" tokens; with {prepared.num_reserved} new ones that exceeds the model's {max_positions} positions"),
     )
     dropped = ("fault", "count", "values", "text", "instruction", "context")
     return rows.select(
@@ -95,7 +93,7 @@ def _fault(subject: Column, own: Column, max_chars: int) -> Column:
         F.when(subject.isNull(), "null_instruction")
         .when(~valid, "bad_encoding")
         .when(num_chars > max_chars, "too_long")
-        .when(own.rlike(BLANK), "empty_instruction")
+        .when(own.rlike(BLANK_TEXT), "empty_instruction")
     )
 
 

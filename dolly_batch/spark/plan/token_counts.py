@@ -1,13 +1,12 @@
 """Counting prompt tokens on executors with the model's own tokenizer, before any model is loaded; making them fit."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import pandas as pd
 from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
-from dolly_batch.prompt import PromptEncoder
+from dolly_batch.prompt import encoder_of
 from dolly_batch.tasks.truncate import Side, make_fit
 
 COUNT_TYPE = "num_tokens INT, is_bound BOOLEAN"
@@ -45,13 +44,8 @@ def cut_to_fit(
     return udf
 
 
-@lru_cache(maxsize=4)
-def _encoder(model_folder: str) -> PromptEncoder:
-    return PromptEncoder.from_folder(model_folder)
-
-
 def _count(model_folder: str, limit: int, instructions: pd.Series, contexts: pd.Series) -> pd.DataFrame:
-    encoder = _encoder(model_folder)
+    encoder = encoder_of(model_folder)
     counts: list[tuple[int | None, bool | None]] = []
     for instruction, context in zip(instructions, contexts, strict=True):
         if pd.isna(instruction):
@@ -65,7 +59,7 @@ def _count(model_folder: str, limit: int, instructions: pd.Series, contexts: pd.
 def _cut(
     model_folder: str, limit: int, literals: Sequence[str], side: Side, values: pd.Series, contexts: pd.Series
 ) -> pd.DataFrame:
-    encoder = _encoder(model_folder)
+    encoder = encoder_of(model_folder)
     found: list[tuple[object, ...]] = []
     for own, context in zip(values, contexts, strict=True):
         if own is None or any(value is None for value in own):

@@ -23,6 +23,7 @@ from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
 from dolly_batch.spark.preflight.package import check_package
 from dolly_batch.spark.session.session import is_local, num_slots
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.tasks import KINDS
 
 
 def check_executors(spark: SparkSession, target: OutputTable, model_folder: str) -> None:
@@ -85,8 +86,7 @@ def check_folders(
 
 
 def _also_needed(target: OutputTable) -> tuple[str, ...]:
-    with_grammar = target.job.task.kind == "extract" and target.job.engine.kind != "echo"
-    return ("llguidance",) if with_grammar else ()
+    return KINDS[target.job.task.kind].executor_needs if target.job.engine.kind != "echo" else ()
 
 
 def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folder: str) -> None:

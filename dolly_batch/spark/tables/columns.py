@@ -10,18 +10,17 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.config.task import ExtractTask
 from dolly_batch.errors import InputError, OutputError
-from dolly_batch.spark.tables.schemas import ANSWER_FIELDS, TASK_FIELDS
+from dolly_batch.spark.tables.schemas import ANSWER_FIELDS, task_fields
 from dolly_batch.spark.tables.struct import struct_type
+from dolly_batch.tasks import KINDS
 
 
 def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:
     """The columns that this job's answers have, in their order, after the id and the kept columns."""
-    fields = (*ANSWER_FIELDS, *TASK_FIELDS[job.task.kind])
-    if isinstance(job.task, ExtractTask):
-        return (T.StructField("response", struct_type(job.task)), *fields[1:])
-    return fields
+    fields = (*ANSWER_FIELDS, *task_fields(job.task.kind))
+    schema = KINDS[job.task.kind].response_schema(job.task)
+    return fields if schema is None else (T.StructField("response", struct_type(schema)), *fields[1:])
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
-from dolly_batch.config.task import GenerateTask
 from dolly_batch.errors import InputError
 from dolly_batch.spark.plan.keys import row_key
-from dolly_batch.spark.plan.prepared_task import template_columns
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
+from dolly_batch.tasks import KINDS
 
 UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
 CORRUPT = "_corrupt_record"
@@ -62,12 +61,13 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
 
 def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[ColumnRef, ...], ColumnRef | None]:
     """The columns that make a row's question: those of its instruction, and its context or text."""
-    if not isinstance(job.task, GenerateTask):
+    kind = KINDS[job.task.kind]
+    if kind.reads_text:
         return (), _text(resolve_column(df, job.input.text, "input.text"), "input.text")
     context = None
     if job.input.context is not None:
         context = _text(resolve_column(df, job.input.context, "input.context"), "input.context")
-    named = template_columns(job.task)
+    named = kind.template_columns(job.task)
     if named is not None:
         return tuple(resolve_column(df, name, "task.template") for name in named), context
     return (_text(resolve_column(df, job.input.instruction, "input.instruction"), "input.instruction"),), context

@@ -2,6 +2,8 @@
 
 from pyspark.sql import types as T
 
+from dolly_batch.tasks import KINDS
+
 # The columns every answer has.
 ANSWER_FIELDS = (
     T.StructField("response", T.StringType()),
@@ -19,14 +21,11 @@ ANSWER_FIELDS = (
     T.StructField("model_revision", T.StringType()),
     T.StructField("created_at", T.TimestampType()),
 )
-# What a task adds, after those.
-TASK_FIELDS: dict[str, tuple[T.StructField, ...]] = {
-    "generate": (),
-    "classify": (
-        T.StructField("confidence", T.DoubleType()),
-        T.StructField("margin", T.DoubleType()),
-        T.StructField("label_scores", T.MapType(T.StringType(), T.DoubleType())),
-    ),
-    "summarize": (T.StructField("num_pieces", T.IntegerType()), T.StructField("num_calls", T.IntegerType())),
-    "extract": (),
-}
+
+
+def task_fields(kind: str) -> tuple[T.StructField, ...]:
+    """What a kind of task adds, after those."""
+    columns = [
+        {"name": name, "type": type_, "nullable": True, "metadata": {}} for name, type_ in KINDS[kind].columns.items()
+    ]
+    return tuple(T.StructType.fromJson({"type": "struct", "fields": columns}).fields)

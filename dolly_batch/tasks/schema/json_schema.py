@@ -32,6 +32,8 @@ _KEYS = {
 }
 _NOTES = {"type", "title", "description", "$schema", "$id", "examples", "default", "nullable"}
 _FORMATS = {"date", "date-time"}
+SPARK_TYPE = "sparkType"
+"""A key of ours, on fields read from DDL: their exact type in Spark (its JSON name). Grammars do not have it."""
 
 INT_RANGE = {"minimum": -(10**18) + 1, "maximum": 10**18 - 1}  # what llguidance takes, within 64 bits
 
@@ -85,6 +87,16 @@ def _type(schema: Mapping[str, Any], where: str) -> str:
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ConfigError(f"{where}.type: {kind!r} is not one of {', '.join(_KEYS)}")
     return kind
+
+
+def plain_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema without the keys that only the struct's type needs: what an answer is held to."""
+    plain = {key: value for key, value in schema.items() if key != SPARK_TYPE}
+    if "properties" in plain:
+        plain["properties"] = {key: plain_schema(value) for key, value in plain["properties"].items()}
+    if "items" in plain:
+        plain["items"] = plain_schema(plain["items"])
+    return plain
 
 
 def bound_schema(
