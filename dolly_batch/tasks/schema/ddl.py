@@ -6,7 +6,8 @@ from typing import Any
 from dolly_batch.errors import ConfigError
 from dolly_batch.tasks.schema.json_schema import INT_RANGE, SPARK_TYPE
 
-_TOKEN = re.compile(r"""\s*(?:(`(?:[^`]|``)+`)|('(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*")|(\w+)|([<>,:()]))""", re.DOTALL)
+_STRING = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*\""""
+_TOKEN = re.compile(rf"\s*(?:`(?:[^`]|``)+`|{_STRING}|\w+|[<>,:()])", re.DOTALL)
 _INTEGERS = {
     **{"tinyint": (8, "byte"), "byte": (8, "byte"), "smallint": (16, "short"), "short": (16, "short")},
     **{"int": (32, "integer"), "integer": (32, "integer"), "bigint": (64, "long"), "long": (64, "long")},
