@@ -1,0 +1,79 @@
+"""Settings of tasks that cannot work are refused by name, before Spark is started."""
+
+from typing import Any
+
+import pytest
+
+from dolly_batch.config.job import check_job
+from dolly_batch.errors import ConfigError, OutputError
+from dolly_batch.spark.plan.prepared_task import prepare_task
+from dolly_batch.spark.tables.columns import output_schema
+from dolly_batch.tasks.base import TaskModel
+from dolly_batch.tiny import MODEL_FOLDER
+
+MODEL = TaskModel(str(MODEL_FOLDER), 2048)
+
+
+def job(task: dict[str, Any], max_new_tokens: int = 900) -> Any:
+    return check_job(
+        {
+            "name": "job",
+            "model": {"path": "tiny"},
+            "task": task,
+            "input": {"path": "in", "format": "parquet"},
+            "output": {"path": "out"},
+            "generation": {"max_new_tokens": max_new_tokens},
+            "work_dir": "work",
+        },
+        "the job",
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "extract", "schema": "name STRIN"}, "found `STRIN`"),
+        ({"kind": "extract", "schema": "m MAP<STRING, INT>"}, "found `MAP`"),
+        (
+            {"kind": "extract", "schema": {"type": "object", "properties": {"a": {"type": "string", "maxLenght": 3}}}},
+            "did you mean `maxLength`",
+        ),
+        ({"kind": "extract", "schema": "{"}, "not readable JSON"),
+        ({"kind": "summarize"}, "max_new_tokens: 900 leaves"),
+        ({"kind": "summarize", "max_words": 901}, "cannot hold the 901 words"),
+        (
+            {"kind": "classify", "labels": {f"label {n}": "word " * 60 for n in range(40)}},
+            "labels with their descriptions",
+        ),
+    ],
+)
+def test_what_cannot_work_with_the_model_is_refused(task: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare_task(job(task), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "clasify", "labels": ["a", "b"]}, "task.kind: no such task `clasify`; did you mean `classify`"),
+        ({"kind": "classify", "labels": ["a"]}, "task.labels: 1 labels; give 2 to 500"),
+        ({"kind": "classify", "labels": ["a", "a"]}, "task.labels: label `a` is given twice"),
+        ({"kind": "classify", "labels": ["a", "b"], "none_below": 2.0}, "task.none_below: must be 0 to 1, found 2.0"),
+        ({"kind": "classify", "labels": ["a", "b"], "instruction": ""}, "task.instruction: must not be empty"),
+        ({"kind": "summarize", "max_words": 2}, "task.max_words: must be 3 or more, found 2"),
+        ({"kind": "summarize", "max_words": "9"}, "task.max_words: input should be a valid integer"),
+        ({"kind": "extract", "schema": "a INT", "max_item": 3}, "task.max_item: unknown key; did you mean `max_items`"),
+        ({"template": "{a!r}"}, "task.template: .* must hold a column's name alone"),
+        ({"template": "no column"}, "task.template: names no column"),
+        ({"examples": [{"instruction": "a", "respons": "b"}]}, "task.examples.0.respons: unknown key; did you mean"),
+        ({"examples": [{"instruction": "a", "response": ""}]}, "task.examples.0.response: must not be empty"),
+    ],
+)
+def test_what_a_file_may_not_say_is_refused_by_its_key(task: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        job(task)
+
+
+def test_two_fields_of_a_struct_with_one_name_are_refused() -> None:
+    with pytest.raises(OutputError, match=r"`response\.p\.A` stands twice"):
+        output_schema(job({"kind": "extract", "schema": "p STRUCT<a INT, b STRING, A STRING>"}), (), ())
