@@ -43,6 +43,12 @@ def spark(session: tuple[SparkSession, str | None]) -> SparkSession:
     return session[0]
 
 
+@pytest.fixture(scope="session")
+def stage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tiny` is staged once, so that jobs of the same engine settings share one engine host."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture
 def desk(spark: SparkSession, tmp_path: Path) -> Desk:
     """A desk with an echo job: Parquet, overwrite, ids in `id`."""
