@@ -50,17 +50,17 @@ def stage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(spark: SparkSession, tmp_path: Path) -> Desk:
+def desk(spark: SparkSession, stage_dir: Path, tmp_path: Path) -> Desk:
     """A desk with an echo job: Parquet, overwrite, ids in `id`."""
-    return Desk(spark, tmp_path, echo_document(tmp_path))
+    document = echo_document(tmp_path)
+    document["model"]["stage_dir"] = str(stage_dir)
+    return Desk(spark, tmp_path, document)
 
 
 @pytest.fixture
-def delta_desk(session: tuple[SparkSession, str | None], tmp_path: Path) -> Desk:
+def delta_desk(session: tuple[SparkSession, str | None], desk: Desk) -> Desk:
     """A desk with an echo job into a Delta table, mode append."""
-    spark, reason = session
-    if reason:
-        pytest.skip(reason)
-    document = echo_document(tmp_path)
-    document["output"] |= {"format": "delta", "mode": "append"}
-    return Desk(spark, tmp_path, document)
+    if session[1]:
+        pytest.skip(session[1])
+    desk.document["output"] |= {"format": "delta", "mode": "append"}
+    return desk

@@ -23,12 +23,6 @@ from tests.evaluate.reference import RECORDING, SAMPLES
 Evaluate = Callable[..., EvaluateReport]
 
 
-@pytest.fixture(scope="session")
-def stage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `tiny` is staged once for all of these tests, so that one engine host serves them all."""
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture
 def evaluate(spark: SparkSession, stage_dir: Path, tmp_path: Path) -> Evaluate:
     """Run an evaluation of `tiny` in a folder of its own, with keys put over the defaults."""

@@ -58,7 +58,7 @@ def job_desk(desk: Desk) -> Desk:
     pytest.importorskip("torch")
     desk.put([{**row, "ask": "Is this review positive or negative?"} for row in ROWS])
     desk.document["engine"] = ENGINE
-    desk.document["model"] = {"path": "tiny", "dtype": "float32"}
+    desk.document["model"]["dtype"] = "float32"
     desk.document["generation"] = {"max_new_tokens": 48, "do_sample": False}
     desk.document["limits"] = {"max_error_share": 1.0}
     desk.document["input"] = {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id"}

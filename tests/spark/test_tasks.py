@@ -21,7 +21,7 @@ def tiny_desk(desk: Desk) -> Desk:
     """A desk whose job runs the real small model."""
     pytest.importorskip("torch")
     desk.document["engine"] = {"kind": "plain", "num_threads": 1}
-    desk.document["model"] = {"path": "tiny", "dtype": "float32"}
+    desk.document["model"]["dtype"] = "float32"
     return desk
 
 

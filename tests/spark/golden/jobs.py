@@ -144,7 +144,7 @@ JOBS: dict[str, GoldenJob] = {
 }
 
 
-def document(name: str, folder: Path) -> dict[str, Any]:
+def document(name: str, folder: Path, stage_dir: Path) -> dict[str, Any]:
     """The job file of one of the jobs, over a folder that holds `input.jsonl`; Delta goes to a catalog table."""
     job = JOBS[name]
     sections = job.sections
@@ -152,8 +152,7 @@ def document(name: str, folder: Path) -> dict[str, Any]:
     place = {"table": f"golden_{name}"} if output["format"] == "delta" else {"path": str(folder / "out")}
     return {
         "name": f"golden-{name}",
-        # One folder for all of them, so that they share an engine host.
-        "model": {"path": "tiny", "dtype": "float32", "stage_dir": str(folder.parent / "models")},
+        "model": {"path": "tiny", "dtype": "float32", "stage_dir": str(stage_dir)},
         "engine": {"processes": 1, "kv_bytes": 1 << 28},
         "plan": {"slots": 2, "tokens_per_s": 1000.0},
         "work": {"keep_days": 1.0},

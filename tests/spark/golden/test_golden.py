@@ -37,10 +37,10 @@ class Ran:
     rows: list[dict[str, Any]]
 
 
-def run(spark: SparkSession, folder: Path, name: str) -> Ran:
+def run(spark: SparkSession, folder: Path, stage_dir: Path, name: str) -> Ran:
     job = JOBS[name]
     write_rows(job.rows, folder / "input.jsonl")
-    told = document(name, folder)
+    told = document(name, folder, stage_dir)
     if job.before:
         run_job(load_job_text(folder, {**told, **job.before}), Options(), Report("before"))
     report = Report(name)
@@ -86,13 +86,13 @@ def close(found: Any, expected: Any) -> bool:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_is_planned_and_answered_as_ever(
-    name: str, session: tuple[SparkSession, str | None], tmp_path: Path
+    name: str, session: tuple[SparkSession, str | None], stage_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
     spark, without_delta = session
     if without_delta and JOBS[name].sections["output"].get("format") == "delta":
         pytest.skip(without_delta)
-    ran = run(spark, tmp_path, name)
+    ran = run(spark, tmp_path, stage_dir, name)
     found = {
         "manifest": ran.manifest,
         "todo": ran.todo,
@@ -136,16 +136,15 @@ def copy_of(name: str, tmp_path: Path, *, with_work: bool) -> Path:
     return tmp_path / name
 
 
-def written_document(folder: Path, format: str) -> dict[str, Any]:
-    told = document("generate", folder)
+def written_document(folder: Path, stage_dir: Path, format: str) -> dict[str, Any]:
+    told = document("generate", folder, stage_dir)
     told["output"] = {**told["output"], "format": format, "path": str(folder / "out")}
-    told["model"] = {**told["model"], "stage_dir": str(folder.parent.parent / "models")}
     return {**told, "plan": {**told["plan"], "max_shard_rows": 2, "shards_per_slot": 1, "slots": 1}}
 
 
 @pytest.mark.parametrize("format", ["parquet", "delta"])
 def test_a_table_that_an_earlier_version_wrote_is_taken_up(
-    format: str, session: tuple[SparkSession, str | None], tmp_path: Path
+    format: str, session: tuple[SparkSession, str | None], stage_dir: Path, tmp_path: Path
 ) -> None:
     if session[1] and format == "delta":
         pytest.skip(session[1])
@@ -154,27 +153,29 @@ def test_a_table_that_an_earlier_version_wrote_is_taken_up(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_rows(QUESTIONS, folder / "input.jsonl")
-        run_job(load_job_text(folder, written_document(folder, format)), Options(), Report("written"))
+        run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), Report("written"))
         shutil.rmtree(folder / "work")
         for path in folder.rglob("*"):
             if path.suffix == ".crc" or path.name in ("job.yaml", "_SUCCESS"):
                 path.unlink()
         return
     report = Report("again")
-    run_job(load_job_text(folder, written_document(folder, format)), Options(), report)
+    run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), report)
     assert (report.outcome, report.num_held_rows, report.num_published_rows) == ("nothing_to_do", len(QUESTIONS), 0)
     write_rows([*QUESTIONS, {"id": "new", "instruction": "What is four plus three?"}], folder / "input.jsonl")
-    run_job(load_job_text(folder, written_document(folder, format)), Options(), report)
+    run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), report)
     assert (report.outcome, report.num_published_rows, report.num_answered_by_model) == ("complete", 1, 1)
 
 
-def test_a_plan_that_an_earlier_version_left_open_is_finished(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_plan_that_an_earlier_version_left_open_is_finished(
+    spark: SparkSession, stage_dir: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("torch")
     if WRITE:
-        _write_open_plan(spark, FOLDER / "written" / "open")
+        _write_open_plan(spark, FOLDER / "written" / "open", stage_dir)
     folder = copy_of("open", tmp_path, with_work=True)
     report = Report("resumed")
-    job = load_job_text(folder, written_document(folder, "parquet"))
+    job = load_job_text(folder, written_document(folder, stage_dir, "parquet"))
     # Executors load the model from where the plan says that it was staged.
     shutil.copytree(
         MODEL_FOLDER, json.loads(next((folder / "work").glob("p*/manifest.json")).read_text())["model_folder"]
@@ -186,7 +187,7 @@ def test_a_plan_that_an_earlier_version_left_open_is_finished(spark: SparkSessio
     assert found == expected
 
 
-def _write_open_plan(spark: SparkSession, folder: Path) -> None:
+def _write_open_plan(spark: SparkSession, folder: Path, stage_dir: Path) -> None:
     from dataclasses import replace
 
     from dolly_batch.spark.files import files_for
@@ -199,7 +200,7 @@ def _write_open_plan(spark: SparkSession, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_rows(QUESTIONS, folder / "input.jsonl")
-    job = load_job_text(folder, written_document(folder, "parquet"))
+    job = load_job_text(folder, written_document(folder, stage_dir, "parquet"))
     files, work = files_for(spark, job.work_dir)
     source = open_input(spark, job)
     target, model = open_output(spark, job, source), resolve_model(spark, job, work, print)
