@@ -49,23 +49,13 @@ class ModelFacts:
     def engine_spec(self, job: UsesModel) -> EngineSpec:
         """What the engine hosts are to load. They refuse a folder that is no longer the planned one."""
         return EngineSpec(
-            kind=job.engine.kind,
             model_folder=self.folder,
             model_sha256=self.identity,
             dtype=job.model.dtype,
             quantization=job.model.quantization,
-            max_batch_tokens=job.engine.max_batch_tokens,
-            num_threads=job.engine.num_threads,
-            processes=job.engine.processes,
-            memory_fraction=job.engine.memory_fraction,
-            kv_bytes=job.engine.kv_bytes,
-            prefix_sharing=job.engine.prefix_sharing,
-            step_timeout_s=job.engine.step_timeout_s,
-            idle_timeout_s=job.engine.idle_timeout_s,
-            load_timeout_s=job.engine.load_timeout_s,
-            echo_delay_s=job.engine.echo_delay_s,
             max_cores=self.max_cores,
             gpus=1 if job.engine.kind == "echo" else job.model.gpus,
+            **job.engine.model_dump(),  # its keys have the same names
         )
 
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
