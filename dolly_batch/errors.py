@@ -7,8 +7,8 @@ DollyBatchError
 │   ├── InputError             the input table: missing column, wrong type, bad ids
 │   ├── OutputError            the output table: another schema, same as the input, not writable
 │   └── ModelError             the model folder: a file missing or changed, an architecture we do not run
-├── Stopped                5   stopped on the way; the same command goes on from there
-│   ├── EngineError            the engine host could not be started, or ended by itself
+├── Stopped                5   stopped on the way; the same command resumes
+│   ├── EngineError            the engine host could not be started, or crashed
 │   └── AuditError             the published rows are not the planned rows
 └── AlreadyRunning         6   another start of this job is active
 """
@@ -27,7 +27,7 @@ class UsageError(DollyBatchError):
 
 
 class Refused(DollyBatchError):
-    """Refused before any work: the output is as it was."""
+    """Refused before any work: the output is unchanged."""
 
     exit_code = 4
 
@@ -45,15 +45,15 @@ class OutputError(Refused):
 
 
 class ModelError(Refused):
-    """The model folder cannot be run: a file is missing or changed, or it is not a model we know."""
+    """The model folder cannot be run: a file is missing or changed, or it is not a supported model."""
 
 
 class Stopped(DollyBatchError):
-    """Stopped on the way; what was finished is kept, and the same command goes on from there."""
+    """Stopped on the way. Finished waves are kept, and the same command resumes."""
 
 
 class EngineError(Stopped):
-    """The engine host could not be started, or ended by itself."""
+    """The engine host could not be started, or crashed."""
 
 
 class AuditError(Stopped):

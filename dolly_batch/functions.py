@@ -5,8 +5,8 @@
     df.select("id", functions.extract("text", "name STRING, age INT").alias("person"))
 
 They ask the engine host of each executor the same questions as a job, and so get the same answers. They are for
-looking around and for small tables: Spark may plan a query so that a function runs twice, a failed query starts from
-nothing, and nothing tells what was paid for already. Large tables belong to the job.
+exploration and for small tables: Spark may plan a query so that a function runs twice, and a failed query starts
+again from nothing. Large tables belong to the job.
 """
 
 import getpass

@@ -149,14 +149,14 @@ class PromptEncoder(TextEncoder):
         return [[*self._prefix, *body, *self._suffix] for body in bodies]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode responses as they stand in the training text behind a prompt: text, blank line, end marker.
+        """Encode responses as the training text has them after a prompt: text, blank line, end marker.
 
         Raises UnicodeEncodeError for a lone surrogate.
         """
         lead = self._suffix[1:]
         whole = self.encode_texts([f"{self._lead}{text}\n\n" for text in texts])
         alone = self.encode_texts([f"{text}\n\n" for text in texts])
-        # The newline before a response is the prompt's own; a text that would melt into it is encoded by itself.
+        # The newline before a response is the prompt's own; a text that would melt into it is encoded on its own.
         return [
             [*(ids[len(lead) :] if ids[: len(lead)] == lead else own), self.end_id]
             for ids, own in zip(whole, alone, strict=True)

@@ -1,4 +1,4 @@
-"""What passes between the tables, the engine host and the engine: plain frozen records, standard library only."""
+"""Frozen records that pass between Spark tasks, the engine host and the engine, standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -35,8 +35,8 @@ class Request:
     """One prompt for the engine. `key` is opaque and comes back with the completion; `seed` is the row's own.
 
     `grammar` is the text of a JSON schema that the answer must follow, token by token, or None. `partial_ids` are the
-    tokens of an answer to the same request that was cut off earlier: the engine goes on from them, if the first token
-    that it draws itself is their first.
+    tokens of an earlier answer to the same request that was cut off: the engine resumes from them if the first token
+    that it draws is their first.
     """
 
     key: str
@@ -125,7 +125,7 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One row whose continuations are to be scored, each text on its own after the prompt.
+    """One row whose continuations are scored, each on its own after the prompt.
 
     In the format "dolly" a continuation is a response, scored with its end marker as the training text has it unless
     `with_end` is false. In "plain" the instruction is the whole prompt, and is cut from the left where it and the

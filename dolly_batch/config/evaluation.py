@@ -62,7 +62,7 @@ class EvaluateConfig(Section):
     limit: int | None = Field(default=None, ge=1)
     """Only the first questions of each benchmark."""
     card: str | None = None
-    """The model of the model card that is shown beside; by default the one that `model.path` names, if it is there."""
+    """The model of the model card to compare with; by default the one that `model.path` names, if it is there."""
     quality: tuple[QualityConfig, ...] = Field(default=(), strict=False)
     output: ResultConfig
     engine: EngineConfig = EngineConfig()

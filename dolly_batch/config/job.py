@@ -68,7 +68,7 @@ class ReadableTable(TableConfig):
 class InputConfig(ReadableTable):
     """The table of instructions.
 
-    `id` is one column or several; without it rows are told apart by their content and by how often it occurs.
+    `id` is one column or several; without it rows are identified by their content and by how often it occurs.
     """
 
     id: str | list[str] | None = None

@@ -21,25 +21,25 @@ class Files(Protocol):
     """What the run needs of a file system. Paths are absolute, as `qualify` returns them."""
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether a file or folder exists."""
 
     def list_names(self, folder: str) -> list[str]:
-        """The names in a folder, sorted; empty when there is no such folder."""
+        """The names in a folder, sorted; empty if the folder does not exist."""
 
     def read(self, path: str) -> str | None:
-        """A text file, or None when there is none."""
+        """The content of a text file, or None if it does not exist."""
 
     def write(self, path: str, text: str) -> None:
-        """Write a text file so that a reader sees the old text or the new one, whole."""
+        """Write a text file atomically: readers see the old text or the new one."""
 
     def create(self, path: str, text: str) -> bool:
-        """Write a text file that must not exist yet; False when it does."""
+        """Write a new text file; False if it already exists."""
 
     def rename(self, source: str, target: str) -> bool:
-        """Move a file or folder to a name that is free; False when it is taken."""
+        """Move a file or folder to a free name; False if the name is taken."""
 
     def delete(self, path: str) -> None:
-        """Delete a file, or a folder and all in it; nothing happens when there is none."""
+        """Delete a file or a folder with its content; do nothing if it does not exist."""
 
     def size(self, folder: str) -> int:
         """Bytes of all files under a folder."""
@@ -127,7 +127,7 @@ class LocalFiles:
         try:
             os.rename(source, target)
         except OSError:
-            if os.path.lexists(target):  # somebody else took the name in between
+            if os.path.lexists(target):  # another process took the name in between
                 return False
             raise
         return True

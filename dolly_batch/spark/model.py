@@ -1,4 +1,4 @@
-"""The job's model as the Spark side needs it: a folder that executors see, and a few facts of it."""
+"""The job's model for the Spark side: a folder that executors can read, and a few facts about it."""
 
 import re
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class ModelFacts:
         return replace(self.engine_spec(job), quantization=quantization, prompt_format="none")
 
     def progress_folder(self, folder: PlanFolder, wave: int) -> str | None:
-        """Where the tasks of a wave tell how far they are, None where that would not be a plain path."""
+        """The folder of a wave's progress files, None where that is not a plain path."""
         if not isinstance(folder.files, LocalFiles):
             return None
         return folder.of("progress", f"wave={wave}")
@@ -93,7 +93,7 @@ def _runnable(facts: ModelFacts, folder: ModelFolder, job: UsesModel) -> ModelFa
 
 
 def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts:
-    """The model that an open plan was made with, whatever the hub says by now.
+    """The model that an open plan was made with, whatever its hub holds today.
 
     Raises ModelError when its folder is gone or holds another model, ConfigError when the job's engine cannot run it.
     """

@@ -1,4 +1,4 @@
-"""One snapshot becomes a model folder: config, tokenizer and plain tensors, nothing that could be run."""
+"""Makes a model folder of one snapshot: config, tokenizer and tensors, no code."""
 
 import json
 import shutil

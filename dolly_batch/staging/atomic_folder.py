@@ -1,6 +1,6 @@
-"""How a folder comes to stand whole under its name, whoever else builds it, whatever is killed meanwhile.
+"""Builds a folder so that it appears complete or not at all, with concurrent builders and after crashes.
 
-It is built as `.NAME.partial-KERNEL-UUID` beside its place, synced, and moved there by one rename. Correctness rests on
+It is built as `.NAME.partial-KERNEL-UUID` next to its destination, synced, and moved there by one rename. Correctness rests on
 that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the others wait for it.
 """
 
@@ -23,7 +23,7 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 def turn_to_build(dest: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other process builds `dest`, or until it is there; then hold others off.
 
-    Where the file system has no locks this waits for nobody, and the slower builder's copy is dropped in `publish`.
+    Where the file system has no locks this does not wait, and the slower builder's copy is dropped in `publish`.
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     lock = dest.parent / f".{dest.name}.lock"
@@ -39,7 +39,7 @@ def turn_to_build(dest: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def partial_folder(dest: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `dest` to build in; what is left of it at the end is deleted."""
+    """An empty hidden folder next to `dest` to build in; deleted at the end if it still exists."""
     partial = dest.parent / f".{dest.name}.partial-{_kernel()}-{uuid.uuid4().hex[:12]}"
     partial.mkdir()
     try:
@@ -110,7 +110,7 @@ def _newest_change(folder: Path) -> float:
 
 
 def _kernel() -> str:
-    """A name for the running kernel: within it file locks are reliable. Empty where it cannot be told."""
+    """A name for the running kernel: within it file locks are reliable. Empty where it is unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")[:12]
     except OSError:

@@ -1,4 +1,4 @@
-"""A process of its own for what the staging process must not import or survive: torch, transformers, foreign pickles.
+"""Runs in a process of its own what the staging process must not import: torch, transformers, foreign pickles.
 
 The child speaks in JSON lines on its standard output: `{"log": ...}` as it goes, `{"error": ...}` at most once.
 """

@@ -1,4 +1,4 @@
-"""Which files of a model repository are taken, and nothing else: never code, never other frameworks' weights."""
+"""Which files of a model repository are used: never code, never other frameworks' weights."""
 
 import re
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ def find_weights(names: Iterable[str]) -> Weights | None:
 
 
 def check_index(folder: Path, weights: Weights) -> Weights:
-    """Hold an index against the files beside it and return the weights it names.
+    """Check an index against the files next to it and return the weights that it names.
 
     Raises ModelError for an index that cannot be read, names a file that is missing, or names one outside the folder.
     """

@@ -1,4 +1,4 @@
-"""What a model's name may mean, and where its files come from: a folder, a hub, ModelScope, or the packaged `tiny`."""
+"""Resolves a model's name to its files: a folder, a hub, ModelScope, or the packaged `tiny`."""
 
 from __future__ import annotations
 

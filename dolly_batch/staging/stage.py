@@ -84,7 +84,7 @@ def stage_under(
 
     A folder that was staged by hand (it has a manifest) is used where it is. When the hub cannot be reached, the only
     staged folder of that source, and of that revision if one was asked for, is used with a `warning`. Raises as
-    `stage_to` does, but leaves hashes of what is there to whoever loads it.
+    `stage_to` does, but leaves checking the hashes to the engine that loads it.
     """
     stage_dir = Path(stage_dir).expanduser().absolute()
     with _disk_faults_named(source, stage_dir):

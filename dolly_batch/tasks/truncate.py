@@ -1,4 +1,4 @@
-"""Making a prompt fit by cutting the row's own texts: the context first, then the longest value; never the template."""
+"""Cuts the row's own texts so that its prompt fits: the context first, then the longest value; never the template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ GAP = " ... "
 
 @dataclass(frozen=True)
 class Cut:
-    """A question that fits, and the tokens that were dropped from it; None of the texts where it cannot be made to."""
+    """The texts of a prompt after cutting, the tokens dropped, and whether it fits now."""
 
     instruction: str
     context: str | None
@@ -29,7 +29,7 @@ def fill(literals: Sequence[str], values: Sequence[str]) -> str:
 def make_fit(
     encoder: PromptEncoder, literals: Sequence[str], values: Sequence[str], context: str | None, limit: int, side: Side
 ) -> Cut:
-    """Cut the texts of one question so that its prompt has at most `limit` tokens.
+    """Cut the texts of one row so that its prompt has at most `limit` tokens.
 
     `side` says which end is dropped (`truncate_left` drops the beginning). Raises UnicodeEncodeError for a lone
     surrogate.
@@ -48,7 +48,7 @@ def make_fit(
 def _shorten(
     encoder: PromptEncoder, literals: Sequence[str], texts: Sequence[str], at: int, limit: int, side: Side
 ) -> tuple[str, int]:
-    """Text number `at` as long as it may be, and the tokens of the whole prompt with it."""
+    """Text number `at`, as much of it as fits, and the tokens of the whole prompt with it."""
     text = cut = texts[at]
     offsets = encoder.offsets(text)
     kept = len(offsets)

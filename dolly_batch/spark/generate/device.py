@@ -1,4 +1,4 @@
-"""Inside a task: the GPU it was given. Apart from what else knows of GPUs, because executors import it."""
+"""Inside a task: the GPUs it was given. A module of its own, because executors import it."""
 
 from pyspark import TaskContext
 

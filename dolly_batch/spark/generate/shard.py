@@ -1,4 +1,4 @@
-"""Inside one task, on an executor: a shard's rows to the engine host and its answers back."""
+"""Inside one task, on an executor: sends a shard's rows to the engine host and stages the answers."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ def staged_schema(kind: str) -> T.StructType:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What crosses to the executors: which engine, what to do with each row, and where to tell how far it is.
+    """What crosses to the executors: which engine, the task of each row, and where to report progress.
 
     `shares` tells whether rows of equal requests get one answer; `progress` is a folder that the driver sees too.
     """
@@ -133,9 +133,9 @@ def _staged(row: ShardRow, result: TaskResult) -> tuple[object, ...]:
 
 @dataclass
 class Progress:
-    """Tells the driver how far this task is, through a small file where both can see one.
+    """Reports this task's progress to the driver, in a small file on a shared folder.
 
-    Only for the eye: a file that cannot be written is no error, and nothing is decided by it.
+    For display only: a file that cannot be written is no error, and nothing depends on it.
     """
 
     folder: str | None

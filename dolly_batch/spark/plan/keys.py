@@ -1,4 +1,4 @@
-"""`row_key` and `request_key` as Spark expressions: what tells rows apart, and what tells questions apart.
+"""`row_key` and `request_key` as Spark expressions: the identity of a row, and of what is asked of it.
 
 Both are computed by the JVM from the columns alone, so they depend on no batch, partition or worker. Neither may
 ever change for the same row: finished tables hold them.

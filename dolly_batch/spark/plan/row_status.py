@@ -1,4 +1,4 @@
-"""What becomes of each row: runnable, or set aside with a status; and the counts over all of them."""
+"""The status of each row before any model runs: runnable, or skipped with a status; and the counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from dolly_batch.tasks.base import PreparedTask
 from dolly_batch.tasks.blank import BLANK_TEXT
 from dolly_batch.tasks.truncate import Side
 
-# A row is to be answered, set aside with a status, or held by the output already: kept there, or written again.
+# State of a row: to be answered; skipped, with a status; existing in the output; or carried over into a new output.
+# The values are on disk, in snapshots and in plan ids.
 TODO, SKIPPED, EXISTING, CARRIED_OVER = "todo", "aside", "held", "reused"
 
 # A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
@@ -98,7 +99,7 @@ def _fault(subject: Column, own: Column, max_chars: int) -> Column:
 
 
 def mark_bad_ids(keyed: DataFrame) -> DataFrame:
-    """Rows of a null or repeated id get the status `duplicate_id`, all of them: none is more right than the others."""
+    """Rows of a null or repeated id get the status `duplicate_id`, all of them, since none is better than the others."""
     repeated = (
         keyed.groupBy("row_key").count().filter(F.col("count") > 1).select("row_key", F.lit(True).alias("repeated"))
     )
@@ -117,7 +118,7 @@ def mark_bad_ids(keyed: DataFrame) -> DataFrame:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the rows once their states are: counts, tokens, and a hash that no order changes."""
+    """Counts, tokens and a hash of the rows with their states; independent of their order."""
 
     counts: dict[tuple[str, str | None], int]
     num_prompt_tokens: int

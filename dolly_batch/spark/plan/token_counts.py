@@ -1,4 +1,4 @@
-"""Counting prompt tokens on executors with the model's own tokenizer, before any model is loaded; making them fit."""
+"""Counts and cuts prompts on executors with the model's own tokenizer, before any model is loaded."""
 
 from collections.abc import Callable, Sequence
 

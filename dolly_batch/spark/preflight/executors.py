@@ -1,6 +1,6 @@
-"""Whether executors can run the job: they have the package, and see the same files as the driver.
+"""Can the executors run the job: do they have the package, and the same files as the driver?
 
-Found out before any work, by trying: they import it, look for the model, and write where the driver then looks.
+Tried before any work: they import the package, look for the model, and write where the driver then looks.
 """
 
 import socket
@@ -39,9 +39,9 @@ def check_executors(spark: SparkSession, target: OutputTable, model_folder: str)
 
 
 def check_shared(spark: SparkSession, files: Files, work: str, target: OutputTable, model_folder: str) -> None:
-    """Check, beside what `check_executors` does, that every plain path of the job means the same on the executors.
+    """As `check_executors`, and check that every plain path of the job means the same on the executors.
 
-    Executors write a marker into the work folder and beside the output. Raises ConfigError naming the path that they
+    Executors write a marker into the work folder and next to the output. Raises ConfigError naming the path that they
     do not share. Nothing to check in local mode, or where paths are not plain.
     """
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
@@ -64,7 +64,7 @@ def check_folders(
     """Check the package, the model (None: there is none) and the plain folders that executors are to share.
 
     `shared` names each folder by the key of the job that it belongs to; `with_model` asks for what loads a model,
-    `also` for modules beside that.
+    `also` names further modules.
     Raises as `check_shared` does.
     """
     if is_local(spark):

@@ -1,4 +1,4 @@
-"""GPUs for the tasks that generate, and for no others."""
+"""GPUs for generating tasks, and for no others."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def check_enough_gpus(spark: SparkSession, num_gpus: int) -> None:
 
 
 def gpu_profile(spark: SparkSession, num_gpus: int = 1) -> Any:
-    """A task profile for the generating stage alone; None where that is not to be had.
+    """A task profile for the generating stage alone; None where Spark does not support one.
 
     It asks for a share of a GPU, or, for a model over several, for so many of them whole.
 

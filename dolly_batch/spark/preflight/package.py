@@ -1,4 +1,4 @@
-"""This package on the executors: sent there where it came as a wheel, and looked for before any work."""
+"""This package on the executors: sent there if it came as a wheel, and checked before any work."""
 
 import atexit
 import shutil
@@ -20,7 +20,7 @@ MODEL_NEEDS = ("torch", "transformers", "safetensors")
 
 
 def ship_package(spark: SparkSession) -> None:
-    """Give executors this package, where the driver imported it from a wheel; nothing to do where it is installed.
+    """Send executors this package if the driver imported it from a wheel; do nothing where it is installed.
 
     `spark-submit --py-files` takes a `.whl`, and puts it on the driver's import path alone: Spark adds only files
     named `.zip`, `.egg` and `.jar` to that of its workers. So the same bytes go out under another name.
@@ -66,7 +66,7 @@ def check_package(spark: SparkSession, num_tasks: int, with_model: bool, also: S
 
 
 def _finder(version: str, modules: Sequence[str]) -> Callable[[], str]:
-    """What looks for the package in a task. A function in a function travels by value, and so without the package."""
+    """The function that looks for the package in a task. A nested function is pickled by value, so without the package."""
 
     def find() -> str:
         import importlib

@@ -1,4 +1,4 @@
-"""Names and types of columns: finding the ones a job names, and the ones every output has."""
+"""Columns: resolving the ones that a job names, and the ones that every output has."""
 
 import difflib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:
 
 @dataclass(frozen=True)
 class ColumnRef:
-    """One column of the input that the job names: how to read it, what it is called after, and its type."""
+    """A resolved input column: expression, name, type."""
 
     column: Column
     name: str
@@ -33,7 +33,7 @@ class ColumnRef:
 
 
 def resolve_column(df: DataFrame, name: str, key: str) -> ColumnRef:
-    """Find the column that the job's `key` calls `name`.
+    """Resolve the column `name` that the job's `key` names.
 
     A top-level column of exactly that name comes first, then a field of a struct (`q.text`); backticks force either
     reading (`` `q.text` ``). Raises InputError when there is none, or when two differ only by case.
@@ -117,7 +117,7 @@ def unfit_for_delta(kind: T.DataType, where: str = "") -> str | None:
 
 
 def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:
-    """What stands between two schemas, a line each, names compared without case and order and nullability left out."""
+    """The differences between two schemas, a line each; case, order and nullability do not count."""
     have = {field.name.lower(): field for field in found.fields}
     want = {field.name.lower(): field for field in expected.fields}
     lines = [f"- {field.name} {field.dataType.simpleString()}" for key, field in have.items() if key not in want]

@@ -1,4 +1,4 @@
-"""The columns of answers, by name and type. Imported on executors too, so nothing here reads a job file."""
+"""The columns of answers, by name and type. Executors import it too, so nothing here reads a job file."""
 
 from pyspark.sql import types as T
 
@@ -24,7 +24,7 @@ ANSWER_FIELDS = (
 
 
 def task_fields(kind: str) -> tuple[T.StructField, ...]:
-    """What a kind of task adds, after those."""
+    """The columns that a kind of task adds, after those."""
     columns = [
         {"name": name, "type": type_, "nullable": True, "metadata": {}} for name, type_ in KINDS[kind].columns.items()
     ]

@@ -1,4 +1,4 @@
-"""Schemas of extracted objects: the part of JSON Schema that a typed table can hold, strings and arrays bounded.
+"""The part of JSON Schema that a typed column can hold, with strings and arrays bounded.
 
 An object's fields are all there, in the schema's order, and each may be null. So what the model can write is bounded,
 and a grammar can hold it to it.
