@@ -1,4 +1,4 @@
-"""Reading a YAML file of settings: strict; every fault is reported by its path and, for a key, with the nearest valid name."""
+"""Reading a YAML file of settings: strict, with every fault reported by its path and the nearest valid key."""
 
 import difflib
 from collections.abc import Iterator

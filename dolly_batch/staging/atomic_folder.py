@@ -1,7 +1,8 @@
 """Builds a folder so that it appears complete or not at all, with concurrent builders and after crashes.
 
-It is built as `.NAME.partial-KERNEL-UUID` next to its destination, synced, and moved there by one rename. Correctness rests on
-that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the others wait for it.
+It is built as `.NAME.partial-KERNEL-UUID` next to its destination, synced, and moved there by one rename.
+Correctness rests on that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the
+others wait for it.
 """
 
 import errno

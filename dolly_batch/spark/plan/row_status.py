@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from dolly_batch.spark.plan.keys import NULL_KEY
 from dolly_batch.spark.plan.token_counts import count_tokens, cut_to_fit
-from dolly_batch.tasks.base import PreparedTask
+from dolly_batch.tasks.base import PreparedTask, TaskModel
 from dolly_batch.tasks.blank import BLANK_TEXT
 from dolly_batch.tasks.truncate import Side
 
@@ -31,49 +31,66 @@ def assign_status(
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
-    `values`, the array of what stands in the instruction's template, becomes `instruction`. `status` is null for a row
-    that can run. A prompt too long for the model's positions, with what follows it, is `too_long`, or cut by
+    `values`, the array of what the row puts into the instruction's template, becomes `instruction`. `status` is null for
+    a row that can run. A prompt that leaves too little room in the model's positions is `too_long`, or cut by
     `long_prompt`: instruction and context are then what is left of them.
     """
-    literals, fitted = prepared.literals, long_prompt != "error" and not prepared.any_length
-    texts = [F.lit(literals[0]), *(p for i, text in enumerate(literals[1:]) for p in (F.col("values")[i], F.lit(text)))]
+    model = TaskModel(model_folder, max_positions)
+    side = None if long_prompt == "error" or prepared.any_length else long_prompt
+    rows = _with_fault(rows, model, prepared, is_cut=side is not None)
+    rows = _with_count(rows, model, prepared, side)
+    return _with_status(rows, model, prepared, is_cut=side is not None)
+
+
+def _with_fault(rows: DataFrame, model: TaskModel, prepared: PreparedTask, *, is_cut: bool) -> DataFrame:
+    """Add `instruction`, and `fault`, the status of a row that cannot run as far as the JVM can tell."""
+    first, *literals = prepared.literals
+    texts = [F.lit(first), *(part for i, text in enumerate(literals) for part in (F.col("values")[i], F.lit(text)))]
     rows = rows.withColumn("instruction", F.concat(*texts))
-    subject = F.col("text" if prepared.reads_text else "instruction")
-    limit = max_positions - prepared.num_reserved
-    most = CHARACTERS_AT_MOST if fitted or prepared.any_length else max_positions * CHARACTERS_PER_TOKEN_AT_MOST
+    asked = F.col("text" if prepared.reads_text else "instruction")
     # Blank is what the row itself brings; template and examples stand around it in every row.
-    own = F.col("text") if prepared.reads_text else F.concat_ws("", "values")
-    rows = rows.withColumn("fault", _fault(subject, own, most))
+    of_the_row = F.col("text") if prepared.reads_text else F.concat_ws("", "values")
+    is_bounded = not is_cut and not prepared.any_length
+    max_chars = model.max_positions * CHARACTERS_PER_TOKEN_AT_MOST if is_bounded else CHARACTERS_AT_MOST
+    return rows.withColumn("fault", _fault(asked, of_the_row, max_chars))
+
+
+def _with_count(rows: DataFrame, model: TaskModel, prepared: PreparedTask, side: Side | None) -> DataFrame:
+    """Add `count`, the struct of `token_counts`: tokens, and, where prompts may be cut, what is left of a cut one."""
     runs = F.col("fault").isNull()
     # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
     context = F.when(runs, F.col("context"))
-    if long_prompt != "error" and fitted:
-        cut = cut_to_fit(model_folder, limit, literals, long_prompt)
-        rows = rows.withColumn("count", cut(F.when(runs, F.col("values")), context))
-    else:
-        counted = count_tokens(model_folder, CHARACTERS_AT_MOST if prepared.any_length else max_positions)
-        rows = rows.withColumn("count", counted(F.when(runs, F.col("instruction")), context))
-    was_cut = F.coalesce(F.col("count.num_dropped") > 0, F.lit(False)) if fitted else F.lit(False)
+    if side is not None:
+        cut = cut_to_fit(model.folder, model.max_positions - prepared.num_reserved, prepared.literals, side)
+        return rows.withColumn("count", cut(F.when(runs, F.col("values")), context))
+    count = count_tokens(model.folder, CHARACTERS_AT_MOST if prepared.any_length else model.max_positions)
+    return rows.withColumn("count", count(F.when(runs, F.col("instruction")), context))
+
+
+def _with_status(rows: DataFrame, model: TaskModel, prepared: PreparedTask, *, is_cut: bool) -> DataFrame:
+    """Turn `fault` and `count` into the columns that the plan keeps."""
     tokens = F.col("count.num_tokens")
-    over = F.lit(False) if prepared.any_length else runs & (tokens > limit)
-    too_long = over | (F.col("fault") == "too_long")
-    exact = ~F.coalesce(F.col("count.is_bound"), F.lit(True))
-    number = F.when(exact, tokens.cast("string")).otherwise(F.lit(f"more than {max_positions}"))
+    num_dropped = F.col("count.num_dropped") if is_cut else F.lit(0)
+    was_cut = F.coalesce(num_dropped > 0, F.lit(False))
+    is_over = F.col("fault").isNull() & (tokens > model.max_positions - prepared.num_reserved)
+    too_long = (F.lit(False) if prepared.any_length else is_over) | (F.col("fault") == "too_long")
+    is_exact = ~F.coalesce(F.col("count.is_bound"), F.lit(True))
     message = F.concat(
         F.lit("the prompt has "),
-        number,
-        F.lit(f" tokens; with {prepared.num_reserved} new ones that exceeds the model's {max_positions} positions"),
+        F.when(is_exact, tokens.cast("string")).otherwise(F.lit(f"more than {model.max_positions}")),
+        F.lit(
+            f" tokens; with {prepared.num_reserved} new ones that exceeds the model's {model.max_positions} positions"
+        ),
     )
-    dropped = ("fault", "count", "values", "text", "instruction", "context")
+    error = F.when(too_long, message).when(F.col("fault") == "bad_encoding", "the text is not valid UTF-8")
+    internal = ("fault", "count", "values", "text", "instruction", "context")
     return rows.select(
-        *(c for c in rows.columns if c not in dropped),
-        *(_cut_text(name, was_cut) if fitted else F.col(name) for name in ("instruction", "context")),
-        F.when(too_long, F.lit("too_long")).otherwise(F.col("fault")).alias("status"),
-        F.when(too_long, message)
-        .when(F.col("fault") == "bad_encoding", F.lit("the text is not valid UTF-8"))
-        .alias("error"),
-        F.when(exact, tokens).alias("num_prompt_tokens"),
-        F.when(was_cut, F.col("count.num_dropped") if fitted else F.lit(0)).otherwise(0).alias("num_dropped_tokens"),
+        *(name for name in rows.columns if name not in internal),
+        *(_cut_text(name, was_cut) if is_cut else F.col(name) for name in ("instruction", "context")),
+        F.when(too_long, "too_long").otherwise(F.col("fault")).alias("status"),
+        error.alias("error"),
+        F.when(is_exact, tokens).alias("num_prompt_tokens"),
+        F.when(was_cut, num_dropped).otherwise(0).alias("num_dropped_tokens"),
     )
 
 
@@ -81,25 +98,22 @@ def _cut_text(name: str, was_cut: Column) -> Column:
     return F.when(was_cut, F.col(f"count.{name}")).otherwise(F.col(name)).alias(name)
 
 
-def _fault(subject: Column, own: Column, max_chars: int) -> Column:
-    """The status of a row that cannot run, as far as the JVM can tell; null for one that may.
-
-    `subject` is what is asked, which must not be null; `own` the part of it that is the row's, which must not be blank.
-    """
+def _fault(asked: Column, of_the_row: Column, max_chars: int) -> Column:
+    """The fault of a row; null for one that may run. `asked` must not be null, what is `of_the_row` not blank."""
     instruction, context, key = F.col("instruction"), F.col("context"), F.col("row_key")
     valid = F.is_valid_utf8(instruction) & F.coalesce(F.is_valid_utf8(context), F.lit(True))
     valid = valid & F.coalesce(F.is_valid_utf8(key), F.lit(True))
     num_chars = F.length(instruction) + F.coalesce(F.length(context), F.lit(0))
     return (
-        F.when(subject.isNull(), "null_instruction")
+        F.when(asked.isNull(), "null_instruction")
         .when(~valid, "bad_encoding")
         .when(num_chars > max_chars, "too_long")
-        .when(own.rlike(BLANK_TEXT), "empty_instruction")
+        .when(of_the_row.rlike(BLANK_TEXT), "empty_instruction")
     )
 
 
 def mark_bad_ids(keyed: DataFrame) -> DataFrame:
-    """Rows of a null or repeated id get the status `duplicate_id`, all of them, since none is better than the others."""
+    """All rows of a null or repeated id get the status `duplicate_id`, since none is better than the others."""
     repeated = (
         keyed.groupBy("row_key").count().filter(F.col("count") > 1).select("row_key", F.lit(True).alias("repeated"))
     )

@@ -66,7 +66,7 @@ def check_package(spark: SparkSession, num_tasks: int, with_model: bool, also: S
 
 
 def _finder(version: str, modules: Sequence[str]) -> Callable[[], str]:
-    """The function that looks for the package in a task. A nested function is pickled by value, so without the package."""
+    """The function that looks for the package in a task. Nested, so pickled by value, without the package."""
 
     def find() -> str:
         import importlib
