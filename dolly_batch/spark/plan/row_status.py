@@ -31,9 +31,9 @@ def assign_status(
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
-    `values`, the array of what the row puts into the instruction's template, becomes `instruction`. `status` is null for
-    a row that can run. A prompt that leaves too little room in the model's positions is `too_long`, or cut by
-    `long_prompt`: instruction and context are then what is left of them.
+    `values`, the array of what the row puts into the template, becomes `instruction`. `status` is null for a row that
+    can run. A prompt that leaves too little room in the model's positions is `too_long`, or cut by `long_prompt`:
+    instruction and context are then what is left of them.
     """
     model = TaskModel(model_folder, max_positions)
     side = None if long_prompt == "error" or prepared.any_length else long_prompt
