@@ -14,19 +14,8 @@ from dolly_batch.errors import DollyBatchError, EngineError, Refused
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import (
-    PROTOCOL,
-    FrameReader,
-    PromptRow,
-    Row,
-    RowWriter,
-    ScoreRow,
-    answer_from_json,
-    pack,
-    spec_to_json,
-    turn_to_json,
-)
-from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.host.wire import PROTOCOL, FrameReader, RowWriter, answer_from_json, pack, spec_to_json, turn_to_json
+from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow, Scores
 
 # Under the lock a host is started, which takes a Python's start and no load; so nobody holds it for long.
 _LOCK_TIMEOUT_S = 300

@@ -8,17 +8,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.wire import (
-    PROTOCOL,
-    FrameReader,
-    Row,
-    RowReader,
-    answer_to_json,
-    in_turns,
-    pack,
-    spec_to_json,
-)
-from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.host.wire import PROTOCOL, FrameReader, RowReader, answer_to_json, in_turns, pack, spec_to_json
+from dolly_batch.records import Completion, EngineSpec, Row, Scores
 
 log = logging.getLogger("dolly_batch.host")
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dolly_batch.host.wire import PromptRow, Row, ScoreRow
-from dolly_batch.records import Failure, PartialAnswer, Request, ScoreRequest
+from dolly_batch.records import Failure, PartialAnswer, PromptRow, Request, Row, ScoreRequest, ScoreRow
 
 if TYPE_CHECKING:
     from dolly_batch.prompt import TextEncoder

@@ -22,10 +22,17 @@ from itertools import groupby
 from typing import Any
 
 from dolly_batch.errors import EngineError
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PartialAnswer, Scores
-from dolly_batch.records import PromptRow as PromptRow
-from dolly_batch.records import Row as Row
-from dolly_batch.records import ScoreRow as ScoreRow
+from dolly_batch.records import (
+    Completion,
+    EngineSpec,
+    Failure,
+    GenerationParams,
+    PartialAnswer,
+    PromptRow,
+    Row,
+    ScoreRow,
+    Scores,
+)
 
 PROTOCOL = 3
 MAX_FRAME_BYTES = 1 << 28

@@ -14,9 +14,8 @@ from dolly_batch.engine.protocol import generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.wire import PromptRow
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import EngineSpec, GenerationParams, Request
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Request
 
 SAMPLED = GenerationParams(max_new_tokens=12, repetition_penalty=1.1)
 ROWS = [PromptRow(f"row {row}", f"Name the city, {row}.", "Ada lives in Paris.", SAMPLED, row) for row in range(50)]

@@ -12,8 +12,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
 
 Prompts = Callable[..., Iterator[PromptRow]]
 PARAMS = GenerationParams(max_new_tokens=256, do_sample=False)

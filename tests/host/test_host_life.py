@@ -20,8 +20,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec
+from dolly_batch.records import EngineSpec, PromptRow
 
 Prompts = Callable[..., Iterator[PromptRow]]
 
@@ -34,8 +33,7 @@ from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
 spec, owner, root = json.loads(sys.argv[1])
 with EngineClient.connect(EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))) as client:
     rows = (PromptRow(str(i), f"{sys.argv[2]} {i}", None, GenerationParams(), i) for i in range(100))

@@ -15,9 +15,8 @@ from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import PromptRow, ScoreRow
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
+from dolly_batch.records import Completion, EngineSpec, GenerationParams, PromptRow, Request, ScoreRequest, ScoreRow
 
 GREEDY = GenerationParams(max_new_tokens=12, do_sample=False)
 SAMPLED = GenerationParams(max_new_tokens=12)

@@ -16,8 +16,7 @@ from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import PromptRow, Row
-from dolly_batch.records import EngineSpec
+from dolly_batch.records import EngineSpec, PromptRow, Row
 from tests.crash.processes import hosts_of, kill
 
 Prompts = Callable[..., Iterator[PromptRow]]
@@ -32,8 +31,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.host.process import ProcessId
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Row
 
 spec, owner, root = json.loads(sys.argv[1])
 spec, place = EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))

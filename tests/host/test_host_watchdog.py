@@ -7,8 +7,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec
+from dolly_batch.records import EngineSpec, PromptRow
 
 Prompts = Callable[..., Iterator[PromptRow]]
 

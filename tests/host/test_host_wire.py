@@ -9,8 +9,17 @@ import pytest
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host import wire
-from dolly_batch.host.wire import FrameReader, PromptRow, RowReader, RowWriter, ScoreRow
-from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PartialAnswer, Scores
+from dolly_batch.host.wire import FrameReader, RowReader, RowWriter
+from dolly_batch.records import (
+    Completion,
+    EngineSpec,
+    Failure,
+    GenerationParams,
+    PartialAnswer,
+    PromptRow,
+    ScoreRow,
+    Scores,
+)
 
 TEXTS = ["", "plain", "a\x00b", "\ud800 alone", "👩‍👩‍👧‍👦 \u202eflip", "line\r\n\u2028\u2029\t", '"}],{\\', "### End"]
 
