@@ -6,13 +6,13 @@ import os
 import socket
 import stat
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.host.process import ProcessId, parent_jvm
-from dolly_batch.host.wire import PROTOCOL, spec_to_json
+from dolly_batch.ipc import PROTOCOL
 from dolly_batch.records import EngineSpec
 
 # The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the place's name and the socket's take 21.
@@ -48,7 +48,7 @@ class HostAddress:
     def name(self, spec: EngineSpec) -> str:
         """The folder's name: the owner's pid, and a hash of everything that tells one host from another."""
         owner = self.owner
-        identity = [owner.namespace, owner.started, self.device, spec_to_json(spec), PROTOCOL, dolly_batch.__version__]
+        identity = [owner.namespace, owner.started, self.device, asdict(spec), PROTOCOL, dolly_batch.__version__]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("ascii")).hexdigest()
         return f"{owner.pid}-{digest[:10]}"
 

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import count, islice
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ from dolly_batch.errors import DollyBatchError, EngineError, Refused
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import PROTOCOL, FrameReader, RowWriter, answer_from_json, pack, spec_to_json, turn_to_json
+from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow, Scores
 
 # Under the lock a host is started, which takes a Python's start and no load; so nobody holds it for long.
@@ -57,10 +58,10 @@ class EngineClient:
     def __init__(self, folder: HostFolder, sock: socket.socket, incarnation: int) -> None:
         self.incarnation = incarnation
         self._folder = folder
-        self._sock = sock
-        self._frames = FrameReader(sock)
+        self._channel = Channel(sock)
         self._numbers = count()
-        self._writer = RowWriter()
+        self._writer = RecordWriter()
+        self._reader: RecordReader[Completion | Scores] = RecordReader()
 
     @classmethod
     def connect(cls, spec: EngineSpec, place: HostAddress) -> Self:
@@ -96,26 +97,25 @@ class EngineClient:
     def _greet(self, spec: EngineSpec, deadline: float) -> bool:
         """Waits for the host's welcome; false when the host ended instead. Raises EngineError at the deadline."""
         # A little longer than the host gives itself, so that the reason is in its log.
-        self._sock.settimeout(max(0, deadline - time.monotonic()) + _GREETING_SLACK_S)
+        timeout_s = max(0, deadline - time.monotonic()) + _GREETING_SLACK_S
         try:
-            self._sock.sendall(pack({"protocol": PROTOCOL, "spec": spec_to_json(spec)}))
-            answers = self._frames.read()
+            self._channel.send({"protocol": PROTOCOL, "spec": asdict(spec)})
+            answers = self._channel.receive(timeout_s)
         except ConnectionError:
             return False
-        except TimeoutError as error:
+        if self._channel.is_closed:
+            return False
+        if not answers:
             self.close()
             raise EngineError(
                 f"the engine host has not loaded {spec.model_folder} within {spec.load_timeout_s:g} s; {self._log()}"
-            ) from error
-        if not answers:
-            return False
+            )
         welcome = answers[0]
         if "refused" in welcome:
             self.close()
             raise EngineError(f"the engine host at {self._folder.path} serves others: {welcome['refused']}")
         self.engine_id, self.incarnation = welcome["engine_id"], welcome["incarnation"]
         self.host_pid, self.window = welcome["host_pid"], welcome["window"]
-        self._sock.settimeout(None)
         return True
 
     def __enter__(self) -> Self:
@@ -128,7 +128,7 @@ class EngineClient:
 
     def close(self) -> None:
         """Leaves the host, which drops what it has not answered. Closing twice is no error."""
-        self._sock.close()
+        self._channel.close()
 
     def generate(self, rows: Iterable[PromptRow]) -> Iterator[Completion]:
         """Answers rows: one completion for each, in any order, as they end. See `answer`."""
@@ -153,7 +153,7 @@ class EngineClient:
             self._fill(take, outstanding)
             while outstanding:
                 for message in self._receive(outstanding):
-                    yield answer_from_json(message, outstanding.pop(message[0])[0].key)
+                    yield self._reader.read(message, outstanding.pop(message[0])[0].key)
                     self._fill(take, outstanding)
 
     def answer_in_turns(self, turns: Sequence[Sequence[Row]]) -> Iterator[Completion | Scores]:
@@ -168,16 +168,16 @@ class EngineClient:
             told = []
             for place, rows in enumerate(turns):
                 turn = f"{name}/{place}"
-                told.append(turn_to_json(turn, self._written(rows, turn, outstanding)))
+                told.append({"turn": turn, "rows": self._written(rows, turn, outstanding)})
             self._send(told, outstanding)
             while outstanding:
                 for message in self._receive(outstanding):
-                    yield answer_from_json(message, outstanding.pop(message[0])[0].key)
+                    yield self._reader.read(message, outstanding.pop(message[0])[0].key)
 
     @contextmanager
     def _left_open_when_done(self) -> Iterator[None]:
         """Closes the connection unless the block comes to its end."""
-        if self._sock.fileno() < 0:
+        if self._channel.fileno() < 0:
             raise EngineError("this connection to the engine host is closed: connect again")
         finished = False
         try:
@@ -199,16 +199,16 @@ class EngineClient:
         """The rows as messages; from here on they are outstanding."""
         numbers = list(islice(self._numbers, len(rows)))
         outstanding.update(zip(numbers, ((row, turn) for row in rows), strict=True))
-        return [self._writer.write(*numbered) for numbered in zip(numbers, rows, strict=True)]
+        return [self._writer.write(row, number) for number, row in zip(numbers, rows, strict=True)]
 
-    def _send(self, messages: list[list[Any]], outstanding: Outstanding) -> None:
+    def _send(self, messages: Sequence[object], outstanding: Outstanding) -> None:
         try:
-            self._sock.sendall(b"".join(pack(message) for message in messages))
+            self._channel.send(*messages)
         except OSError as error:
             raise self._fault(outstanding) from error
 
     def _receive(self, outstanding: Outstanding) -> list[Any]:
-        messages = self._frames.read()
+        messages = self._channel.receive()
         if not messages:
             raise self._fault(outstanding)
         return messages

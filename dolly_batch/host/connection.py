@@ -4,11 +4,14 @@ import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.wire import PROTOCOL, FrameReader, RowReader, answer_to_json, in_turns, pack, spec_to_json
+from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, Row, Scores
 
 log = logging.getLogger("dolly_batch.host")
@@ -33,6 +36,7 @@ class Connection:
         self.number = number
         self.closed = False
         self._sock = sock
+        self._channel = Channel(sock)
         self._spec = spec
         self._inbox = inbox
         self._outbox: SimpleQueue[list[Completion | Scores] | None] = SimpleQueue()
@@ -54,16 +58,16 @@ class Connection:
             self._outbox.put(answers)
 
     def _read(self) -> None:
-        frames, reader = FrameReader(self._sock), RowReader()
+        reader: RecordReader[Row] = RecordReader()
         sender = threading.Thread(target=self._send, name=f"sender-{self.number}", daemon=True)
         sender.start()
         try:
-            if self._greet(frames):
-                while messages := frames.read():
-                    for turn, told in in_turns(messages):
+            if self._greet():
+                while messages := self._channel.receive():
+                    for turn, told in _by_turn(messages):
                         rows = [reader.read(message, f"{self.number}:{message[0]}") for message in told]
                         self._inbox.put(Arrival(self, rows, turn))
-        except (EngineError, OSError, TypeError, ValueError) as error:
+        except (EngineError, LookupError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
             log.warning("connection %d ended by %s", self.number, type(error).__name__)
         finally:
@@ -75,26 +79,35 @@ class Connection:
             sender.join()
             self._sock.close()
 
-    def _greet(self, frames: FrameReader) -> bool:
+    def _greet(self) -> bool:
         """Whether the client is one of ours; if so it has its welcome. A client sends nothing else before that."""
-        hello = frames.read()
+        hello = self._channel.receive()
         if not hello:
             return False
-        expected = {"protocol": PROTOCOL, "spec": spec_to_json(self._spec)}
+        expected = {"protocol": PROTOCOL, "spec": asdict(self._spec)}
         if hello != [expected]:
-            self._sock.sendall(pack({"refused": f"found a client of {hello[0]}, expected {expected}"}))
+            self._channel.send({"refused": f"found a client of {hello[0]}, expected {expected}"})
             return False
         self._loaded.wait()
-        self._sock.sendall(pack(self._welcome))
+        self._channel.send(self._welcome)
         return True
 
     def _send(self) -> None:
+        writer = RecordWriter()
         while (answers := self._outbox.get()) is not None:
-            frames = [pack(answer_to_json(_number(answer.key), answer)) for answer in answers]
             try:
-                self._sock.sendall(b"".join(frames))
+                self._channel.send(*(writer.write(answer, _number(answer.key)) for answer in answers))
             except OSError:
                 return
+
+
+def _by_turn(messages: Iterable[Any]) -> Iterator[tuple[str | None, list[list[Any]]]]:
+    """Rows, still as messages, with the name of their turn; None for rows that need none."""
+    for kind, group in groupby(messages, key=type):
+        if kind is dict:
+            yield from ((message["turn"], message["rows"]) for message in group)
+        else:
+            yield None, list(group)
 
 
 def _number(key: str) -> int:

@@ -1,10 +1,20 @@
-"""Rows as they come over the wire, as requests of the engine."""
+"""Turns rows, which are texts, into the engine's requests, which are token ids."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dolly_batch.records import Failure, PartialAnswer, PromptRow, Request, Row, ScoreRequest, ScoreRow
+from dolly_batch.records import (
+    Completion,
+    Failure,
+    PartialAnswer,
+    PromptRow,
+    Request,
+    Row,
+    ScoreRequest,
+    ScoreRow,
+    Scores,
+)
 
 if TYPE_CHECKING:
     from dolly_batch.prompt import TextEncoder
@@ -13,6 +23,13 @@ REPLACED = "\ufffd"  # what bytes that are no UTF-8 were decoded to: which bytes
 NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
 
 _Continuations = tuple[tuple[int, ...], ...]
+
+
+def failed(row: Row, failure: Failure) -> Completion | Scores:
+    """The answer to a row that got none."""
+    if isinstance(row, PromptRow):
+        return Completion(row.key, "", (), None, 0, failure)
+    return Scores(row.key, (), failure)
 
 
 class RowEncoder:

@@ -18,7 +18,7 @@ from typing import Self
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient, HostEnded
-from dolly_batch.host.wire import failed
+from dolly_batch.host.encoding import failed
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PromptRow, Row, Scores
 
 log = logging.getLogger("dolly_batch.host")

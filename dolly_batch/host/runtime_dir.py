@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dolly_batch.host.process import ProcessId
-from dolly_batch.host.wire import spec_from_json
 from dolly_batch.records import EngineSpec
 
 _LOCK_POLL_S = 0.02
@@ -79,7 +78,7 @@ class HostFolder:
             found = json.loads((self.path / "place.json").read_bytes())
         except FileNotFoundError:
             return None
-        found["spec"] = spec_from_json(found["spec"])
+        found["spec"] = EngineSpec(**found["spec"])
         found["owner"] = ProcessId(**found["owner"])
         return HostRecord(**found)
 

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 from dolly_batch.errors import DollyBatchError, EngineError, ModelError
 from dolly_batch.host.acceptor import Doorkeeper
 from dolly_batch.host.connection import Arrival, Connection
-from dolly_batch.host.encoding import RowEncoder
+from dolly_batch.host.encoding import RowEncoder, failed
 from dolly_batch.host.runtime_dir import HostFailure, HostFolder, HostRecord
 from dolly_batch.host.watchdog import Watchdog
-from dolly_batch.host.wire import failed
 from dolly_batch.records import Completion, Failure, Scores
 
 if TYPE_CHECKING:

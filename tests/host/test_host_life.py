@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from dolly_batch import ipc
 from dolly_batch.errors import EngineError, ModelError
-from dolly_batch.host import wire
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
@@ -27,7 +27,6 @@ Prompts = Callable[..., Iterator[PromptRow]]
 CLIENT = """
 import json, sys
 from pathlib import Path
-from dolly_batch.host import wire
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
@@ -170,13 +169,13 @@ def test_strangers_at_the_socket_are_turned_away_and_the_host_lives(
     echo: EngineSpec, place: HostAddress, prompts: Prompts
 ):
     with EngineClient.connect(echo, place) as client:
-        for first_words in (wire.pack({"protocol": 0, "spec": {}}), wire.pack([0, "a row"])):
+        for first_words in (ipc.pack({"protocol": 0, "spec": {}}), ipc.pack([0, "a row"])):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(place.make_folder(echo) / "s"))
                 sock.sendall(first_words)
-                reader = wire.FrameReader(sock)
-                assert "refused" in reader.read()[0]
-                assert reader.read() == []
+                channel = ipc.Channel(sock)
+                assert "refused" in channel.receive()[0]
+                assert channel.receive() == []
         for noise in (b"\xff" * 4, b"\x00\x00\x00\x01{", b"\x00"):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(place.make_folder(echo) / "s"))

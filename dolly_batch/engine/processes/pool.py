@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from dolly_batch import errors
-from dolly_batch.engine.processes.channel import Channel, answer_from_json, request_to_json
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import EqualRequests, num_positions
 from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.models.folder import read_config
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
@@ -41,6 +41,8 @@ class EngineProcess:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self.writer = RecordWriter()
+        self.reader: RecordReader[Completion | Scores] = RecordReader()
         self.outstanding: set[str] = set()
         self.answers: deque[Any] = deque()  # of `score` and `stats`
         self.is_asked = False
@@ -128,12 +130,11 @@ class EnginePool:
             process = min(self._processes, key=lambda process: len(process.outstanding))
             if len(process.outstanding) >= WINDOW:
                 return
-            requests = self._waiting[:1]
-            del self._waiting[:1]
+            request = self._waiting.pop(0)
             if not process.is_busy:
                 process.beat_at = time.monotonic()
-            process.outstanding.update(request.key for request in requests)
-            self._send(process, *({"request": request_to_json(request)} for request in requests))
+            process.outstanding.add(request.key)
+            self._send(process, {"request": process.writer.write(request)})
 
     def _look(self, timeout_s: float) -> None:
         """Take in what the processes say and send what waits for room, until the first of either can be done."""
@@ -153,7 +154,7 @@ class EnginePool:
         for message in process.channel.receive(timeout_s):
             process.beat_at = time.monotonic()
             if "answers" in message:
-                answers = [answer_from_json(answer) for answer in message["answers"]]
+                answers = [process.reader.read(answer) for answer in message["answers"]]
                 process.outstanding.difference_update(answer.key for answer in answers)
                 self._ended += answers
             elif "error" in message:

@@ -21,9 +21,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dolly_batch.engine.processes.channel import Channel, answer_to_json, request_from_json
 from dolly_batch.errors import DollyBatchError
-from dolly_batch.records import EngineSpec
+from dolly_batch.ipc import Channel, RecordReader, RecordWriter
+from dolly_batch.records import EngineSpec, Request, ScoreRequest
 
 if TYPE_CHECKING:
     from dolly_batch.engine.weights.loading import LoadedModel
@@ -64,6 +64,8 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
     from dolly_batch.engine.load import fast_engine
 
     torch.set_num_threads(spec.num_threads or 1)
+    reader: RecordReader[Request | ScoreRequest] = RecordReader()
+    writer = RecordWriter()
     pulse = Pulse(channel, spec.step_timeout_s)
     engine: Any = fast_engine(spec, loaded, pulse.beat, num_sharing)
     channel.send({"ready": os.getpid()})
@@ -71,7 +73,7 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
         for message in channel.receive(0 if engine.num_unfinished else None):
             if "request" in message:
                 pulse.beat()
-                engine.submit(request_from_json(message["request"]))
+                engine.submit(reader.read(message["request"]))
             elif "score" in message:
                 pulse.beat()
                 channel.send({"scores": engine.score(*message["score"])})
@@ -81,7 +83,7 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
             pulse.beat()
             answers = engine.step()
             if answers:
-                channel.send({"answers": [answer_to_json(answer) for answer in answers]})
+                channel.send({"answers": [writer.write(answer) for answer in answers]})
         else:
             pulse.rest()
 
