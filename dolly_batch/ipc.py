@@ -17,12 +17,12 @@ last record of the same kind, else null.
     {"spec": {...}}                 ->                                       to the first, which forks the others
                                     <-  {"ready": pid}                       once the model is loaded
     {"request": record}             ->
-    {"score": [prompt, texts]}      ->                                       answered at once
+    {"score": [ids, continuations]} ->                                       answered at once
     {"stats": true}                 ->
                                     <-  {"beat": true}                       while it works
                                     <-  {"answers": [record, ...]}           to requests, as they end
                                     <-  {"scores": [...]}, {"stats": {...}}
-                                    <-  {"error": class, "message": text}    and the end
+                                    <-  {"error": {"error": class, "message": text}}    and the end
 """
 
 import contextlib

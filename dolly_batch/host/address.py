@@ -11,8 +11,8 @@ from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.process import ProcessId, parent_jvm
 from dolly_batch.ipc import PROTOCOL
+from dolly_batch.process import ProcessId, parent_jvm
 from dolly_batch.records import EngineSpec
 
 # The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the place's name and the socket's take 21.

@@ -10,8 +10,7 @@ from itertools import count, islice
 from types import TracebackType
 from typing import Any, Self
 
-from dolly_batch import errors
-from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.errors import DollyBatchError, EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import HostFolder
@@ -216,12 +215,9 @@ class EngineClient:
     def _fault(self, outstanding: Outstanding) -> DollyBatchError:
         """Why the host ended: in its own words if it left any, else the end of its log."""
         failure = self._folder.read_failure(self.incarnation)
-        if failure is None:
-            reason = "without a word"
-        elif isinstance(kind := getattr(errors, failure.error, None), type) and issubclass(kind, Refused):
-            return kind(failure.message)
-        else:
-            reason = f"by {failure.error}: {failure.message}"
+        if failure is not None and (refusal := failure.refusal()) is not None:
+            return refusal
+        reason = "without a word" if failure is None else f"by {failure}"
         turn = self._folder.read_turn(self.incarnation)
         return HostEnded(
             f"the engine host (load {self.incarnation}) ended {reason}, with {len(outstanding)} rows of this task "

@@ -1,6 +1,5 @@
 """Starts an engine host: its socket, its environment, its process."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
+from dolly_batch.process import child_environment
 from dolly_batch.records import EngineSpec
 
 _BACKLOG = 512
@@ -32,15 +32,10 @@ def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostAddress) -> t
 
 def host_environment(record: HostRecord) -> dict[str, str]:
     """The host's environment: this process's own, its import path, one GPU, and no hub."""
-    environment = dict(os.environ)
-    # The import path as it is, not as it was set: Spark adds shipped wheels to it while the worker runs.
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment = child_environment(record.spec.num_threads)
     environment["HF_HUB_OFFLINE"] = "1"
     # Threads that spin at a barrier beside a busy JVM cost more than they save.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if record.spec.num_threads is not None:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(record.spec.num_threads)
     if record.device is not None:
         kind, _, index = record.device.partition(":")
         environment["CUDA_VISIBLE_DEVICES"] = index if kind == "cuda" else ""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dolly_batch.host.process import ProcessId
+from dolly_batch.process import ProcessFailure, ProcessId
 from dolly_batch.records import EngineSpec
 
 _LOCK_POLL_S = 0.02
@@ -36,14 +36,6 @@ class HostRecord:
     device: str | None
     engine_id: str
     incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostFailure:
-    """Why a host ended: the class of the error, and its message."""
-
-    error: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +78,14 @@ class HostFolder:
         """Replaces the record, whole or not at all."""
         self._write("place.json", asdict(record))
 
-    def read_failure(self, incarnation: int) -> HostFailure | None:
+    def read_failure(self, incarnation: int) -> ProcessFailure | None:
         """Why that host ended, or None when it left no word."""
         try:
-            return HostFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
+            return ProcessFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
         except FileNotFoundError:
             return None
 
-    def write_failure(self, incarnation: int, failure: HostFailure) -> None:
+    def write_failure(self, incarnation: int, failure: ProcessFailure) -> None:
         """Leaves word for the clients, before the host ends."""
         self._write(f"failure-{incarnation}.json", asdict(failure))
 

@@ -12,18 +12,19 @@ import os
 import socket
 import sys
 import threading
-import traceback
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
-from dolly_batch.errors import DollyBatchError, EngineError, ModelError
+from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.acceptor import Doorkeeper
 from dolly_batch.host.connection import Arrival, Connection
 from dolly_batch.host.encoding import RowEncoder, failed
-from dolly_batch.host.runtime_dir import HostFailure, HostFolder, HostRecord
-from dolly_batch.host.watchdog import Watchdog
+from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.process import end_by
 from dolly_batch.records import Completion, Failure, Scores
+from dolly_batch.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.protocol import Engine
@@ -32,7 +33,6 @@ log = logging.getLogger("dolly_batch.host")
 
 # Rows that one client may have outstanding: enough to fill a batch and sort it by length, little in memory.
 WINDOW = 1024
-EXIT_FAULT = 70
 
 
 class HostServer:
@@ -55,7 +55,7 @@ class HostServer:
         self._doorkeeper.start()
         self._watchdog.allow(self._record.spec.load_timeout_s)
         engine = self._load()
-        self._watchdog.rest()
+        self._watchdog.disarm()
         self._doorkeeper.open(
             {
                 "engine_id": self._record.engine_id,
@@ -68,10 +68,10 @@ class HostServer:
             self._take_rows(engine)
             if engine.num_unfinished:
                 # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
-                self._watchdog.watch_steps()
+                self._watchdog.arm()
                 self._route(engine.step())
             if not engine.num_unfinished:
-                self._watchdog.rest()
+                self._watchdog.disarm()
                 if self._submitted:
                     raise EngineError(f"the engine left {len(self._submitted)} requests without an answer")
 
@@ -118,7 +118,7 @@ class HostServer:
         connection, rows, _ = arrival
         if connection.closed:
             return
-        self._watchdog.watch_steps()  # from here on: a grammar is compiled as its request is submitted
+        self._watchdog.arm()  # from here on: a grammar is compiled as its request is submitted
         for row, request in zip(rows, self._encoder.encode(rows), strict=True):
             if isinstance(request, Failure):
                 connection.send([failed(row, request)])
@@ -135,23 +135,6 @@ class HostServer:
             connection.send(ended)
 
 
-def end_by(error: BaseException, folder: HostFolder, incarnation: int) -> NoReturn:
-    """Leaves word of the error for the clients, its stack in the log, and ends the process.
-
-    Of errors that could quote a row's text only the class is told.
-    """
-    quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-    failure = HostFailure(type(error).__name__, str(error)[:2000] if quotable else "")
-    log.error(
-        "ended by %s: %s\n%s",
-        failure.error,
-        failure.message,
-        "".join(traceback.format_tb(error.__traceback__)).rstrip(),
-    )
-    folder.write_failure(incarnation, failure)
-    os._exit(EXIT_FAULT)
-
-
 def main() -> None:
     """Becomes a process of its own, apart from the Python worker that started it, and serves."""
     folder, listener = HostFolder(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
@@ -164,15 +147,16 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)
     logging.getLogger("dolly_batch").setLevel(logging.INFO)
     faulthandler.enable()
+    report = partial(folder.write_failure, record.incarnation)
 
     def end_by_thread(fault: threading.ExceptHookArgs) -> None:
-        end_by(fault.exc_value or SystemExit(), folder, record.incarnation)
+        end_by(fault.exc_value or SystemExit(), report)
 
     threading.excepthook = end_by_thread
     try:
         HostServer(folder, record, listener).run()
     except BaseException as error:  # The last place where it can be told.
-        end_by(error, folder, record.incarnation)
+        end_by(error, report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.process import ProcessId
+from dolly_batch.process import ProcessId
 from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
 
 TINY = Path(dolly_batch.__file__).parent / "tiny" / "model"

@@ -18,8 +18,8 @@ from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.process import ProcessId
 from dolly_batch.records import EngineSpec, PromptRow
 
 Prompts = Callable[..., Iterator[PromptRow]]
@@ -28,7 +28,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.process import ProcessId
+from dolly_batch.process import ProcessId
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.address import HostAddress

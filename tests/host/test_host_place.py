@@ -9,7 +9,6 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress, default_root, make_private
 from dolly_batch.host.launch import host_environment
-from dolly_batch.host.process import ProcessId, _status_from_proc, _status_from_ps, parent_jvm
 from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
 from dolly_batch.records import EngineSpec
 
@@ -18,44 +17,6 @@ SPEC = EngineSpec(kind="echo", model_folder="")
 
 def record_for(place: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
     return HostRecord(spec, place.owner, place.device, place.engine_id(spec), 1)
-
-
-def test_an_owner_is_the_process_not_its_pid(owner_process: subprocess.Popen[bytes]):
-    owner = ProcessId.of(owner_process.pid)
-    assert owner.is_alive()
-    assert not replace(owner, started="another start").is_alive()
-    owner_process.kill()
-    os.waitid(os.P_PID, owner_process.pid, os.WEXITED | os.WNOWAIT)  # A zombie from here on.
-    assert not owner.is_alive()
-    owner_process.wait()
-    with pytest.raises(EngineError, match=str(owner_process.pid)):
-        ProcessId.of(owner_process.pid)
-
-
-def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
-    java = tmp_path / "java"  # A process of that name with a Python process two levels below it.
-    java.symlink_to(sys.executable)
-    ask = "from dolly_batch.host.process import parent_jvm; print(parent_jvm().pid)"
-    below = f"import subprocess, sys; sys.exit(subprocess.run([{sys.executable!r}, '-c', {ask!r}]).returncode)"
-    worker = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {below!r}], check=True)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([str(java), "-c", worker], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        out, _ = process.communicate()
-    assert int(out) == process.pid
-
-
-def test_without_a_jvm_above_there_is_no_owner():
-    with pytest.raises(EngineError, match="no JVM"):
-        parent_jvm()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="compares /proc with ps")
-def test_ps_and_proc_tell_the_same(owner_process: subprocess.Popen[bytes]):
-    by_proc, by_ps = _status_from_proc(owner_process.pid), _status_from_ps(owner_process.pid)
-    assert by_proc is not None
-    assert by_ps is not None
-    assert (by_proc.command, by_proc.parent) == (by_ps.command, by_ps.parent) == ("sleep", os.getpid())
-    assert by_ps.state[0] in "SR"
 
 
 def test_every_difference_makes_another_place(place: HostAddress):

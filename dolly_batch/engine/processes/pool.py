@@ -5,7 +5,6 @@ This side holds no model and imports no torch: it hands requests out, longest fi
 process that ends takes the engine with it (`EngineError`), and none outlives this one, whatever ends it.
 """
 
-import os
 import select
 import socket
 import subprocess
@@ -18,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dolly_batch import errors
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import EqualRequests, num_positions
-from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.errors import EngineError
 from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.models.folder import read_config
+from dolly_batch.process import ProcessFailure, child_environment
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
 
@@ -158,7 +157,8 @@ class EnginePool:
                 process.outstanding.difference_update(answer.key for answer in answers)
                 self._ended += answers
             elif "error" in message:
-                raise _error(message)
+                failure = ProcessFailure(**message["error"])
+                raise failure.refusal() or EngineError(f"an engine process ended by {failure}")
             elif "scores" in message or "stats" in message:
                 process.answers.append(message.get("scores", message.get("stats")))
         if process.channel.is_closed:
@@ -190,17 +190,12 @@ def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.s
     pairs = [socket.socketpair() for _ in range(count)]
     life, their_life = socket.socketpair()
     theirs = [their_life, *(their for _, their in pairs)]
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(spec.num_threads or 1)
-    environment = {**_KEEP_HEAP, **environment}
     descriptors = [str(sock.fileno()) for sock in theirs]
     try:
         leader = subprocess.Popen(
             [sys.executable, "-P", "-m", "dolly_batch.engine.processes.worker", *descriptors],
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**_KEEP_HEAP, **child_environment(spec.num_threads or 1)},
             pass_fds=[sock.fileno() for sock in theirs],
         )
     except OSError as error:
@@ -211,11 +206,3 @@ def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.s
     processes = [EngineProcess(Channel(ours)) for ours, _ in pairs]
     processes[0].channel.send({"spec": asdict(spec)})
     return processes, life, leader
-
-
-def _error(message: dict[str, Any]) -> DollyBatchError:
-    """A process's error as it was, if it is one of ours."""
-    kind = getattr(errors, message["error"], None)
-    if isinstance(kind, type) and issubclass(kind, Refused):
-        return kind(message["message"])
-    return EngineError(f"an engine process ended by {message['error']}: {message['message']}")

@@ -8,7 +8,6 @@ All end with the pool: the kernel kills a process whose parent is gone, and wher
 does.
 """
 
-import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -17,44 +16,19 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from dolly_batch.errors import DollyBatchError
 from dolly_batch.ipc import Channel, RecordReader, RecordWriter
+from dolly_batch.process import EXIT_FAULT, ProcessFailure, end_by
 from dolly_batch.records import EngineSpec, Request, ScoreRequest
+from dolly_batch.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.weights.loading import LoadedModel
 
-_BEAT_S = 0.2
-_EXIT_FAULT = 70
 _PR_SET_PDEATHSIG = 1
-
-
-class Pulse:
-    """Tells the pool that this process works, and ends the process, its stacks in the log, when it stops working."""
-
-    def __init__(self, channel: Channel, step_timeout_s: float) -> None:
-        self._channel = channel
-        self._timeout_s = step_timeout_s
-        self._interval_s = min(_BEAT_S, step_timeout_s / 10)
-        self._beat_at = 0.0
-
-    def beat(self) -> None:
-        """One more step or request begins."""
-        now = time.monotonic()
-        if now - self._beat_at >= self._interval_s:
-            self._beat_at = now
-            # By a thread of its own that needs no interpreter lock: it also sees a step that is stuck in native code.
-            faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=sys.stderr)
-            self._channel.send({"beat": True})
-
-    def rest(self) -> None:
-        """Nothing to do: no deadline."""
-        self._beat_at = 0.0
-        faulthandler.cancel_dump_traceback_later()
 
 
 def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing: int) -> None:
@@ -66,36 +40,30 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
     torch.set_num_threads(spec.num_threads or 1)
     reader: RecordReader[Request | ScoreRequest] = RecordReader()
     writer = RecordWriter()
-    pulse = Pulse(channel, spec.step_timeout_s)
-    engine: Any = fast_engine(spec, loaded, pulse.beat, num_sharing)
+    watchdog = Watchdog(spec.step_timeout_s, lambda: channel.send({"beat": True}))
+    engine: Any = fast_engine(spec, loaded, watchdog.beat, num_sharing)
     channel.send({"ready": os.getpid()})
     while not channel.is_closed:
         for message in channel.receive(0 if engine.num_unfinished else None):
             if "request" in message:
-                pulse.beat()
+                watchdog.arm()
                 engine.submit(reader.read(message["request"]))
             elif "score" in message:
-                pulse.beat()
+                watchdog.arm()
                 channel.send({"scores": engine.score(*message["score"])})
             else:
                 channel.send({"stats": engine.stats()})
         if engine.num_unfinished:
-            pulse.beat()
             answers = engine.step()
             if answers:
                 channel.send({"answers": [writer.write(answer) for answer in answers]})
         else:
-            pulse.rest()
+            watchdog.disarm()
 
 
-def end_by(error: BaseException, channel: Channel) -> NoReturn:
-    """Tell the pool, leave the stack in the log, and end. Of errors that could quote a row only the class is told."""
-    quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-    stack = "".join(traceback.format_tb(error.__traceback__))
-    sys.stderr.write(f"engine process {os.getpid()} ended by {type(error).__name__}\n{stack}")
-    with contextlib.suppress(OSError):  # when the pool is gone
-        channel.send({"error": type(error).__name__, "message": str(error)[:2000] if quotable else ""})
-    os._exit(_EXIT_FAULT)
+def report(channel: Channel, failure: ProcessFailure) -> None:
+    """Tell the pool why this process ends."""
+    channel.send({"error": asdict(failure)})
 
 
 def die_with_parent() -> None:
@@ -119,7 +87,7 @@ def watch_others(count: int) -> None:
 
     def wait() -> None:
         os.wait()
-        os._exit(_EXIT_FAULT)
+        os._exit(EXIT_FAULT)
 
     if count:
         threading.Thread(target=wait, name="others", daemon=True).start()
@@ -144,7 +112,7 @@ def main() -> None:
 
         loaded = load_packed(spec)
     except BaseException as error:  # The last place where it can be told.
-        end_by(error, channels[0])
+        end_by(error, partial(report, channels[0]))
     # What is loaded by now is left out of collections: they write to every object, and what is written to is shared no
     # longer.
     gc.collect()
@@ -164,7 +132,7 @@ def main() -> None:
     try:
         serve(mine, spec, loaded, len(channels))
     except BaseException as error:  # As above.
-        end_by(error, mine)
+        end_by(error, partial(report, mine))
     os._exit(0)
 
 
