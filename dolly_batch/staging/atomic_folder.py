@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dolly_batch.process import boot_id
+
 STALE_AFTER_S = 24 * 3600.0
 _POLL_S = 0.1
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -110,11 +112,8 @@ def _newest_change(folder: Path) -> float:
 
 
 def _kernel() -> str:
-    """A name for the running kernel: within it file locks are reliable. Empty where it cannot be told."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")[:12]
-    except OSError:
-        return ""
+    """A short name of the running kernel: within it file locks are reliable. Empty where it cannot be determined."""
+    return boot_id().replace("-", "")[:12]
 
 
 def _sync(path: Path) -> None:
