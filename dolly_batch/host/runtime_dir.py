@@ -9,19 +9,17 @@ host.log           the output of all hosts of this place: never a prompt or an a
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dolly_batch.file_lock import locked
 from dolly_batch.process import ProcessFailure, ProcessId
 from dolly_batch.records import EngineSpec
 
-_LOCK_POLL_S = 0.02
 _LOG_TAIL_BYTES = 4_000
 # Another host's folder may be swept away at any moment, or have been written by another version.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
@@ -54,15 +52,9 @@ class HostFolder:
         """Where the host's output goes."""
         return self.path / "host.log"
 
-    @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
-        """Holds the place's lock; the kernel frees it when its holder dies. Raises TimeoutError."""
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock_within(lock, timeout_s)
-            yield
-        finally:
-            os.close(lock)
+    def locked(self, timeout_s: float) -> AbstractContextManager[None]:
+        """Holds the place's lock. Raises TimeoutError."""
+        return locked(self.path / "lock", timeout_s)
 
     def read_record(self) -> HostRecord | None:
         """The latest host's record, or None before the first."""
@@ -152,16 +144,3 @@ def sweep(root: Path, keep: Path) -> None:
                 continue
             with folder.locked(timeout_s=0):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _lock_within(lock: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"the lock was not free within {timeout_s:g} s") from error
-            time.sleep(_LOCK_POLL_S)
-        else:
-            return

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,26 +56,6 @@ def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(place:
     with pytest.raises(EngineError, match="too long to hold a Unix socket"):
         replace(place, root=tmp_path / ("x" * 100)).make_folder(SPEC)
     assert len(os.fsencode(default_root())) <= 82
-
-
-def test_the_lock_is_exclusive_and_the_kernel_frees_it(place: HostAddress):
-    folder = HostFolder(place.make_folder(SPEC))
-    with folder.locked(0), pytest.raises(TimeoutError), folder.locked(0.1):
-        pass
-    program = (
-        "import sys, time; from pathlib import Path; from dolly_batch.host.runtime_dir import HostFolder\n"
-        "with HostFolder(Path(sys.argv[1])).locked(0): print('held', flush=True); time.sleep(600)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    with holder, holder.stdout:
-        holder.stdout.readline()
-        with pytest.raises(TimeoutError), folder.locked(0):
-            pass
-        holder.kill()
-        holder.wait()
-    with folder.locked(5):
-        pass
 
 
 def test_sweep_removes_dead_owners_folders_only(place: HostAddress):
