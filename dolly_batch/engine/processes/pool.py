@@ -53,7 +53,7 @@ class EngineProcess:
         return self.is_asked or bool(self.outstanding)
 
 
-class EnginePool:
+class WorkerPool:
     """Shares requests among `count` fast engines; see `stream.Engine` for the interface.
 
     The heartbeat is passed on only when every process that has work has given one: one stuck process is a stuck engine.
