@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from dolly_batch.host.connection import Arrival, Connection
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 
 log = logging.getLogger("dolly_batch.host")
 
@@ -31,7 +31,7 @@ class Doorkeeper:
     """
 
     def __init__(
-        self, folder: HostFolder, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[Arrival]"
+        self, folder: RuntimeDir, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[Arrival]"
     ) -> None:
         self._folder = folder
         self._record = record

@@ -13,7 +13,7 @@ from typing import Any, Self
 from dolly_batch.errors import DollyBatchError, EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.runtime_dir import HostFolder
+from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow, Scores
 
@@ -54,7 +54,7 @@ class EngineClient:
     host_pid: int
     window: int
 
-    def __init__(self, folder: HostFolder, sock: socket.socket, incarnation: int) -> None:
+    def __init__(self, folder: RuntimeDir, sock: socket.socket, incarnation: int) -> None:
         self.incarnation = incarnation
         self._folder = folder
         self._channel = Channel(sock)
@@ -69,7 +69,7 @@ class EngineClient:
         Raises ModelError when the engine refuses the model, EngineError when no host can be started, when it ends, or
         when it has not loaded within `spec.load_timeout_s`.
         """
-        folder = HostFolder(place.make_folder(spec))
+        folder = RuntimeDir(place.make_folder(spec))
         deadline = time.monotonic() + spec.load_timeout_s
         num_silent = 0
         while True:
@@ -85,7 +85,7 @@ class EngineClient:
                 raise client._fault({})
 
     @classmethod
-    def _join(cls, folder: HostFolder, spec: EngineSpec, place: HostAddress) -> Self:
+    def _join(cls, folder: RuntimeDir, spec: EngineSpec, place: HostAddress) -> Self:
         try:
             with folder.locked(_LOCK_TIMEOUT_S):
                 sock, record = join_or_start(folder, spec, place)

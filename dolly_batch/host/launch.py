@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
 from dolly_batch.process import child_environment
 from dolly_batch.records import EngineSpec
 
@@ -15,7 +15,7 @@ _BACKLOG = 512
 _START_TIMEOUT_S = 120
 
 
-def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostAddress) -> tuple[socket.socket, HostRecord]:
+def join_or_start(folder: RuntimeDir, spec: EngineSpec, place: HostAddress) -> tuple[socket.socket, HostRecord]:
     """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
 
     The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.
@@ -55,7 +55,7 @@ def _connect(path: Path) -> socket.socket | None:
     return sock
 
 
-def _start(folder: HostFolder, record: HostRecord) -> socket.socket:
+def _start(folder: RuntimeDir, record: HostRecord) -> socket.socket:
     """Starts the host and connects.
 
     The socket listens before there is a host: the connection waits in its queue until the host accepts it, and breaks
@@ -76,7 +76,7 @@ def _start(folder: HostFolder, record: HostRecord) -> socket.socket:
     return sock
 
 
-def _launch(folder: HostFolder, record: HostRecord, listener: int) -> None:
+def _launch(folder: RuntimeDir, record: HostRecord, listener: int) -> None:
     """Runs the server module until it has made itself a process of its own."""
     try:
         with folder.log.open("ab") as log:

@@ -2,7 +2,7 @@
 
 s                  the Unix socket, while a host listens
 lock               held by whoever connects, starts a host, or ends an idle one
-place.json         HostRecord of the latest host started here
+host.json         HostRecord of the latest host started here
 failure-N.json     why host number N ended, when it could say so
 turn-N.json        whose turn it is, or was when host number N ended; absent when its rows are anybody's
 host.log           the output of all hosts of this place: never a prompt or an answer
@@ -37,7 +37,7 @@ class HostRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class HostFolder:
+class RuntimeDir:
     """Reads and writes the files of one place. Record and socket are written under the lock, the rest by the host."""
 
     path: Path
@@ -59,7 +59,7 @@ class HostFolder:
     def read_record(self) -> HostRecord | None:
         """The latest host's record, or None before the first."""
         try:
-            found = json.loads((self.path / "place.json").read_bytes())
+            found = json.loads((self.path / "host.json").read_bytes())
         except FileNotFoundError:
             return None
         found["spec"] = EngineSpec(**found["spec"])
@@ -68,7 +68,7 @@ class HostFolder:
 
     def write_record(self, record: HostRecord) -> None:
         """Replaces the record, whole or not at all."""
-        self._write("place.json", asdict(record))
+        self._write("host.json", asdict(record))
 
     def read_failure(self, incarnation: int) -> ProcessFailure | None:
         """Why that host ended, or None when it left no word."""
@@ -112,7 +112,7 @@ class HostFolder:
             return False
         started_at = self._started_at()
         for path in self.path.parent.glob(f"{own.owner.pid}-*/s"):
-            neighbour = HostFolder(path.parent)
+            neighbour = RuntimeDir(path.parent)
             with contextlib.suppress(*_UNREADABLE):
                 other = neighbour.read_record()
                 same = other is not None and (other.owner, other.device) == (own.owner, own.device)
@@ -121,7 +121,7 @@ class HostFolder:
         return False
 
     def _started_at(self) -> int:
-        return (self.path / "place.json").stat().st_mtime_ns
+        return (self.path / "host.json").stat().st_mtime_ns
 
     def _write(self, name: str, content: object) -> None:
         draft = self.path / f"{name}.{os.getpid()}"
@@ -137,7 +137,7 @@ def sweep(root: Path, keep: Path) -> None:
     for path in root.iterdir():
         if path == keep or not path.is_dir() or path.is_symlink():
             continue
-        folder = HostFolder(path)
+        folder = RuntimeDir(path)
         with contextlib.suppress(*_UNREADABLE):
             record = folder.read_record()
             if record is None or not record.owner.is_visible() or record.owner.is_alive():

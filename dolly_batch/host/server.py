@@ -21,7 +21,7 @@ from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.acceptor import Doorkeeper
 from dolly_batch.host.connection import Arrival, Connection
 from dolly_batch.host.encoding import RowEncoder, failed
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 from dolly_batch.process import end_by
 from dolly_batch.records import Completion, Failure, Scores
 from dolly_batch.watchdog import Watchdog
@@ -38,7 +38,7 @@ WINDOW = 1024
 class HostServer:
     """One loaded engine and the clients whose rows are in it."""
 
-    def __init__(self, folder: HostFolder, record: HostRecord, listener: socket.socket) -> None:
+    def __init__(self, folder: RuntimeDir, record: HostRecord, listener: socket.socket) -> None:
         self._folder = folder
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
@@ -137,11 +137,11 @@ class HostServer:
 
 def main() -> None:
     """Becomes a process of its own, apart from the Python worker that started it, and serves."""
-    folder, listener = HostFolder(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    folder, listener = RuntimeDir(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     listener.set_inheritable(False)
     record = folder.read_record()
     if record is None:
-        raise EngineError(f"{folder.path} holds no place.json: hosts are started by host/launch.py")
+        raise EngineError(f"{folder.path} holds no host.json: hosts are started by host/launch.py")
     if os.fork():
         os._exit(0)  # The worker that waits for this process goes on; nobody has to wait for the host itself.
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)

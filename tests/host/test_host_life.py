@@ -18,7 +18,7 @@ from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 from dolly_batch.process import ProcessId
 from dolly_batch.records import EngineSpec, PromptRow
 
@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
 from dolly_batch.process import ProcessId
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord
+from dolly_batch.host.runtime_dir import RuntimeDir, HostRecord
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.address import HostAddress
 from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
@@ -126,7 +126,7 @@ def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: 
 def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)
     with EngineClient.connect(spec, place) as client:
-        folder = HostFolder(place.make_folder(spec))
+        folder = RuntimeDir(place.make_folder(spec))
     with folder.locked(5):
         time.sleep(2.5)  # Some of the doorkeeper's looks.
         assert (folder.path / "s").exists()
@@ -140,8 +140,8 @@ import socket, sys
 from pathlib import Path
 from queue import SimpleQueue
 from dolly_batch.host.acceptor import Doorkeeper
-from dolly_batch.host.runtime_dir import HostFolder
-folder = HostFolder(Path(sys.argv[1]))
+from dolly_batch.host.runtime_dir import RuntimeDir
+folder = RuntimeDir(Path(sys.argv[1]))
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(str(folder.socket))
 listener.listen()
@@ -156,7 +156,7 @@ print("stays")
 @pytest.mark.parametrize(("num_waiting", "output"), [(1, "stays\n"), (0, "")])
 def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostAddress, num_waiting: int, output: str):
     spec = EngineSpec(kind="echo", model_folder="")
-    folder = HostFolder(place.make_folder(spec))
+    folder = RuntimeDir(place.make_folder(spec))
     folder.write_record(HostRecord(spec, place.owner, None, place.engine_id(spec), 1))
     left = subprocess.run(
         [sys.executable, "-c", LEAVE, str(folder.path), str(num_waiting)], stdout=subprocess.PIPE, text=True, check=True

@@ -7,7 +7,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress, default_root, make_private
 from dolly_batch.host.launch import host_environment
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
 from dolly_batch.records import EngineSpec
 
 SPEC = EngineSpec(kind="echo", model_folder="")
@@ -62,13 +62,13 @@ def test_sweep_removes_dead_owners_folders_only(place: HostAddress):
     dead = replace(place, owner=replace(place.owner, started="earlier"))
     foreign = replace(place, owner=replace(place.owner, started="earlier", namespace="another container"))
     folders = {
-        kind: HostFolder(p.make_folder(SPEC)) for kind, p in (("live", place), ("dead", dead), ("foreign", foreign))
+        kind: RuntimeDir(p.make_folder(SPEC)) for kind, p in (("live", place), ("dead", dead), ("foreign", foreign))
     }
     for kind, owner in (("live", place), ("dead", dead), ("foreign", foreign)):
         folders[kind].write_record(record_for(owner))
     unknown = place.root / "no-record"
     unknown.mkdir()
-    (unknown / "place.json").write_text("{")
+    (unknown / "host.json").write_text("{")
     with folders["dead"].locked(0):
         sweep(place.root, keep=folders["live"].path)
     assert folders["dead"].path.exists(), "its lock was held"

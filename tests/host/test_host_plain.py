@@ -14,7 +14,7 @@ from dolly_batch.engine.protocol import answer, generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.runtime_dir import HostFolder
+from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, PromptRow, Request, ScoreRequest, ScoreRow
 
@@ -46,7 +46,7 @@ def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
     plain: EngineSpec, place: HostAddress, eventually: Callable[[Callable[[], bool]], bool]
 ):
     on_cpu = replace(place, device="cpu")
-    log = HostFolder(on_cpu.make_folder(plain)).log
+    log = RuntimeDir(on_cpu.make_folder(plain)).log
 
     def kill_first() -> None:
         assert eventually(lambda: log.exists() and "1. time" in log.read_text())

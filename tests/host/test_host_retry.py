@@ -15,7 +15,7 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.host.runtime_dir import HostFolder
+from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.records import EngineSpec, PromptRow, Row
 from tests.crash.processes import hosts_of, kill
 
@@ -99,7 +99,7 @@ def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, pl
 
 def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec, place: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.4)
-    folder = HostFolder(place.make_folder(spec))
+    folder = RuntimeDir(place.make_folder(spec))
     rows, done = prompts(20), threading.Event()
 
     def kill_in_every_first_turn() -> None:
