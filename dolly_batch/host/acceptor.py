@@ -31,9 +31,9 @@ class Doorkeeper:
     """
 
     def __init__(
-        self, folder: RuntimeDir, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[Arrival]"
+        self, runtime_dir: RuntimeDir, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[Arrival]"
     ) -> None:
-        self._folder = folder
+        self._runtime_dir = runtime_dir
         self._record = record
         self._listener = listener
         self._door = select.poll()
@@ -81,8 +81,8 @@ class Doorkeeper:
     def _look_around(self) -> None:
         if not self._record.owner.is_alive():
             log.info("process %d, the owner, is gone", self._record.owner.pid)
-            self._folder.socket.unlink(missing_ok=True)
-            shutil.rmtree(self._folder.path, ignore_errors=True)
+            self._runtime_dir.socket.unlink(missing_ok=True)
+            shutil.rmtree(self._runtime_dir.path, ignore_errors=True)
             os._exit(0)
         with self._changing:
             self._connections = [connection for connection in self._connections if not connection.closed]
@@ -96,12 +96,12 @@ class Doorkeeper:
     def _is_idle_enough(self, idle_s: float) -> bool:
         """Whether the host may go: idle for its time-out, or for less when the next job's host needs the memory."""
         timeout_s = self._record.spec.idle_timeout_s
-        return idle_s >= timeout_s or (idle_s >= _MAKE_ROOM_S and self._folder.has_newer_neighbour())
+        return idle_s >= timeout_s or (idle_s >= _MAKE_ROOM_S and self._runtime_dir.has_newer_neighbour())
 
     def _leave_idle(self) -> None:
         """Ends the host unless someone is just connecting; if so, or if the lock is held, the next look decides."""
-        with contextlib.suppress(TimeoutError), self._folder.locked(timeout_s=0):
+        with contextlib.suppress(TimeoutError), self._runtime_dir.locked(timeout_s=0):
             if not self._someone_waits(0):
                 log.info("no client for %.1f s", time.monotonic() - self._busy_at)
-                self._folder.socket.unlink(missing_ok=True)
+                self._runtime_dir.socket.unlink(missing_ok=True)
                 os._exit(0)

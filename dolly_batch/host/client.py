@@ -54,44 +54,46 @@ class EngineClient:
     host_pid: int
     window: int
 
-    def __init__(self, folder: RuntimeDir, sock: socket.socket, incarnation: int) -> None:
+    def __init__(self, runtime_dir: RuntimeDir, sock: socket.socket, incarnation: int) -> None:
         self.incarnation = incarnation
-        self._folder = folder
+        self._runtime_dir = runtime_dir
         self._channel = Channel(sock)
         self._numbers = count()
         self._writer = RecordWriter()
         self._reader: RecordReader[Completion | Scores] = RecordReader()
 
     @classmethod
-    def connect(cls, spec: EngineSpec, place: HostAddress) -> Self:
-        """Joins the host at this place, starting one if none runs, and waits until its model is loaded.
+    def connect(cls, spec: EngineSpec, address: HostAddress) -> Self:
+        """Joins the host at this address, starting one if none runs, and waits until its model is loaded.
 
         Raises ModelError when the engine refuses the model, EngineError when no host can be started, when it ends, or
         when it has not loaded within `spec.load_timeout_s`.
         """
-        folder = RuntimeDir(place.make_folder(spec))
+        runtime_dir = RuntimeDir(address.make_folder(spec))
         deadline = time.monotonic() + spec.load_timeout_s
         num_silent = 0
         while True:
-            client = cls._join(folder, spec, place)
+            client = cls._join(runtime_dir, spec, address)
             if client._greet(spec, deadline):
                 return client
             client.close()
             # One that ended in a turn, or without a word, ended while serving others before this task came.
-            in_turn = folder.read_turn(client.incarnation) is not None
-            spoke = folder.read_failure(client.incarnation) is not None
+            in_turn = runtime_dir.read_turn(client.incarnation) is not None
+            spoke = runtime_dir.read_failure(client.incarnation) is not None
             num_silent += not in_turn
             if (spoke and not in_turn) or num_silent == _MAX_SILENT_ENDS or time.monotonic() >= deadline:
                 raise client._fault({})
 
     @classmethod
-    def _join(cls, folder: RuntimeDir, spec: EngineSpec, place: HostAddress) -> Self:
+    def _join(cls, runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddress) -> Self:
         try:
-            with folder.locked(_LOCK_TIMEOUT_S):
-                sock, record = join_or_start(folder, spec, place)
+            with runtime_dir.locked(_LOCK_TIMEOUT_S):
+                sock, record = join_or_start(runtime_dir, spec, address)
         except TimeoutError as error:
-            raise EngineError(f"{folder.path}: another process is starting an engine host there: {error}") from error
-        return cls(folder, sock, record.incarnation)
+            raise EngineError(
+                f"{runtime_dir.path}: another process is starting an engine host there: {error}"
+            ) from error
+        return cls(runtime_dir, sock, record.incarnation)
 
     def _greet(self, spec: EngineSpec, deadline: float) -> bool:
         """Waits for the host's welcome; false when the host ended instead. Raises EngineError at the deadline."""
@@ -112,7 +114,7 @@ class EngineClient:
         welcome = answers[0]
         if "refused" in welcome:
             self.close()
-            raise EngineError(f"the engine host at {self._folder.path} serves others: {welcome['refused']}")
+            raise EngineError(f"the engine host at {self._runtime_dir.path} serves others: {welcome['refused']}")
         self.engine_id, self.incarnation = welcome["engine_id"], welcome["incarnation"]
         self.host_pid, self.window = welcome["host_pid"], welcome["window"]
         return True
@@ -165,8 +167,8 @@ class EngineClient:
         name = uuid.uuid4().hex
         with self._left_open_when_done():
             told = []
-            for place, rows in enumerate(turns):
-                turn = f"{name}/{place}"
+            for number, rows in enumerate(turns):
+                turn = f"{name}/{number}"
                 told.append({"turn": turn, "rows": self._written(rows, turn, outstanding)})
             self._send(told, outstanding)
             while outstanding:
@@ -214,11 +216,11 @@ class EngineClient:
 
     def _fault(self, outstanding: Outstanding) -> DollyBatchError:
         """Why the host ended: in its own words if it left any, else the end of its log."""
-        failure = self._folder.read_failure(self.incarnation)
+        failure = self._runtime_dir.read_failure(self.incarnation)
         if failure is not None and (refusal := failure.refusal()) is not None:
             return refusal
         reason = "without a word" if failure is None else f"by {failure}"
-        turn = self._folder.read_turn(self.incarnation)
+        turn = self._runtime_dir.read_turn(self.incarnation)
         return HostEnded(
             f"the engine host (load {self.incarnation}) ended {reason}, with {len(outstanding)} rows of this task "
             f"unanswered; {self._log()}",
@@ -228,7 +230,7 @@ class EngineClient:
         )
 
     def _log(self) -> str:
-        return f"the end of its log {self._folder.log}:\n{self._folder.log_tail()}"
+        return f"the end of its log {self._runtime_dir.log}:\n{self._runtime_dir.log_tail()}"
 
 
 def _taking(rows: Iterable[Row]) -> Callable[[int], Sequence[Row]]:

@@ -15,19 +15,19 @@ _BACKLOG = 512
 _START_TIMEOUT_S = 120
 
 
-def join_or_start(folder: RuntimeDir, spec: EngineSpec, place: HostAddress) -> tuple[socket.socket, HostRecord]:
+def join_or_start(runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddress) -> tuple[socket.socket, HostRecord]:
     """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
 
     The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.
     """
-    record = folder.read_record()
-    if record is not None and (sock := _connect(folder.socket)) is not None:
+    record = runtime_dir.read_record()
+    if record is not None and (sock := _connect(runtime_dir.socket)) is not None:
         return sock, record
     record = HostRecord(
-        spec, place.owner, place.device, place.engine_id(spec), 1 if record is None else record.incarnation + 1
+        spec, address.owner, address.device, address.engine_id(spec), 1 if record is None else record.incarnation + 1
     )
-    sweep(place.root, keep=folder.path)
-    return _start(folder, record), record
+    sweep(address.root, keep=runtime_dir.path)
+    return _start(runtime_dir, record), record
 
 
 def host_environment(record: HostRecord) -> dict[str, str]:
@@ -55,33 +55,33 @@ def _connect(path: Path) -> socket.socket | None:
     return sock
 
 
-def _start(folder: RuntimeDir, record: HostRecord) -> socket.socket:
+def _start(runtime_dir: RuntimeDir, record: HostRecord) -> socket.socket:
     """Starts the host and connects.
 
     The socket listens before there is a host: the connection waits in its queue until the host accepts it, and breaks
     if the host dies before that. So there is no moment at which a client would have to wait and try again.
     """
-    folder.socket.unlink(missing_ok=True)
-    folder.write_record(record)
+    runtime_dir.socket.unlink(missing_ok=True)
+    runtime_dir.write_record(record)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder.socket))
+        listener.bind(str(runtime_dir.socket))
         listener.listen(_BACKLOG)
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(folder.socket))
+        sock.connect(str(runtime_dir.socket))
         try:
-            _launch(folder, record, listener.fileno())
+            _launch(runtime_dir, record, listener.fileno())
         except EngineError:
             sock.close()
             raise
     return sock
 
 
-def _launch(folder: RuntimeDir, record: HostRecord, listener: int) -> None:
+def _launch(runtime_dir: RuntimeDir, record: HostRecord, listener: int) -> None:
     """Runs the server module until it has made itself a process of its own."""
     try:
-        with folder.log.open("ab") as log:
+        with runtime_dir.log.open("ab") as log:
             launcher = subprocess.run(
-                [sys.executable, "-P", "-m", "dolly_batch.host.server", str(folder.path), str(listener)],
+                [sys.executable, "-P", "-m", "dolly_batch.host.server", str(runtime_dir.path), str(listener)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -96,5 +96,5 @@ def _launch(folder: RuntimeDir, record: HostRecord, listener: int) -> None:
     if launcher.returncode != 0:
         raise EngineError(
             f"the engine host could not be started by {sys.executable}, exit {launcher.returncode}; "
-            f"the end of its log {folder.log}:\n{folder.log_tail()}"
+            f"the end of its log {runtime_dir.log}:\n{runtime_dir.log_tail()}"
         )

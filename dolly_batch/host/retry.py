@@ -37,10 +37,10 @@ class RetryingClient:
     Making it connects; see `EngineClient.connect`. Keys of rows must differ within one call of `answer`.
     """
 
-    def __init__(self, spec: EngineSpec, place: HostAddress) -> None:
+    def __init__(self, spec: EngineSpec, address: HostAddress) -> None:
         self._spec = spec
-        self._place = place
-        self._client = EngineClient.connect(spec, place)
+        self._address = address
+        self._client = EngineClient.connect(spec, address)
 
     @property
     def engine_id(self) -> str:
@@ -118,7 +118,7 @@ class RetryingClient:
         """Joins the next host; the log of the executor says why."""
         message = "the engine host (load %d) ended %s; %d rows are asked again"
         log.warning(message, self.incarnation, ended.reason, len(ended.unanswered))
-        self._client = EngineClient.connect(self._spec, self._place)
+        self._client = EngineClient.connect(self._spec, self._address)
 
 
 def _split(rows: Sequence[Row]) -> list[list[Row]]:

@@ -27,7 +27,7 @@ _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What a host is told when it starts. `incarnation` counts the hosts started at this place, from 1."""
+    """What a host is told when it starts. `incarnation` counts the hosts started at this address, from 1."""
 
     spec: EngineSpec
     owner: ProcessId
@@ -137,10 +137,10 @@ def sweep(root: Path, keep: Path) -> None:
     for path in root.iterdir():
         if path == keep or not path.is_dir() or path.is_symlink():
             continue
-        folder = RuntimeDir(path)
+        runtime_dir = RuntimeDir(path)
         with contextlib.suppress(*_UNREADABLE):
-            record = folder.read_record()
+            record = runtime_dir.read_record()
             if record is None or not record.owner.is_visible() or record.owner.is_alive():
                 continue
-            with folder.locked(timeout_s=0):
+            with runtime_dir.locked(timeout_s=0):
                 shutil.rmtree(path, ignore_errors=True)

@@ -38,12 +38,12 @@ WINDOW = 1024
 class HostServer:
     """One loaded engine and the clients whose rows are in it."""
 
-    def __init__(self, folder: RuntimeDir, record: HostRecord, listener: socket.socket) -> None:
-        self._folder = folder
+    def __init__(self, runtime_dir: RuntimeDir, record: HostRecord, listener: socket.socket) -> None:
+        self._runtime_dir = runtime_dir
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
         self._inbox: SimpleQueue[Arrival] = SimpleQueue()
-        self._doorkeeper = Doorkeeper(folder, record, listener, self._inbox)
+        self._doorkeeper = Doorkeeper(runtime_dir, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
         self._next: Arrival | None = None  # waits until the engine is empty
@@ -111,7 +111,7 @@ class HostServer:
         if arrival.turn is not None:
             log.info("%d rows have a turn to themselves", len(arrival.rows))
         if arrival.turn != self._turn:
-            self._folder.write_turn(self._record.incarnation, arrival.turn)
+            self._runtime_dir.write_turn(self._record.incarnation, arrival.turn)
             self._turn = arrival.turn
 
     def _submit(self, engine: "Engine", arrival: Arrival) -> None:
@@ -137,24 +137,24 @@ class HostServer:
 
 def main() -> None:
     """Becomes a process of its own, apart from the Python worker that started it, and serves."""
-    folder, listener = RuntimeDir(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    runtime_dir, listener = RuntimeDir(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     listener.set_inheritable(False)
-    record = folder.read_record()
+    record = runtime_dir.read_record()
     if record is None:
-        raise EngineError(f"{folder.path} holds no host.json: hosts are started by host/launch.py")
+        raise EngineError(f"{runtime_dir.path} holds no host.json: hosts are started by host/launch.py")
     if os.fork():
         os._exit(0)  # The worker that waits for this process goes on; nobody has to wait for the host itself.
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)
     logging.getLogger("dolly_batch").setLevel(logging.INFO)
     faulthandler.enable()
-    report = partial(folder.write_failure, record.incarnation)
+    report = partial(runtime_dir.write_failure, record.incarnation)
 
     def end_by_thread(fault: threading.ExceptHookArgs) -> None:
         end_by(fault.exc_value or SystemExit(), report)
 
     threading.excepthook = end_by_thread
     try:
-        HostServer(folder, record, listener).run()
+        HostServer(runtime_dir, record, listener).run()
     except BaseException as error:  # The last place where it can be told.
         end_by(error, report)
 

@@ -29,7 +29,7 @@ def owner_process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def place(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
+def address(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
     """A fresh place. Its hosts end within a second or two of its owner, which ends with the test."""
     top = Path(tempfile.mkdtemp(prefix="dbt"))
     yield HostAddress(ProcessId.of(owner_process.pid), None, top / "hosts")

@@ -42,8 +42,8 @@ with EngineClient.connect(EngineSpec(**spec), HostAddress(ProcessId(**owner), No
 """
 
 
-def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostAddress):
-    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+def test_sixteen_first_clients_start_one_host(echo: EngineSpec, address: HostAddress):
+    wanted = json.dumps([asdict(echo), asdict(address.owner), str(address.root)])
     clients = [
         subprocess.Popen([sys.executable, "-c", CLIENT, wanted, f"task-{n}"], stdout=subprocess.PIPE, text=True)
         for n in range(16)
@@ -54,18 +54,18 @@ def test_sixteen_first_clients_start_one_host(echo: EngineSpec, place: HostAddre
     assert answers.pop().startswith("1 ")
 
 
-def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, place: HostAddress):
-    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+def test_a_host_outlives_the_process_that_started_it(echo: EngineSpec, address: HostAddress):
+    wanted = json.dumps([asdict(echo), asdict(address.owner), str(address.root)])
     first = subprocess.run([sys.executable, "-c", CLIENT, wanted, "a"], stdout=subprocess.PIPE, text=True, check=True)
-    with EngineClient.connect(echo, place) as client:
+    with EngineClient.connect(echo, address) as client:
         assert first.stdout.split() == ["1", str(client.host_pid)]
 
 
 def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
-    echo: EngineSpec, place: HostAddress, prompts: Prompts
+    echo: EngineSpec, address: HostAddress, prompts: Prompts
 ):
     slow = replace(echo, echo_delay_s=0.02)
-    with EngineClient.connect(slow, place) as client:
+    with EngineClient.connect(slow, address) as client:
         answers = client.generate(prompts(500))
         next(answers)
         os.kill(client.host_pid, signal.SIGKILL)
@@ -73,49 +73,51 @@ def test_a_killed_host_is_an_error_by_name_and_the_next_task_has_a_new_one(
             list(answers)
         engine_id = client.engine_id
         assert client.incarnation == 1
-    with EngineClient.connect(slow, place) as client:
+    with EngineClient.connect(slow, address) as client:
         assert (client.engine_id, client.incarnation) == (engine_id, 2)
         assert len(list(client.generate(prompts(5)))) == 5
 
 
-def test_a_host_killed_between_two_tasks_is_replaced(echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]):
+def test_a_host_killed_between_two_tasks_is_replaced(
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool]
+):
     for incarnation in (1, 2, 3):
-        with EngineClient.connect(echo, place) as client:
+        with EngineClient.connect(echo, address) as client:
             assert client.incarnation == incarnation
         os.kill(client.host_pid, signal.SIGKILL)
         assert ends(client.host_pid)
 
 
 def test_a_host_goes_with_its_owner_and_leaves_nothing(
-    echo: EngineSpec, place: HostAddress, owner_process: subprocess.Popen[bytes], ends: Callable[[int], bool]
+    echo: EngineSpec, address: HostAddress, owner_process: subprocess.Popen[bytes], ends: Callable[[int], bool]
 ):
-    with EngineClient.connect(echo, place) as client:
+    with EngineClient.connect(echo, address) as client:
         owner_process.kill()
         began = time.monotonic()
         assert ends(client.host_pid)
         assert time.monotonic() - began < 5
-    assert list(place.root.iterdir()) == []
+    assert list(address.root.iterdir()) == []
 
 
 def test_an_idle_host_ends_and_a_connected_client_keeps_it(
-    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool], prompts: Prompts
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool], prompts: Prompts
 ):
     spec = replace(echo, idle_timeout_s=0.5)
-    with EngineClient.connect(spec, place) as client:
+    with EngineClient.connect(spec, address) as client:
         time.sleep(2.5)  # Longer than the time-out, and a few of the doorkeeper's looks.
         assert len(list(client.generate(prompts(3)))) == 3
     assert ends(client.host_pid)
-    assert not (place.make_folder(spec) / "s").exists()
-    with EngineClient.connect(spec, place) as client:
+    assert not (address.make_folder(spec) / "s").exists()
+    with EngineClient.connect(spec, address) as client:
         assert client.incarnation == 2
 
 
-def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: HostAddress, prompts: Prompts):
+def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the doorkeeper's first look without a client.
     end = time.monotonic() + 3
     loads = set()
     while time.monotonic() < end:
-        with EngineClient.connect(spec, place) as client:
+        with EngineClient.connect(spec, address) as client:
             assert len(list(client.generate(prompts(2)))) == 2
             loads.add(client.incarnation)
         time.sleep(0.07)
@@ -123,14 +125,14 @@ def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, place: 
     assert loads == set(range(1, len(loads) + 1))
 
 
-def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, place: HostAddress, prompts: Prompts):
+def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)
-    with EngineClient.connect(spec, place) as client:
-        folder = RuntimeDir(place.make_folder(spec))
+    with EngineClient.connect(spec, address) as client:
+        folder = RuntimeDir(address.make_folder(spec))
     with folder.locked(5):
         time.sleep(2.5)  # Some of the doorkeeper's looks.
         assert (folder.path / "s").exists()
-        sock, record = join_or_start(folder, spec, place)
+        sock, record = join_or_start(folder, spec, address)
         sock.close()
     assert record.incarnation == client.incarnation == 1
 
@@ -154,10 +156,10 @@ print("stays")
 
 
 @pytest.mark.parametrize(("num_waiting", "output"), [(1, "stays\n"), (0, "")])
-def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostAddress, num_waiting: int, output: str):
+def test_a_host_does_not_leave_a_client_that_waits_at_the_door(address: HostAddress, num_waiting: int, output: str):
     spec = EngineSpec(kind="echo", model_folder="")
-    folder = RuntimeDir(place.make_folder(spec))
-    folder.write_record(HostRecord(spec, place.owner, None, place.engine_id(spec), 1))
+    folder = RuntimeDir(address.make_folder(spec))
+    folder.write_record(HostRecord(spec, address.owner, None, address.engine_id(spec), 1))
     left = subprocess.run(
         [sys.executable, "-c", LEAVE, str(folder.path), str(num_waiting)], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -166,28 +168,28 @@ def test_a_host_does_not_leave_a_client_that_waits_at_the_door(place: HostAddres
 
 
 def test_strangers_at_the_socket_are_turned_away_and_the_host_lives(
-    echo: EngineSpec, place: HostAddress, prompts: Prompts
+    echo: EngineSpec, address: HostAddress, prompts: Prompts
 ):
-    with EngineClient.connect(echo, place) as client:
+    with EngineClient.connect(echo, address) as client:
         for first_words in (ipc.pack({"protocol": 0, "spec": {}}), ipc.pack([0, "a row"])):
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(place.make_folder(echo) / "s"))
+                sock.connect(str(address.make_folder(echo) / "s"))
                 sock.sendall(first_words)
                 channel = ipc.Channel(sock)
                 assert "refused" in channel.receive()[0]
                 assert channel.receive() == []
         for noise in (b"\xff" * 4, b"\x00\x00\x00\x01{", b"\x00"):
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(place.make_folder(echo) / "s"))
+                sock.connect(str(address.make_folder(echo) / "s"))
                 sock.sendall(noise)
         assert len(list(client.generate(prompts(3)))) == 3
 
 
-def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostAddress):
+def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, address: HostAddress):
     with (
-        EngineClient.connect(echo, place) as one,
-        EngineClient.connect(replace(echo, num_threads=1), place) as other,
-        EngineClient.connect(replace(echo), place) as same,
+        EngineClient.connect(echo, address) as one,
+        EngineClient.connect(replace(echo, num_threads=1), address) as other,
+        EngineClient.connect(replace(echo), address) as same,
     ):
         assert one.host_pid == same.host_pid != other.host_pid
         assert one.engine_id == same.engine_id != other.engine_id
@@ -195,29 +197,31 @@ def test_unequal_specs_have_hosts_of_their_own(echo: EngineSpec, place: HostAddr
 
 
 def test_a_host_without_clients_makes_room_for_the_next_jobs_host(
-    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool]
 ):
     with (
-        EngineClient.connect(replace(echo, num_threads=1), place) as kept,
-        EngineClient.connect(replace(echo, num_threads=2), replace(place, device="cpu")) as elsewhere,
-        EngineClient.connect(echo, place) as first,
+        EngineClient.connect(replace(echo, num_threads=1), address) as kept,
+        EngineClient.connect(replace(echo, num_threads=2), replace(address, device="cpu")) as elsewhere,
+        EngineClient.connect(echo, address) as first,
     ):
         elsewhere.close()
         first.close()
-        with EngineClient.connect(replace(echo, num_threads=3), place) as second:
+        with EngineClient.connect(replace(echo, num_threads=3), address) as second:
             assert ends(first.host_pid)
             assert [ProcessId.of(other.host_pid).is_alive() for other in (kept, second, elsewhere)] == [True] * 3
 
 
-def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, place: HostAddress, tmp_path: Path):
+def test_a_model_that_cannot_be_loaded_is_the_engines_own_error(echo: EngineSpec, address: HostAddress, tmp_path: Path):
     spec = replace(echo, model_folder=str(tmp_path / "nowhere"))
     for _ in range(2):
         with pytest.raises(ModelError, match="nowhere"):
-            EngineClient.connect(spec, place)
+            EngineClient.connect(spec, address)
 
 
-def test_a_python_that_cannot_start_the_host_is_told_with_its_log(echo: EngineSpec, place: HostAddress, tmp_path: Path):
-    wanted = json.dumps([asdict(echo), asdict(place.owner), str(place.root)])
+def test_a_python_that_cannot_start_the_host_is_told_with_its_log(
+    echo: EngineSpec, address: HostAddress, tmp_path: Path
+):
+    wanted = json.dumps([asdict(echo), asdict(address.owner), str(address.root)])
     broken = tmp_path / "dolly_batch"  # A package of the same name, first on the import path of the host alone.
     broken.mkdir()
     (broken / "__init__.py").write_text("raise ImportError('this is not the package')")

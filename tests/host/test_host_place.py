@@ -13,26 +13,26 @@ from dolly_batch.records import EngineSpec
 SPEC = EngineSpec(kind="echo", model_folder="")
 
 
-def record_for(place: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
-    return HostRecord(spec, place.owner, place.device, place.engine_id(spec), 1)
+def record_for(address: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
+    return HostRecord(spec, address.owner, address.device, address.engine_id(spec), 1)
 
 
-def test_every_difference_makes_another_place(place: HostAddress):
+def test_every_difference_makes_another_place(address: HostAddress):
     others = [
-        place.name(SPEC),
-        place.name(replace(SPEC, echo_delay_s=1.0)),
-        replace(place, device="cuda:0").name(SPEC),
-        replace(place, device="cuda:1").name(SPEC),
-        replace(place, owner=replace(place.owner, started="later")).name(SPEC),
+        address.name(SPEC),
+        address.name(replace(SPEC, echo_delay_s=1.0)),
+        replace(address, device="cuda:0").name(SPEC),
+        replace(address, device="cuda:1").name(SPEC),
+        replace(address, owner=replace(address.owner, started="later")).name(SPEC),
     ]
     assert len(set(others)) == len(others)
-    assert place.name(SPEC) == replace(place).name(replace(SPEC))
+    assert address.name(SPEC) == replace(address).name(replace(SPEC))
 
 
-def test_folders_are_private(place: HostAddress):
-    folder = place.make_folder(SPEC)
-    assert place.make_folder(SPEC) == folder
-    assert [path.stat().st_mode & 0o777 for path in (folder, place.root)] == [0o700, 0o700]
+def test_folders_are_private(address: HostAddress):
+    folder = address.make_folder(SPEC)
+    assert address.make_folder(SPEC) == folder
+    assert [path.stat().st_mode & 0o777 for path in (folder, address.root)] == [0o700, 0o700]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
@@ -52,36 +52,36 @@ def test_a_link_or_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
             make_private(path)
 
 
-def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(place: HostAddress, tmp_path: Path):
+def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(address: HostAddress, tmp_path: Path):
     with pytest.raises(EngineError, match="too long to hold a Unix socket"):
-        replace(place, root=tmp_path / ("x" * 100)).make_folder(SPEC)
+        replace(address, root=tmp_path / ("x" * 100)).make_folder(SPEC)
     assert len(os.fsencode(default_root())) <= 82
 
 
-def test_sweep_removes_dead_owners_folders_only(place: HostAddress):
-    dead = replace(place, owner=replace(place.owner, started="earlier"))
-    foreign = replace(place, owner=replace(place.owner, started="earlier", namespace="another container"))
+def test_sweep_removes_dead_owners_folders_only(address: HostAddress):
+    dead = replace(address, owner=replace(address.owner, started="earlier"))
+    foreign = replace(address, owner=replace(address.owner, started="earlier", namespace="another container"))
     folders = {
-        kind: RuntimeDir(p.make_folder(SPEC)) for kind, p in (("live", place), ("dead", dead), ("foreign", foreign))
+        kind: RuntimeDir(p.make_folder(SPEC)) for kind, p in (("live", address), ("dead", dead), ("foreign", foreign))
     }
-    for kind, owner in (("live", place), ("dead", dead), ("foreign", foreign)):
+    for kind, owner in (("live", address), ("dead", dead), ("foreign", foreign)):
         folders[kind].write_record(record_for(owner))
-    unknown = place.root / "no-record"
+    unknown = address.root / "no-record"
     unknown.mkdir()
     (unknown / "host.json").write_text("{")
     with folders["dead"].locked(0):
-        sweep(place.root, keep=folders["live"].path)
+        sweep(address.root, keep=folders["live"].path)
     assert folders["dead"].path.exists(), "its lock was held"
-    sweep(place.root, keep=folders["live"].path)
-    assert sorted(place.root.iterdir()) == sorted([folders["live"].path, folders["foreign"].path, unknown])
+    sweep(address.root, keep=folders["live"].path)
+    assert sorted(address.root.iterdir()) == sorted([folders["live"].path, folders["foreign"].path, unknown])
 
 
 @pytest.mark.parametrize(
     ("device", "visible"),
     [("cuda:3", "3"), ("cuda:GPU-1f2e", "GPU-1f2e"), ("cpu", ""), (None, os.environ.get("CUDA_VISIBLE_DEVICES"))],
 )
-def test_a_host_sees_its_own_gpu_alone(place: HostAddress, device: str | None, visible: str | None):
-    environment = host_environment(record_for(replace(place, device=device), replace(SPEC, num_threads=3)))
+def test_a_host_sees_its_own_gpu_alone(address: HostAddress, device: str | None, visible: str | None):
+    environment = host_environment(record_for(replace(address, device=device), replace(SPEC, num_threads=3)))
     assert environment.get("CUDA_VISIBLE_DEVICES") == visible
     assert environment.get("CUDA_DEVICE_ORDER") == (device and "PCI_BUS_ID")
     assert environment["OMP_NUM_THREADS"] == "3"
