@@ -96,7 +96,7 @@ class EngineClient:
         return cls(runtime_dir, sock, record.incarnation)
 
     def _greet(self, spec: EngineSpec, deadline: float) -> bool:
-        """Waits for the host's welcome; false when the host ended instead. Raises EngineError at the deadline."""
+        """Waits for the host's ready; false when the host ended instead. Raises EngineError at the deadline."""
         # A little longer than the host gives itself, so that the reason is in its log.
         timeout_s = max(0, deadline - time.monotonic()) + _GREETING_SLACK_S
         try:
@@ -111,12 +111,12 @@ class EngineClient:
             raise EngineError(
                 f"the engine host has not loaded {spec.model_folder} within {spec.load_timeout_s:g} s; {self._log()}"
             )
-        welcome = answers[0]
-        if "refused" in welcome:
+        ready = answers[0]
+        if "refused" in ready:
             self.close()
-            raise EngineError(f"the engine host at {self._runtime_dir.path} serves others: {welcome['refused']}")
-        self.engine_id, self.incarnation = welcome["engine_id"], welcome["incarnation"]
-        self.host_pid, self.window = welcome["host_pid"], welcome["window"]
+            raise EngineError(f"the engine host at {self._runtime_dir.path} serves others: {ready['refused']}")
+        self.engine_id, self.incarnation = ready["engine_id"], ready["incarnation"]
+        self.host_pid, self.window = ready["host_pid"], ready["window"]
         return True
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""One client's connection, as the host sees it: a thread that reads rows, a thread that sends answers."""
+"""The host's end of a client's connection: a thread that reads rows, and a thread that sends answers."""
 
 import contextlib
 import logging
@@ -26,10 +26,10 @@ class Arrival(NamedTuple):
 
 
 class Connection:
-    """Rows in, answers out, each at its own pace: a client that reads slowly holds up nobody else.
+    """Reads rows and sends answers independently, so that a client that reads slowly does not delay the others.
 
-    The key of a row is `connection:number`, unique in the host. `closed` turns true as soon as the client is gone.
-    What waits to be sent is bounded by the client, which has at most `window` rows outstanding.
+    The key of a row is `connection:number`, unique in the host. `closed` becomes true as soon as the client is gone.
+    The answers that wait to be sent are bounded by the client, which has at most `window` rows outstanding.
     """
 
     def __init__(self, number: int, sock: socket.socket, spec: EngineSpec, inbox: "SimpleQueue[Arrival]") -> None:
@@ -40,17 +40,17 @@ class Connection:
         self._spec = spec
         self._inbox = inbox
         self._outbox: SimpleQueue[list[Completion | Scores] | None] = SimpleQueue()
-        self._welcome: dict[str, Any] = {}
-        self._loaded = threading.Event()
+        self._ready_message: dict[str, Any] = {}
+        self._is_ready = threading.Event()
 
     def start(self) -> None:
         """Begins to read."""
         threading.Thread(target=self._read, name=f"reader-{self.number}", daemon=True).start()
 
-    def welcome(self, message: dict[str, Any]) -> None:
-        """The engine is loaded: the client may be greeted with this message."""
-        self._welcome = message
-        self._loaded.set()
+    def set_ready(self, message: dict[str, Any]) -> None:
+        """The engine is loaded: the client gets this ready message."""
+        self._ready_message = message
+        self._is_ready.set()
 
     def send(self, answers: list[Completion | Scores]) -> None:
         """Queues answers to this client's rows; never blocks."""
@@ -80,7 +80,7 @@ class Connection:
             self._sock.close()
 
     def _greet(self) -> bool:
-        """Whether the client is one of ours; if so it has its welcome. A client sends nothing else before that."""
+        """Reads the hello and sends the ready message, which a client awaits; false for a client of another version."""
         hello = self._channel.receive()
         if not hello:
             return False
@@ -88,8 +88,8 @@ class Connection:
         if hello != [expected]:
             self._channel.send({"refused": f"found a client of {hello[0]}, expected {expected}"})
             return False
-        self._loaded.wait()
-        self._channel.send(self._welcome)
+        self._is_ready.wait()
+        self._channel.send(self._ready_message)
         return True
 
     def _send(self) -> None:

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from dolly_batch.errors import EngineError, ModelError
-from dolly_batch.host.acceptor import Doorkeeper
+from dolly_batch.host.acceptor import Acceptor
 from dolly_batch.host.connection import Arrival, Connection
 from dolly_batch.host.encoding import RowEncoder, failed
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
@@ -43,20 +43,20 @@ class HostServer:
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
         self._inbox: SimpleQueue[Arrival] = SimpleQueue()
-        self._doorkeeper = Doorkeeper(runtime_dir, record, listener, self._inbox)
+        self._acceptor = Acceptor(runtime_dir, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
         self._next: Arrival | None = None  # waits until the engine is empty
         self._turn: str | None = None
 
     def run(self) -> NoReturn:
-        """Loads, then serves for ever; the doorkeeper or the watchdog ends the process."""
+        """Loads, then serves for ever; the acceptor or the watchdog ends the process."""
         log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.incarnation)
-        self._doorkeeper.start()
+        self._acceptor.start()
         self._watchdog.allow(self._record.spec.load_timeout_s)
         engine = self._load()
         self._watchdog.disarm()
-        self._doorkeeper.open(
+        self._acceptor.set_ready(
             {
                 "engine_id": self._record.engine_id,
                 "incarnation": self._record.incarnation,

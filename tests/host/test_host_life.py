@@ -104,7 +104,7 @@ def test_an_idle_host_ends_and_a_connected_client_keeps_it(
 ):
     spec = replace(echo, idle_timeout_s=0.5)
     with EngineClient.connect(spec, address) as client:
-        time.sleep(2.5)  # Longer than the time-out, and a few of the doorkeeper's looks.
+        time.sleep(2.5)  # Longer than the time-out, and a few of the acceptor's checks.
         assert len(list(client.generate(prompts(3)))) == 3
     assert ends(client.host_pid)
     assert not (address.make_folder(spec) / "s").exists()
@@ -113,7 +113,7 @@ def test_an_idle_host_ends_and_a_connected_client_keeps_it(
 
 
 def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, address: HostAddress, prompts: Prompts):
-    spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the doorkeeper's first look without a client.
+    spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the acceptor's first check without a client.
     end = time.monotonic() + 3
     loads = set()
     while time.monotonic() < end:
@@ -130,7 +130,7 @@ def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, a
     with EngineClient.connect(spec, address) as client:
         folder = RuntimeDir(address.make_folder(spec))
     with folder.locked(5):
-        time.sleep(2.5)  # Some of the doorkeeper's looks.
+        time.sleep(2.5)  # Some of the acceptor's checks.
         assert (folder.path / "s").exists()
         sock, record = join_or_start(folder, spec, address)
         sock.close()
@@ -141,7 +141,7 @@ LEAVE = """
 import socket, sys
 from pathlib import Path
 from queue import SimpleQueue
-from dolly_batch.host.acceptor import Doorkeeper
+from dolly_batch.host.acceptor import Acceptor
 from dolly_batch.host.runtime_dir import RuntimeDir
 folder = RuntimeDir(Path(sys.argv[1]))
 listener = socket.socket(socket.AF_UNIX)
@@ -150,7 +150,7 @@ listener.listen()
 waiting = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
 for client in waiting:
     client.connect(str(folder.socket))
-Doorkeeper(folder, folder.read_record(), listener, SimpleQueue())._leave_idle()
+Acceptor(folder, folder.read_record(), listener, SimpleQueue())._exit_if_idle()
 print("stays")
 """
 
