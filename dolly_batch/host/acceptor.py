@@ -12,7 +12,7 @@ import time
 from queue import SimpleQueue
 from typing import Any
 
-from dolly_batch.host.connection import Arrival, Connection
+from dolly_batch.host.connection import Connection, IncomingRows
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 
 log = logging.getLogger("dolly_batch.host")
@@ -31,7 +31,7 @@ class Acceptor:
     """
 
     def __init__(
-        self, runtime_dir: RuntimeDir, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[Arrival]"
+        self, runtime_dir: RuntimeDir, record: HostRecord, listener: socket.socket, inbox: "SimpleQueue[IncomingRows]"
     ) -> None:
         self._runtime_dir = runtime_dir
         self._record = record

@@ -17,7 +17,7 @@ from dolly_batch.records import Completion, EngineSpec, Row, Scores
 log = logging.getLogger("dolly_batch.host")
 
 
-class Arrival(NamedTuple):
+class IncomingRows(NamedTuple):
     """Rows of one client; with `turn`, its name for them, they are to have the engine to themselves."""
 
     connection: "Connection"
@@ -32,7 +32,7 @@ class Connection:
     The answers that wait to be sent are bounded by the client, which has at most `window` rows outstanding.
     """
 
-    def __init__(self, number: int, sock: socket.socket, spec: EngineSpec, inbox: "SimpleQueue[Arrival]") -> None:
+    def __init__(self, number: int, sock: socket.socket, spec: EngineSpec, inbox: "SimpleQueue[IncomingRows]") -> None:
         self.number = number
         self.closed = False
         self._sock = sock
@@ -66,7 +66,7 @@ class Connection:
                 while messages := self._channel.receive():
                     for turn, told in _by_turn(messages):
                         rows = [reader.read(message, f"{self.number}:{message[0]}") for message in told]
-                        self._inbox.put(Arrival(self, rows, turn))
+                        self._inbox.put(IncomingRows(self, rows, turn))
         except (EngineError, LookupError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
             log.warning("connection %d ended by %s", self.number, type(error).__name__)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.acceptor import Acceptor
-from dolly_batch.host.connection import Arrival, Connection
+from dolly_batch.host.connection import Connection, IncomingRows
 from dolly_batch.host.encoding import RowEncoder, failed
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 from dolly_batch.process import end_by
@@ -42,11 +42,11 @@ class HostServer:
         self._runtime_dir = runtime_dir
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
-        self._inbox: SimpleQueue[Arrival] = SimpleQueue()
+        self._inbox: SimpleQueue[IncomingRows] = SimpleQueue()
         self._acceptor = Acceptor(runtime_dir, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
-        self._next: Arrival | None = None  # waits until the engine is empty
+        self._next: IncomingRows | None = None  # waits until the engine is empty
         self._turn: str | None = None
 
     def run(self) -> NoReturn:
@@ -96,26 +96,26 @@ class HostServer:
         A turn begins when all rows before it are answered, and nothing is submitted until its own are.
         """
         try:
-            arrival = self._next or self._inbox.get(block=not engine.num_unfinished)
-            while not engine.num_unfinished or (arrival.turn is None and self._turn is None):
+            incoming = self._next or self._inbox.get(block=not engine.num_unfinished)
+            while not engine.num_unfinished or (incoming.turn is None and self._turn is None):
                 self._next = None
-                self._begin_turn(arrival)
-                self._submit(engine, arrival)
-                arrival = self._inbox.get_nowait()
-            self._next = arrival
+                self._begin_turn(incoming)
+                self._submit(engine, incoming)
+                incoming = self._inbox.get_nowait()
+            self._next = incoming
         except Empty:
             return
 
-    def _begin_turn(self, arrival: Arrival) -> None:
+    def _begin_turn(self, incoming: IncomingRows) -> None:
         """Leaves word of whose rows the engine has, for the case that it ends with them."""
-        if arrival.turn is not None:
-            log.info("%d rows have a turn to themselves", len(arrival.rows))
-        if arrival.turn != self._turn:
-            self._runtime_dir.write_turn(self._record.incarnation, arrival.turn)
-            self._turn = arrival.turn
+        if incoming.turn is not None:
+            log.info("%d rows have a turn to themselves", len(incoming.rows))
+        if incoming.turn != self._turn:
+            self._runtime_dir.write_turn(self._record.incarnation, incoming.turn)
+            self._turn = incoming.turn
 
-    def _submit(self, engine: "Engine", arrival: Arrival) -> None:
-        connection, rows, _ = arrival
+    def _submit(self, engine: "Engine", incoming: IncomingRows) -> None:
+        connection, rows, _ = incoming
         if connection.closed:
             return
         self._watchdog.arm()  # from here on: a grammar is compiled as its request is submitted
