@@ -21,24 +21,23 @@ from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow
 _LOCK_TIMEOUT_S = 300
 _ROWS_PER_SEND = 32
 _GREETING_SLACK_S = 30.0
-_MAX_SILENT_ENDS = 2
+_MAX_SILENT_CRASHES = 2
 
 Outstanding = dict[int, tuple[Row, str | None]]
 """By a row's number: the row, and the turn that it was asked in."""
 
 
-class HostEnded(EngineError):
-    """The engine host ended with rows of this task: `unanswered` has all of them.
+class HostCrashed(EngineError):
+    """The engine host crashed before it had answered this task's rows, which `unanswered` holds.
 
-    `in_work` has those that may have been in the engine at that moment: none where another task's rows had their turn.
-    `reason` is the host's last word.
+    `in_flight` holds those that may have been in the engine at that moment. `reason` is what the host reported.
     """
 
-    def __init__(self, message: str, reason: str, unanswered: Sequence[Row], in_work: Sequence[Row]) -> None:
+    def __init__(self, message: str, reason: str, unanswered: Sequence[Row], in_flight: Sequence[Row]) -> None:
         super().__init__(message)
         self.reason = reason
         self.unanswered = unanswered
-        self.in_work = in_work
+        self.in_flight = in_flight
 
 
 class EngineClient:
@@ -81,7 +80,7 @@ class EngineClient:
             in_turn = runtime_dir.read_turn(client.incarnation) is not None
             spoke = runtime_dir.read_failure(client.incarnation) is not None
             num_silent += not in_turn
-            if (spoke and not in_turn) or num_silent == _MAX_SILENT_ENDS or time.monotonic() >= deadline:
+            if (spoke and not in_turn) or num_silent == _MAX_SILENT_CRASHES or time.monotonic() >= deadline:
                 raise client._fault({})
 
     @classmethod
@@ -160,8 +159,8 @@ class EngineClient:
     def answer_in_turns(self, turns: Sequence[Sequence[Row]]) -> Iterator[Completion | Scores]:
         """Answers rows turn by turn, at most `window` in all: what a turn holds has the engine to itself.
 
-        While it is in the engine, no other rows are, of this task or any other; when the host ends, `in_work` of
-        HostEnded holds the unanswered rows of that one turn. Else as `answer`.
+        While it is in the engine, no other rows are, of this task or any other; when the host ends, `in_flight` of
+        HostCrashed holds the unanswered rows of that one turn. Else as `answer`.
         """
         outstanding: Outstanding = {}
         name = uuid.uuid4().hex
@@ -221,12 +220,12 @@ class EngineClient:
             return refusal
         reason = "without a word" if failure is None else f"by {failure}"
         turn = self._runtime_dir.read_turn(self.incarnation)
-        return HostEnded(
+        return HostCrashed(
             f"the engine host (load {self.incarnation}) ended {reason}, with {len(outstanding)} rows of this task "
             f"unanswered; {self._log()}",
             reason,
             unanswered=[row for row, _ in outstanding.values()],
-            in_work=[row for row, own in outstanding.values() if own == turn],
+            in_flight=[row for row, own in outstanding.values() if own == turn],
         )
 
     def _log(self) -> str:

@@ -17,18 +17,18 @@ from typing import Self
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.client import EngineClient, HostEnded
+from dolly_batch.host.client import EngineClient, HostCrashed
 from dolly_batch.host.encoding import failed
 from dolly_batch.records import Completion, EngineSpec, Failure, GenerationParams, PromptRow, Row, Scores
 
 log = logging.getLogger("dolly_batch.host")
 
-MAX_ENDS_IN_COMPANY = 2
-MAX_ENDS_ALONE = 2
+MAX_CRASHES_IN_COMPANY = 2
+MAX_CRASHES_ALONE = 2
 # Each host that ends costs a load of the model, each turn the time of its longest row: so more than halves.
 TURNS_PER_SPLIT = 8
 # Of several tokens, so that decoding is tried too, and not the prompt alone.
-HARMLESS = PromptRow("harmless", "Hello.", None, GenerationParams(max_new_tokens=8, do_sample=False))
+CANARY = PromptRow("canary", "Hello.", None, GenerationParams(max_new_tokens=8, do_sample=False))
 
 
 class RetryingClient:
@@ -70,7 +70,7 @@ class RetryingClient:
         Raises EngineError when no host can be had, or when the engine ends whatever it is asked.
         """
         again: deque[Row] = deque()
-        ends: Counter[str] = Counter()
+        crashes: Counter[str] = Counter()
 
         def take_again(num_rows: int) -> Sequence[Row]:
             rows = [again.popleft() for _ in range(min(num_rows, len(again)))]
@@ -78,46 +78,46 @@ class RetryingClient:
 
         suspects: Sequence[Row] = ()
         while True:
-            yield from self._answer_in_turns(suspects, ends)
+            yield from self._answer_in_turns(suspects, crashes)
             try:
                 yield from self._client.answer(take_again)
-            except HostEnded as ended:
-                ends.update(row.key for row in ended.in_work)
-                suspects = [row for row in ended.unanswered if ends[row.key] >= MAX_ENDS_IN_COMPANY]
-                again.extend(row for row in ended.unanswered if ends[row.key] < MAX_ENDS_IN_COMPANY)
-                self._connect_after(ended)
+            except HostCrashed as crash:
+                crashes.update(row.key for row in crash.in_flight)
+                suspects = [row for row in crash.unanswered if crashes[row.key] >= MAX_CRASHES_IN_COMPANY]
+                again.extend(row for row in crash.unanswered if crashes[row.key] < MAX_CRASHES_IN_COMPANY)
+                self._connect_after(crash)
             else:
                 return
 
-    def _answer_in_turns(self, suspects: Sequence[Row], ends: Counter[str]) -> Iterator[Completion | Scores]:
+    def _answer_in_turns(self, suspects: Sequence[Row], crashes: Counter[str]) -> Iterator[Completion | Scores]:
         """Answers rows, one of which may end the host. `ends` counts the hosts that ended with a row, by its key."""
         alone: Counter[str] = Counter()
         turns = _split(suspects)
         while turns:
             try:
-                for answer in self._client.answer_in_turns([[HARMLESS], *turns]):
-                    if answer.key != HARMLESS.key:
+                for answer in self._client.answer_in_turns([[CANARY], *turns]):
+                    if answer.key != CANARY.key:
                         yield answer
-            except HostEnded as ended:
-                if HARMLESS in ended.in_work:
-                    raise EngineError(f"the engine cannot answer the simplest question: {ended}") from ended
-                fault = ended
+            except HostCrashed as crash:
+                if CANARY in crash.in_flight:
+                    raise EngineError(f"the engine cannot answer the simplest question: {crash}") from crash
+                fault = crash
             else:
                 return
-            ends.update(row.key for row in fault.in_work)
+            crashes.update(row.key for row in fault.in_flight)
             turns = _narrowed(turns, fault)
-            if len(fault.in_work) == 1:
-                (row,) = fault.in_work
+            if len(fault.in_flight) == 1:
+                (row,) = fault.in_flight
                 alone[row.key] += 1
-                if alone[row.key] == MAX_ENDS_ALONE:
+                if alone[row.key] == MAX_CRASHES_ALONE:
                     turns.remove([row])
-                    yield failed(row, _blame(ends[row.key], fault.reason))
+                    yield failed(row, _blame(crashes[row.key], fault.reason))
             self._connect_after(fault)
 
-    def _connect_after(self, ended: HostEnded) -> None:
+    def _connect_after(self, crash: HostCrashed) -> None:
         """Joins the next host; the log of the executor says why."""
         message = "the engine host (load %d) ended %s; %d rows are asked again"
-        log.warning(message, self.incarnation, ended.reason, len(ended.unanswered))
+        log.warning(message, self.incarnation, crash.reason, len(crash.unanswered))
         self._client = EngineClient.connect(self._spec, self._address)
 
 
@@ -127,19 +127,19 @@ def _split(rows: Sequence[Row]) -> list[list[Row]]:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size or 1)]
 
 
-def _narrowed(turns: Sequence[Sequence[Row]], ended: HostEnded) -> list[list[Row]]:
+def _narrowed(turns: Sequence[Sequence[Row]], crash: HostCrashed) -> list[list[Row]]:
     """What is left of the turns, the one that was in work split."""
-    left, in_work = {row.key for row in ended.unanswered}, {row.key for row in ended.in_work}
+    left, in_flight = {row.key for row in crash.unanswered}, {row.key for row in crash.in_flight}
     narrowed = []
     for turn in turns:
         rows = [row for row in turn if row.key in left]
-        narrowed += _split(rows) if rows and rows[0].key in in_work else [rows] if rows else []
+        narrowed += _split(rows) if rows and rows[0].key in in_flight else [rows] if rows else []
     return narrowed
 
 
-def _blame(num_ends: int, reason: str) -> Failure:
+def _blame(num_crashes: int, reason: str) -> Failure:
     return Failure(
         "model_error",
-        f"the engine ended {num_ends} times while it had this row, the last {MAX_ENDS_ALONE} times with no other row "
-        f"in work: {reason}",
+        f"the engine ended {num_crashes} times while it had this row, the last {MAX_CRASHES_ALONE} times with no other "
+        f"row in work: {reason}",
     )
