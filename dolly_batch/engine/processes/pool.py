@@ -1,8 +1,8 @@
-"""An engine that is several processes, of one thread each: on a CPU two threads of one process wait for each other more
-than they gain. One process loads the model and forks the others, so its weights lie in memory once.
+"""A pool of engine processes with one thread each: on a CPU, several threads in one process mostly wait for each other.
 
-This side holds no model and imports no torch: it hands requests out, longest first, and passes completions on. A
-process that ends takes the engine with it (`EngineError`), and none outlives this one, whatever ends it.
+One process loads the model and forks the others, so that the weights are in memory once. The pool itself holds no model
+and imports no torch: it hands requests out, longest first, and passes answers on. If a process ends, the engine ends
+(`EngineError`), and none survives the pool's process, whatever ends that.
 """
 
 import select
@@ -26,12 +26,12 @@ from dolly_batch.process import ProcessFailure, child_environment
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
 
-# Requests that a process has beyond those it runs: enough to refill a slot at once, few to be left at the end.
+# Requests that a process may have: enough to refill a slot at once, few enough that all processes end together.
 WINDOW = 80
-_LOOK_S = 0.2
-_END_S = 5.0
-# glibc's settings. By its own it gives a step's memory back to the system and takes it again for the next one, page by
-# page: some percent of all time. What lasts longer than a step, keys and values, does not lie in the heap.
+_POLL_S = 0.2
+_EXIT_TIMEOUT_S = 5.0
+# Settings of glibc. By default it returns a step's memory to the system and takes it again for the next step, page by
+# page: some percent of all time. What lasts longer than a step, keys and values, is not in the heap.
 _KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 
 
@@ -49,14 +49,14 @@ class EngineProcess:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it owes a sign of life."""
+        """Whether it has work, and must give heartbeats."""
         return self.is_asked or bool(self.outstanding)
 
 
 class WorkerPool:
-    """Shares requests among `count` fast engines; see `stream.Engine` for the interface.
+    """Distributes requests over `count` fast engines; see `protocol.Engine` for the interface.
 
-    The heartbeat is passed on only when every process that has work has given one: one stuck process is a stuck engine.
+    It passes heartbeats on only when every process that has work has given one: a stuck process is a stuck engine.
     """
 
     def __init__(self, spec: EngineSpec, count: int, heartbeat: Callable[[], None] = no_heartbeat) -> None:
@@ -68,7 +68,7 @@ class WorkerPool:
         self._waiting: list[Request | ScoreRequest] = []  # longest first
         self._ended: list[Completion | Scores] = []
         self._equals = EqualRequests()
-        self._processes, self._life, self._leader = _launch(spec, count)
+        self._processes, self._parent_pipe, self._leader = _launch(spec, count)
         try:
             for process in self._processes:
                 self._receive(process, timeout_s=None)
@@ -88,10 +88,10 @@ class WorkerPool:
             insort(self._waiting, request, key=lambda waiting: -_size(waiting))
 
     def step(self) -> list[Completion | Scores]:
-        """Hand out what the processes have room for, wait a little, return what has ended."""
+        """Hand out what the processes have room for, wait a little, return the answers received."""
         self._hand_out()
         if not self._ended:
-            self._look(_LOOK_S)
+            self._poll(_POLL_S)
             self._hand_out()
         ended, self._ended = self._ended, []
         answers: list[Completion | Scores] = []
@@ -114,12 +114,12 @@ class WorkerPool:
         return {**sums, "occupancy": sums["slot_steps_used"] / max(1, sums["slot_steps"])}
 
     def close(self) -> None:
-        """End the processes. They also end when this object or this process does."""
+        """End the processes. They also end when this object is collected or this process ends."""
         for process in self._processes:
             process.channel.close()
-        self._life.close()
+        self._parent_pipe.close()
         try:
-            self._leader.wait(_END_S)
+            self._leader.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._leader.kill()  # stopped, or stuck where no thread of it runs
             self._leader.wait()
@@ -135,8 +135,8 @@ class WorkerPool:
             process.outstanding.add(request.key)
             self._send(process, {"request": process.writer.write(request)})
 
-    def _look(self, timeout_s: float) -> None:
-        """Take in what the processes say and send what waits for room, until the first of either can be done."""
+    def _poll(self, timeout_s: float) -> None:
+        """Receive what the processes send, and send what is queued; waits until either is possible."""
         by_channel = {process.channel: process for process in self._processes}
         unsent = [channel for channel in by_channel if channel.has_unsent]
         readable, writable, _ = select.select(list(by_channel), unsent, [], timeout_s)
@@ -168,7 +168,7 @@ class WorkerPool:
         process.is_asked, process.beat_at = True, time.monotonic()
         self._send(process, question)
         while not process.answers:
-            self._look(_LOOK_S)
+            self._poll(_POLL_S)
         process.is_asked = False
         return process.answers.popleft()
 
@@ -186,10 +186,10 @@ def _size(request: Request | ScoreRequest) -> int:
 
 
 def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.socket, subprocess.Popen[bytes]]:
-    """Start the process that loads the model and forks the others; return them and what tells them that we live."""
+    """Start the process that loads the model and forks the others; return them and the parent pipe."""
     pairs = [socket.socketpair() for _ in range(count)]
-    life, their_life = socket.socketpair()
-    theirs = [their_life, *(their for _, their in pairs)]
+    parent_pipe, their_pipe = socket.socketpair()
+    theirs = [their_pipe, *(their for _, their in pairs)]
     descriptors = [str(sock.fileno()) for sock in theirs]
     try:
         leader = subprocess.Popen(
@@ -205,4 +205,4 @@ def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.s
             sock.close()
     processes = [EngineProcess(Channel(ours)) for ours, _ in pairs]
     processes[0].channel.send({"spec": asdict(spec)})
-    return processes, life, leader
+    return processes, parent_pipe, leader

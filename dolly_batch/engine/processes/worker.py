@@ -1,11 +1,11 @@
-"""The processes of an engine pool.
+"""A process of the worker pool, which runs an engine on one thread.
 
-    python -m dolly_batch.engine.processes.worker LIFE_DESCRIPTOR CHANNEL_DESCRIPTOR...
+    python -m dolly_batch.engine.processes.worker PARENT_PIPE_DESCRIPTOR CHANNEL_DESCRIPTOR...
 
-The first process, the leader, loads the model and forks one process for each further channel; packed weights are theirs
-in common, page by page. Each serves its channel; the leader, which serves the first, ends when one of the others does.
-All end with the pool: the kernel kills a process whose parent is gone, and where it does not, the end of the life line
-does.
+The first process, the leader, loads the model and forks one process for each further channel; they share the pages of
+the packed weights. Each serves its channel; the leader, which serves the first, ends when one of the others does. All
+end with the pool: the kernel kills a process whose parent has ended, and on other systems than Linux the end of the
+parent pipe ends it.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing: int) -> None:
-    """Answer the pool until it is gone."""
+    """Answer the pool's requests until it closes the channel."""
     import torch
 
     from dolly_batch.engine.load import fast_engine
@@ -67,19 +67,19 @@ def report(channel: Channel, failure: ProcessFailure) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, stopped or stuck as it may be. Linux only."""
+    """Have the kernel kill this process when its parent ends, even if this one is stopped or stuck. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def watch(life: socket.socket) -> None:
-    """End this process when the pool's end of the life line closes."""
+def watch_parent(parent_pipe: socket.socket) -> None:
+    """End this process when the pool's end of the parent pipe closes."""
 
     def wait() -> None:
-        life.recv(1)
+        parent_pipe.recv(1)
         os._exit(0)
 
-    threading.Thread(target=wait, name="life line", daemon=True).start()
+    threading.Thread(target=wait, name="parent pipe", daemon=True).start()
 
 
 def watch_others(count: int) -> None:
@@ -97,7 +97,7 @@ def main() -> None:
     """Load, fork, serve."""
     die_with_parent()
     faulthandler.enable()
-    life, *socks = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    parent_pipe, *socks = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     channels = [Channel(sock) for sock in socks]
     try:
         messages = channels[0].receive()
@@ -111,10 +111,10 @@ def main() -> None:
         from dolly_batch.engine.load import load_packed
 
         loaded = load_packed(spec)
-    except BaseException as error:  # The last place where it can be told.
+    except BaseException as error:  # the last chance to report it
         end_by(error, partial(report, channels[0]))
-    # What is loaded by now is left out of collections: they write to every object, and what is written to is shared no
-    # longer.
+    # Garbage collections leave out what is loaded by now: they write to every object, and what is written to is no
+    # longer shared.
     gc.collect()
     gc.freeze()
     mine = channels[0]
@@ -128,10 +128,10 @@ def main() -> None:
     for other in channels:
         if other is not mine:
             other.close()
-    watch(life)
+    watch_parent(parent_pipe)
     try:
         serve(mine, spec, loaded, len(channels))
-    except BaseException as error:  # As above.
+    except BaseException as error:  # as above
         end_by(error, partial(report, mine))
     os._exit(0)
 
