@@ -10,7 +10,8 @@ last record of the same kind, else null.
                                     <-  {"engine_id", "incarnation", "host_pid", "window"}   once the model is loaded,
                                     <-  {"refused": reason}                                  or this, and the end
     PromptRow, ScoreRow             ->
-    {"turn": name, "rows": [...]}   ->
+    {"quarantine": name,
+     "rows": [...]}                 ->
                                     <-  Completion, Scores                                   in any order
 
     engine (processes/pool)             process (processes/worker)
@@ -22,7 +23,7 @@ last record of the same kind, else null.
                                     <-  {"beat": true}                       while it works
                                     <-  {"answers": [record, ...]}           to requests, as they end
                                     <-  {"scores": [...]}, {"stats": {...}}
-                                    <-  {"error": {"error": class, "message": text}}    and the end
+                                    <-  {"error": {...}}                     its ProcessFailure, and the end
 """
 
 import contextlib
@@ -124,7 +125,7 @@ class Channel:
     def receive(self, timeout_s: float | None = None) -> list[Any]:
         """All messages at hand; waits for the first, for `timeout_s` at most.
 
-        Empty at the time-out, and once the other side is gone, which sets `is_closed`. A message that was cut off is
+        Empty at the time-out, and when the other side has closed, which sets `is_closed`. A message that was cut off is
         dropped. Raises EngineError on a frame too long, ValueError on one that is no JSON.
         """
         messages: list[Any] = []

@@ -31,7 +31,7 @@ class _Status(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process, told apart from a later one of the same pid by its start.
+    """A process, distinguished from a later one of the same pid by its start.
 
     `started` is opaque: on Linux, ticks since boot; "" is any start. `namespace` is the pid namespace that `pid` counts
     in, or "".
@@ -46,7 +46,7 @@ class ProcessId:
         """The process that runs under `pid` now. Raises EngineError when there is none."""
         status = _status(pid)
         if status is None:
-            raise EngineError(f"no process {pid} to own an engine host")
+            raise EngineError(f"there is no process {pid}")
         return cls(pid, status.started, _pid_namespace())
 
     def is_alive(self) -> bool:
@@ -119,7 +119,7 @@ def end_by(error: BaseException, report: Callable[[ProcessFailure], None]) -> No
     log.error(
         "process %d ended by %s\n%s", os.getpid(), failure, "".join(traceback.format_tb(error.__traceback__)).rstrip()
     )
-    with contextlib.suppress(OSError):  # nobody waits any more
+    with contextlib.suppress(OSError):  # the receiver has gone
         report(failure)
     os._exit(EXIT_FAULT)
 

@@ -1,4 +1,4 @@
-"""The way from a Spark task to its executor's engine host: `EngineClient.connect`, then `answer`."""
+"""Connects a Spark task to its executor's engine host: `EngineClient.connect`, then `answer`."""
 
 import socket
 import time
@@ -17,14 +17,14 @@ from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow, Scores
 
-# Under the lock a host is started, which takes a Python's start and no load; so nobody holds it for long.
+# A client that holds the lock starts at most a Python process, and does not wait until the model is loaded.
 _LOCK_TIMEOUT_S = 300
 _ROWS_PER_SEND = 32
 _GREETING_SLACK_S = 30.0
 _MAX_SILENT_CRASHES = 2
 
 Outstanding = dict[int, tuple[Row, str | None]]
-"""By a row's number: the row, and the turn that it was asked in."""
+"""By a row's number: the row, and the quarantine batch that it was sent in, if any."""
 
 
 class HostCrashed(EngineError):
@@ -43,8 +43,8 @@ class HostCrashed(EngineError):
 class EngineClient:
     """One task's connection to the engine host of its executor. Not to be shared between threads.
 
-    `engine_id` names the executor's place and device and stays when the host is started anew; `incarnation` counts
-    the hosts started there, so the sum over engines of the largest `incarnation` is the number of model loads.
+    `engine_id` names the host's address and device, and stays when the host is restarted; `incarnation` counts the
+    hosts started at that address, so the sum over engines of the largest `incarnation` is the number of model loads.
     `host_pid` is the host's process, `window` the number of rows that may be outstanding.
     """
 
@@ -63,10 +63,10 @@ class EngineClient:
 
     @classmethod
     def connect(cls, spec: EngineSpec, address: HostAddress) -> Self:
-        """Joins the host at this address, starting one if none runs, and waits until its model is loaded.
+        """Connects to the host at this address, starting one if none runs, and waits until its model is loaded.
 
-        Raises ModelError when the engine refuses the model, EngineError when no host can be started, when it ends, or
-        when it has not loaded within `spec.load_timeout_s`.
+        Raises ModelError when the engine refuses the model, EngineError when no host can be started, when it crashes,
+        or when it has not loaded within `spec.load_timeout_s`.
         """
         runtime_dir = RuntimeDir(address.make_folder(spec))
         deadline = time.monotonic() + spec.load_timeout_s
@@ -76,11 +76,11 @@ class EngineClient:
             if client._greet(spec, deadline):
                 return client
             client.close()
-            # One that ended in a turn, or without a word, ended while serving others before this task came.
-            in_turn = runtime_dir.read_turn(client.incarnation) is not None
-            spoke = runtime_dir.read_failure(client.incarnation) is not None
-            num_silent += not in_turn
-            if (spoke and not in_turn) or num_silent == _MAX_SILENT_CRASHES or time.monotonic() >= deadline:
+            # A crash in quarantine, or without a report, is not due to this task, which has sent nothing yet.
+            in_quarantine = runtime_dir.read_quarantine(client.incarnation) is not None
+            reported = runtime_dir.read_failure(client.incarnation) is not None
+            num_silent += not in_quarantine
+            if (reported and not in_quarantine) or num_silent == _MAX_SILENT_CRASHES or time.monotonic() >= deadline:
                 raise client._fault({})
 
     @classmethod
@@ -95,7 +95,7 @@ class EngineClient:
         return cls(runtime_dir, sock, record.incarnation)
 
     def _greet(self, spec: EngineSpec, deadline: float) -> bool:
-        """Waits for the host's ready; false when the host ended instead. Raises EngineError at the deadline."""
+        """Waits for the host's ready message; false when it crashed instead. Raises EngineError at the deadline."""
         # A little longer than the host gives itself, so that the reason is in its log.
         timeout_s = max(0, deadline - time.monotonic()) + _GREETING_SLACK_S
         try:
@@ -110,12 +110,12 @@ class EngineClient:
             raise EngineError(
                 f"the engine host has not loaded {spec.model_folder} within {spec.load_timeout_s:g} s; {self._log()}"
             )
-        ready = answers[0]
-        if "refused" in ready:
+        message = answers[0]
+        if "refused" in message:
             self.close()
-            raise EngineError(f"the engine host at {self._runtime_dir.path} serves others: {ready['refused']}")
-        self.engine_id, self.incarnation = ready["engine_id"], ready["incarnation"]
-        self.host_pid, self.window = ready["host_pid"], ready["window"]
+            raise EngineError(f"the engine host at {self._runtime_dir.path} serves others: {message['refused']}")
+        self.engine_id, self.incarnation = message["engine_id"], message["incarnation"]
+        self.host_pid, self.window = message["host_pid"], message["window"]
         return True
 
     def __enter__(self) -> Self:
@@ -127,7 +127,7 @@ class EngineClient:
         self.close()
 
     def close(self) -> None:
-        """Leaves the host, which drops what it has not answered. Closing twice is no error."""
+        """Disconnects; the host drops the rows that it has not answered. Closing twice is no error."""
         self._channel.close()
 
     def generate(self, rows: Iterable[PromptRow]) -> Iterator[Completion]:
@@ -146,7 +146,7 @@ class EngineClient:
         Rows are taken as they are needed, with at most `window` outstanding. `take` may give nothing now and more
         after further answers; the end is when it gives nothing and nothing is outstanding. A row's own fault comes as
         the `failure` of its answer. An error raised by `take` passes through. After that, or when the iterator is
-        closed before its end, the connection is closed. Raises EngineError when the host ends.
+        closed before its end, the connection is closed. Raises HostCrashed.
         """
         outstanding: Outstanding = {}
         with self._left_open_when_done():
@@ -156,20 +156,20 @@ class EngineClient:
                     yield self._reader.read(message, outstanding.pop(message[0])[0].key)
                     self._fill(take, outstanding)
 
-    def answer_in_turns(self, turns: Sequence[Sequence[Row]]) -> Iterator[Completion | Scores]:
-        """Answers rows turn by turn, at most `window` in all: what a turn holds has the engine to itself.
+    def answer_quarantined(self, batches: Sequence[Sequence[Row]]) -> Iterator[Completion | Scores]:
+        """Answers batches of rows one after the other, each alone in the engine; at most `window` rows in all.
 
-        While it is in the engine, no other rows are, of this task or any other; when the host ends, `in_flight` of
-        HostCrashed holds the unanswered rows of that one turn. Else as `answer`.
+        While a batch is in the engine no other row is, of this task or any other. So when the host crashes, `in_flight`
+        of HostCrashed holds the unanswered rows of that one batch. Otherwise as `answer`.
         """
         outstanding: Outstanding = {}
         name = uuid.uuid4().hex
         with self._left_open_when_done():
-            told = []
-            for number, rows in enumerate(turns):
-                turn = f"{name}/{number}"
-                told.append({"turn": turn, "rows": self._written(rows, turn, outstanding)})
-            self._send(told, outstanding)
+            messages = []
+            for number, rows in enumerate(batches):
+                quarantine = f"{name}/{number}"
+                messages.append({"quarantine": quarantine, "rows": self._written(rows, quarantine, outstanding)})
+            self._send(messages, outstanding)
             while outstanding:
                 for message in self._receive(outstanding):
                     yield self._reader.read(message, outstanding.pop(message[0])[0].key)
@@ -195,10 +195,10 @@ class EngineClient:
                 return
             self._send(self._written(rows, None, outstanding), outstanding)
 
-    def _written(self, rows: Sequence[Row], turn: str | None, outstanding: Outstanding) -> list[list[Any]]:
+    def _written(self, rows: Sequence[Row], quarantine: str | None, outstanding: Outstanding) -> list[list[Any]]:
         """The rows as messages; from here on they are outstanding."""
         numbers = list(islice(self._numbers, len(rows)))
-        outstanding.update(zip(numbers, ((row, turn) for row in rows), strict=True))
+        outstanding.update(zip(numbers, ((row, quarantine) for row in rows), strict=True))
         return [self._writer.write(row, number) for number, row in zip(numbers, rows, strict=True)]
 
     def _send(self, messages: Sequence[object], outstanding: Outstanding) -> None:
@@ -214,18 +214,18 @@ class EngineClient:
         return messages
 
     def _fault(self, outstanding: Outstanding) -> DollyBatchError:
-        """Why the host ended: in its own words if it left any, else the end of its log."""
+        """Why the host ended: by its own report if there is one, else by the end of its log."""
         failure = self._runtime_dir.read_failure(self.incarnation)
         if failure is not None and (refusal := failure.refusal()) is not None:
             return refusal
         reason = "without a word" if failure is None else f"by {failure}"
-        turn = self._runtime_dir.read_turn(self.incarnation)
+        quarantine = self._runtime_dir.read_quarantine(self.incarnation)
         return HostCrashed(
             f"the engine host (load {self.incarnation}) ended {reason}, with {len(outstanding)} rows of this task "
             f"unanswered; {self._log()}",
             reason,
             unanswered=[row for row, _ in outstanding.values()],
-            in_flight=[row for row, own in outstanding.values() if own == turn],
+            in_flight=[row for row, batch in outstanding.values() if batch == quarantine],
         )
 
     def _log(self) -> str:

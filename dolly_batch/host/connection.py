@@ -18,11 +18,11 @@ log = logging.getLogger("dolly_batch.host")
 
 
 class IncomingRows(NamedTuple):
-    """Rows of one client; with `turn`, its name for them, they are to have the engine to themselves."""
+    """Rows of one client; `quarantine` is the client's name of the batch if they must be alone in the engine."""
 
     connection: "Connection"
     rows: list[Row]
-    turn: str | None
+    quarantine: str | None
 
 
 class Connection:
@@ -64,9 +64,9 @@ class Connection:
         try:
             if self._greet():
                 while messages := self._channel.receive():
-                    for turn, told in _by_turn(messages):
-                        rows = [reader.read(message, f"{self.number}:{message[0]}") for message in told]
-                        self._inbox.put(IncomingRows(self, rows, turn))
+                    for quarantine, batch in _batches(messages):
+                        rows = [reader.read(message, f"{self.number}:{message[0]}") for message in batch]
+                        self._inbox.put(IncomingRows(self, rows, quarantine))
         except (EngineError, LookupError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
             log.warning("connection %d ended by %s", self.number, type(error).__name__)
@@ -101,11 +101,11 @@ class Connection:
                 return
 
 
-def _by_turn(messages: Iterable[Any]) -> Iterator[tuple[str | None, list[list[Any]]]]:
-    """Rows, still as messages, with the name of their turn; None for rows that need none."""
+def _batches(messages: Iterable[Any]) -> Iterator[tuple[str | None, list[list[Any]]]]:
+    """Rows, still as messages, with the name of their quarantine batch; None for all other rows."""
     for kind, group in groupby(messages, key=type):
         if kind is dict:
-            yield from ((message["turn"], message["rows"]) for message in group)
+            yield from ((message["quarantine"], message["rows"]) for message in group)
         else:
             yield None, list(group)
 

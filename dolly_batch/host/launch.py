@@ -16,7 +16,7 @@ _START_TIMEOUT_S = 120
 
 
 def join_or_start(runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddress) -> tuple[socket.socket, HostRecord]:
-    """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
+    """A connection to the host at this address, which is started if none listens. The caller holds the lock.
 
     The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.
     """
@@ -31,10 +31,10 @@ def join_or_start(runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddres
 
 
 def host_environment(record: HostRecord) -> dict[str, str]:
-    """The host's environment: this process's own, its import path, one GPU, and no hub."""
+    """The host's environment: this process's, but only one GPU, and no access to the hub."""
     environment = child_environment(record.spec.num_threads)
     environment["HF_HUB_OFFLINE"] = "1"
-    # Threads that spin at a barrier beside a busy JVM cost more than they save.
+    # Threads that spin at a barrier take more from a busy JVM than they save.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if record.device is not None:
         kind, _, index = record.device.partition(":")
@@ -45,7 +45,7 @@ def host_environment(record: HostRecord) -> dict[str, str]:
 
 
 def _connect(path: Path) -> socket.socket | None:
-    """A connection, or None when nobody listens: no socket, or one that a dead host left."""
+    """A connection, None if no host listens: there is no socket, or one that a dead host left."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(str(path))
@@ -59,7 +59,7 @@ def _start(runtime_dir: RuntimeDir, record: HostRecord) -> socket.socket:
     """Starts the host and connects.
 
     The socket listens before there is a host: the connection waits in its queue until the host accepts it, and breaks
-    if the host dies before that. So there is no moment at which a client would have to wait and try again.
+    if the host dies before that. So a client never has to poll.
     """
     runtime_dir.socket.unlink(missing_ok=True)
     runtime_dir.write_record(record)
@@ -77,7 +77,7 @@ def _start(runtime_dir: RuntimeDir, record: HostRecord) -> socket.socket:
 
 
 def _launch(runtime_dir: RuntimeDir, record: HostRecord, listener: int) -> None:
-    """Runs the server module until it has made itself a process of its own."""
+    """Runs the server module, which detaches itself and then returns."""
     try:
         with runtime_dir.log.open("ab") as log:
             launcher = subprocess.run(

@@ -1,11 +1,11 @@
-"""The files in the folder of one engine host.
+"""The directory of one engine host.
 
-s                  the Unix socket, while a host listens
-lock               held by whoever connects, starts a host, or ends an idle one
-host.json         HostRecord of the latest host started here
-failure-N.json     why host number N ended, when it could say so
-turn-N.json        whose turn it is, or was when host number N ended; absent when its rows are anybody's
-host.log           the output of all hosts of this place: never a prompt or an answer
+s                    the Unix socket, while a host listens
+lock                 held by a client that connects or starts a host, and by a host that ends because it is idle
+host.json            HostRecord of the latest host started here
+failure-N.json       why host number N ended, if it could report that
+quarantine-N.json    the batch that is alone in the engine of host number N, or was when it crashed; else absent
+host.log             the output of all hosts started here: never a prompt or an answer
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from dolly_batch.process import ProcessFailure, ProcessId
 from dolly_batch.records import EngineSpec
 
 _LOG_TAIL_BYTES = 4_000
-# Another host's folder may be swept away at any moment, or have been written by another version.
+# Another host's directory may be deleted at any moment, or have been written by another version.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What a host is told when it starts. `incarnation` counts the hosts started at this address, from 1."""
+    """What a host needs to start. `incarnation` counts the hosts started at its address, from 1."""
 
     spec: EngineSpec
     owner: ProcessId
@@ -38,66 +38,66 @@ class HostRecord:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeDir:
-    """Reads and writes the files of one place. Record and socket are written under the lock, the rest by the host."""
+    """Reads and writes the files of one host. Clients write record and socket, under the lock; the host the rest."""
 
     path: Path
 
     @property
     def socket(self) -> Path:
-        """Where the host listens."""
+        """The Unix socket on which the host listens."""
         return self.path / "s"
 
     @property
     def log(self) -> Path:
-        """Where the host's output goes."""
+        """The file of the host's output."""
         return self.path / "host.log"
 
     def locked(self, timeout_s: float) -> AbstractContextManager[None]:
-        """Holds the place's lock. Raises TimeoutError."""
+        """Holds the directory's lock. Raises TimeoutError."""
         return locked(self.path / "lock", timeout_s)
 
     def read_record(self) -> HostRecord | None:
-        """The latest host's record, or None before the first."""
+        """The latest host's record, None before the first host."""
         try:
-            found = json.loads((self.path / "host.json").read_bytes())
+            record = json.loads((self.path / "host.json").read_bytes())
         except FileNotFoundError:
             return None
-        found["spec"] = EngineSpec(**found["spec"])
-        found["owner"] = ProcessId(**found["owner"])
-        return HostRecord(**found)
+        record["spec"] = EngineSpec(**record["spec"])
+        record["owner"] = ProcessId(**record["owner"])
+        return HostRecord(**record)
 
     def write_record(self, record: HostRecord) -> None:
-        """Replaces the record, whole or not at all."""
+        """Replaces the record atomically."""
         self._write("host.json", asdict(record))
 
     def read_failure(self, incarnation: int) -> ProcessFailure | None:
-        """Why that host ended, or None when it left no word."""
+        """Why that host ended, None if it has not reported it."""
         try:
             return ProcessFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
         except FileNotFoundError:
             return None
 
     def write_failure(self, incarnation: int, failure: ProcessFailure) -> None:
-        """Leaves word for the clients, before the host ends."""
+        """Tells clients why this host is about to end."""
         self._write(f"failure-{incarnation}.json", asdict(failure))
 
-    def read_turn(self, incarnation: int) -> str | None:
-        """Whose rows alone that host has, or had when it ended; None when it was nobody's turn."""
+    def read_quarantine(self, incarnation: int) -> str | None:
+        """The batch that is alone in that host's engine, or was when it crashed; None if there is none."""
         try:
-            turn: str = json.loads((self.path / f"turn-{incarnation}.json").read_bytes())
+            quarantine: str = json.loads((self.path / f"quarantine-{incarnation}.json").read_bytes())
         except FileNotFoundError:
             return None
-        return turn
+        return quarantine
 
-    def write_turn(self, incarnation: int, turn: str | None) -> None:
-        """Tells whose turn begins; None ends it."""
-        if turn is None:
-            (self.path / f"turn-{incarnation}.json").unlink(missing_ok=True)
+    def write_quarantine(self, incarnation: int, quarantine: str | None) -> None:
+        """Records which batch is alone in the engine from now on, None for no batch."""
+        if quarantine is None:
+            (self.path / f"quarantine-{incarnation}.json").unlink(missing_ok=True)
         else:
-            self._write(f"turn-{incarnation}.json", turn)
+            self._write(f"quarantine-{incarnation}.json", quarantine)
 
     def log_tail(self) -> str:
-        """The last lines of the log, at most 4,000 bytes."""
+        """The end of the log, at most 4,000 bytes."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
@@ -107,15 +107,15 @@ class RuntimeDir:
 
     def has_newer_neighbour(self) -> bool:
         """Whether a host of another spec was started later for the same owner and device, and still listens."""
-        own = self.read_record()
-        if own is None:
+        record = self.read_record()
+        if record is None:
             return False
         started_at = self._started_at()
-        for path in self.path.parent.glob(f"{own.owner.pid}-*/s"):
+        for path in self.path.parent.glob(f"{record.owner.pid}-*/s"):
             neighbour = RuntimeDir(path.parent)
             with contextlib.suppress(*_UNREADABLE):
                 other = neighbour.read_record()
-                same = other is not None and (other.owner, other.device) == (own.owner, own.device)
+                same = other is not None and (other.owner, other.device) == (record.owner, record.device)
                 if same and neighbour._started_at() > started_at:
                     return True
         return False
@@ -130,9 +130,9 @@ class RuntimeDir:
 
 
 def sweep(root: Path, keep: Path) -> None:
-    """Removes the folders under `root`, other than `keep`, whose owner is gone and whose lock is free.
+    """Deletes the directories under `root`, other than `keep`, whose owner has ended and whose lock is free.
 
-    A folder without a record, or with one that cannot be read, is left alone, and so is one of another pid namespace.
+    It keeps a directory without a readable record, and one of another pid namespace.
     """
     for path in root.iterdir():
         if path == keep or not path.is_dir() or path.is_symlink():

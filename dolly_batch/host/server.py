@@ -1,9 +1,9 @@
-"""The engine host: loads one engine and serves every task of its executor until the executor is gone.
+"""The engine host: loads one engine and serves every task of its executor until the executor ends.
 
-    python -m dolly_batch.host.server PLACE_FOLDER LISTENER_DESCRIPTOR
+    python -m dolly_batch.host.server RUNTIME_DIR LISTENER_DESCRIPTOR
 
-The main thread alone touches the engine: it takes all rows that have arrived, encodes and submits them, makes a step,
-passes the completions on. Reading, sending, accepting and looking after the owner are threads of their own.
+Only the main thread uses the engine: it takes all rows that have arrived, encodes and submits them, runs a step and
+passes the answers on. Other threads read, send, accept clients and check that the owner is alive.
 """
 
 import faulthandler
@@ -47,10 +47,10 @@ class HostServer:
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
         self._next: IncomingRows | None = None  # waits until the engine is empty
-        self._turn: str | None = None
+        self._quarantine: str | None = None
 
     def run(self) -> NoReturn:
-        """Loads, then serves for ever; the acceptor or the watchdog ends the process."""
+        """Loads the model, then serves until the acceptor or the watchdog ends the process."""
         log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.incarnation)
         self._acceptor.start()
         self._watchdog.allow(self._record.spec.load_timeout_s)
@@ -76,7 +76,7 @@ class HostServer:
                     raise EngineError(f"the engine left {len(self._submitted)} requests without an answer")
 
     def _load(self) -> "Engine":
-        # Imported here: the host itself needs the standard library alone, and is to listen while torch is imported.
+        # Imported here: clients import this package too, and the host must listen while torch is imported.
         from dolly_batch.engine.load import load_engine
         from dolly_batch.prompt import PromptEncoder
 
@@ -93,26 +93,26 @@ class HostServer:
     def _take_rows(self, engine: "Engine") -> None:
         """Submits the rows that have arrived, in that order; waits for the first when the engine has nothing to do.
 
-        A turn begins when all rows before it are answered, and nothing is submitted until its own are.
+        A quarantine batch is submitted when all rows before it are answered, and nothing else until it is answered.
         """
         try:
             incoming = self._next or self._inbox.get(block=not engine.num_unfinished)
-            while not engine.num_unfinished or (incoming.turn is None and self._turn is None):
+            while not engine.num_unfinished or (incoming.quarantine is None and self._quarantine is None):
                 self._next = None
-                self._begin_turn(incoming)
+                self._note_quarantine(incoming)
                 self._submit(engine, incoming)
                 incoming = self._inbox.get_nowait()
             self._next = incoming
         except Empty:
             return
 
-    def _begin_turn(self, incoming: IncomingRows) -> None:
-        """Leaves word of whose rows the engine has, for the case that it ends with them."""
-        if incoming.turn is not None:
-            log.info("%d rows have a turn to themselves", len(incoming.rows))
-        if incoming.turn != self._turn:
-            self._runtime_dir.write_turn(self._record.incarnation, incoming.turn)
-            self._turn = incoming.turn
+    def _note_quarantine(self, incoming: IncomingRows) -> None:
+        """Records which batch is alone in the engine, if one is, in case the engine crashes with it."""
+        if incoming.quarantine is not None:
+            log.info("%d rows are in quarantine", len(incoming.rows))
+        if incoming.quarantine != self._quarantine:
+            self._runtime_dir.write_quarantine(self._record.incarnation, incoming.quarantine)
+            self._quarantine = incoming.quarantine
 
     def _submit(self, engine: "Engine", incoming: IncomingRows) -> None:
         connection, rows, _ = incoming
@@ -127,7 +127,7 @@ class HostServer:
                 self._submitted[row.key] = connection
 
     def _route(self, answers: list[Completion | Scores]) -> None:
-        """Passes answers on to the clients that asked; those that have left are not missed."""
+        """Passes answers on to the clients that sent the rows; drops those of clients that have left."""
         by_client: dict[Connection, list[Completion | Scores]] = {}
         for answer in answers:
             by_client.setdefault(self._submitted.pop(answer.key), []).append(answer)
@@ -136,14 +136,14 @@ class HostServer:
 
 
 def main() -> None:
-    """Becomes a process of its own, apart from the Python worker that started it, and serves."""
+    """Detaches from the Python worker that started this process, and serves."""
     runtime_dir, listener = RuntimeDir(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     listener.set_inheritable(False)
     record = runtime_dir.read_record()
     if record is None:
         raise EngineError(f"{runtime_dir.path} holds no host.json: hosts are started by host/launch.py")
     if os.fork():
-        os._exit(0)  # The worker that waits for this process goes on; nobody has to wait for the host itself.
+        os._exit(0)  # The worker waits for this process only, not for the host.
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)
     logging.getLogger("dolly_batch").setLevel(logging.INFO)
     faulthandler.enable()
@@ -155,7 +155,7 @@ def main() -> None:
     threading.excepthook = end_by_thread
     try:
         HostServer(runtime_dir, record, listener).run()
-    except BaseException as error:  # The last place where it can be told.
+    except BaseException as error:  # the last chance to report it
         end_by(error, report)
 
 

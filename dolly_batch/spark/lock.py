@@ -1,6 +1,6 @@
 """Keeps a second start of a job out while one is active, by a lock file with a heartbeat.
 
-On a file system without locks of its own this cannot be exact: correctness rests on the commit alone.
+Without locks in the file system this cannot be exact: correctness rests on the commit alone.
 """
 
 import json

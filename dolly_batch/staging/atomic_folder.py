@@ -89,9 +89,9 @@ def _acquire(lock: Path, dest: Path, log: Callable[[str], None]) -> int | None:
 
 def _remove_leftovers(dest: Path, locked: bool) -> None:
     """Delete what killed processes left: at once if they ran under this kernel and we hold the lock, else by age."""
-    own = f".{dest.name}.partial-{_kernel()}-"
+    of_this_boot = f".{dest.name}.partial-{_kernel()}-"
     for partial in [path for path in dest.parent.iterdir() if path.name.startswith(f".{dest.name}.partial-")]:
-        dead = locked and bool(_kernel()) and partial.name.startswith(own)
+        dead = locked and bool(_kernel()) and partial.name.startswith(of_this_boot)
         if dead or _newest_change(partial) < time.time() - STALE_AFTER_S:
             shutil.rmtree(partial, ignore_errors=True)
 

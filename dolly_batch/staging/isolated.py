@@ -1,4 +1,4 @@
-"""A process of its own for what the staging process must not import or survive: torch, transformers, foreign pickles.
+"""Runs in a child process what the staging process must not import: torch, transformers, pickles of unknown origin.
 
 The child speaks in JSON lines on its standard output: `{"log": ...}` as it goes, `{"error": ...}` at most once.
 """
@@ -18,7 +18,7 @@ Log = Callable[[str], None]
 def run_isolated(module: str, arguments: Sequence[str], log: Log) -> None:
     """Run `python -m module arguments` to its end, passing its log lines on.
 
-    Raises ModelError with the child's own reason, or with how it ended when it could give none.
+    Raises ModelError with the reason that the child reported, or else with how it ended.
     """
     command = [sys.executable, "-m", module, *arguments]
     # A file, not a pipe: a child that warns at length must not block while its other stream is being read.

@@ -1,4 +1,4 @@
-"""A place for engine hosts with an owner that a test can kill, and ways to watch the host's process."""
+"""An address for engine hosts with an owner that a test can kill, and ways to watch the host's process."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def owner_process() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def address(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
-    """A fresh place. Its hosts end within a second or two of its owner, which ends with the test."""
+    """A fresh address. Its hosts end within a second or two of its owner, which ends with the test."""
     top = Path(tempfile.mkdtemp(prefix="dbt"))
     yield HostAddress(ProcessId.of(owner_process.pid), None, top / "hosts")
     owner_process.kill()

@@ -17,7 +17,7 @@ def record_for(address: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
     return HostRecord(spec, address.owner, address.device, address.engine_id(spec), 1)
 
 
-def test_every_difference_makes_another_place(address: HostAddress):
+def test_every_difference_makes_another_address(address: HostAddress):
     others = [
         address.name(SPEC),
         address.name(replace(SPEC, echo_delay_s=1.0)),
@@ -43,7 +43,7 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, mode: int):
         make_private(tmp_path / "open")
 
 
-def test_a_link_or_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
+def test_a_link_or_a_file_instead_of_the_folder_is_refused(tmp_path: Path):
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "file").touch(0o600)

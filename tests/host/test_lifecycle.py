@@ -112,7 +112,7 @@ def test_an_idle_host_ends_and_a_connected_client_keeps_it(
         assert client.incarnation == 2
 
 
-def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, address: HostAddress, prompts: Prompts):
+def test_connecting_never_meets_a_host_that_exits(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)  # Leaves at the acceptor's first check without a client.
     end = time.monotonic() + 3
     loads = set()
@@ -125,7 +125,7 @@ def test_connecting_never_meets_a_host_that_is_leaving(echo: EngineSpec, address
     assert loads == set(range(1, len(loads) + 1))
 
 
-def test_a_host_does_not_leave_while_a_client_holds_the_lock(echo: EngineSpec, address: HostAddress, prompts: Prompts):
+def test_a_host_does_not_exit_while_a_client_holds_the_lock(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, idle_timeout_s=0.0)
     with EngineClient.connect(spec, address) as client:
         folder = RuntimeDir(address.make_folder(spec))
@@ -156,7 +156,7 @@ print("stays")
 
 
 @pytest.mark.parametrize(("num_waiting", "output"), [(1, "stays\n"), (0, "")])
-def test_a_host_does_not_leave_a_client_that_waits_at_the_door(address: HostAddress, num_waiting: int, output: str):
+def test_a_host_does_not_exit_while_a_client_waits_to_be_accepted(address: HostAddress, num_waiting: int, output: str):
     spec = EngineSpec(kind="echo", model_folder="")
     folder = RuntimeDir(address.make_folder(spec))
     folder.write_record(HostRecord(spec, address.owner, None, address.engine_id(spec), 1))

@@ -1,4 +1,4 @@
-"""A host that ends takes no answer with it, and a row that ends its hosts fails alone. Real processes, really dead."""
+"""No answer is lost when a host crashes, and a row that crashes its hosts fails alone. Real processes, really dead."""
 
 import json
 import os
@@ -60,7 +60,7 @@ print(json.dumps([answers, max(loads)]))
 """
 
 
-def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, address: HostAddress):
+def test_a_row_that_crashes_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, address: HostAddress):
     wanted = json.dumps([asdict(replace(echo, echo_delay_s=0.003)), asdict(address.owner), str(address.root)])
     tasks = subprocess.run(
         [sys.executable, "-c", THREE_TASKS, wanted],
@@ -84,7 +84,7 @@ def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: Engi
 
 
 def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, address: HostAddress, prompts: Prompts):
-    """Three kills, the last one amid the turns of those that the first two made suspects."""
+    """Three kills, the last one while those that the first two made suspects are in quarantine."""
     rows, killed = prompts(100), []
     with RetryingClient(replace(echo, echo_delay_s=0.01), address) as client:
         answers = []
@@ -97,28 +97,26 @@ def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, ad
     assert sorted(answers) == sorted((f"key-{i}", f"row {i}", None) for i in range(100))
 
 
-def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(
-    echo: EngineSpec, address: HostAddress, prompts: Prompts
-):
+def test_an_engine_that_crashes_on_the_canary_blames_no_row(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.4)
     folder = RuntimeDir(address.make_folder(spec))
     rows, done = prompts(20), threading.Event()
 
-    def kill_in_every_first_turn() -> None:
+    def kill_every_host_with_the_canary() -> None:
         while not done.wait(0.02):
             record = folder.read_record()
-            turn = record and folder.read_turn(record.incarnation)
-            if turn and turn.endswith("/0"):
+            quarantine = record and folder.read_quarantine(record.incarnation)
+            if quarantine and quarantine.endswith("/0"):
                 kill_hosts(address)
 
     def take(num_rows: int) -> Sequence[Row]:
         threading.Timer(0.2, kill_hosts, [address]).start()
         return list(islice(rows, num_rows))
 
-    watcher = threading.Thread(target=kill_in_every_first_turn)
+    watcher = threading.Thread(target=kill_every_host_with_the_canary)
     watcher.start()
     try:
-        with RetryingClient(spec, address) as client, pytest.raises(EngineError, match="the simplest question"):
+        with RetryingClient(spec, address) as client, pytest.raises(EngineError, match="the simplest request"):
             list(client.answer(take))
         assert client.incarnation >= 3
     finally:
