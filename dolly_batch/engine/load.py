@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dolly_batch.engine.echo import EchoEngine
 from dolly_batch.engine.processes.machine import available_bytes, fit_to_machine, may_have_gpu, usable_cores
-from dolly_batch.engine.processes.pool import EnginePool
+from dolly_batch.engine.processes.pool import WorkerPool
 from dolly_batch.engine.protocol import Engine, no_heartbeat
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
@@ -42,7 +42,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Callable
         return fast_engine(spec, load_weights(spec, device), heartbeat)
     spec = fit_to_machine(spec, config)
     if spec.processes is not None and spec.processes > 1:
-        return EnginePool(spec, spec.processes, heartbeat)
+        return WorkerPool(spec, spec.processes, heartbeat)
     # Imported here, so that echo engines, planning and whoever only leads other processes need no torch.
     import torch
 

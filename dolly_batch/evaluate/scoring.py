@@ -21,8 +21,7 @@ from dolly_batch.errors import EngineError
 from dolly_batch.evaluate.question import Question
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.wire import ScoreRow
-from dolly_batch.records import EngineSpec
+from dolly_batch.records import EngineSpec, ScoreRow
 from dolly_batch.report import ProgressLine
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.generate.cancel import JobTag

@@ -1,1 +1,4 @@
-"""One engine process per GPU (on CPU: per executor), and its client. Standard library only, apart from the engine."""
+"""The engine host, one process per GPU (on CPUs: per executor), and its client.
+
+Apart from the engine it imports the standard library only: every Spark task imports it.
+"""

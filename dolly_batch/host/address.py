@@ -1,4 +1,4 @@
-"""Where an engine host lives: one private folder for each owner, device and EngineSpec."""
+"""Addresses of engine hosts: a private directory for each owner, device and EngineSpec."""
 
 import hashlib
 import json
@@ -6,21 +6,21 @@ import os
 import socket
 import stat
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.host.process import ProcessId, parent_jvm
-from dolly_batch.host.wire import PROTOCOL, spec_to_json
+from dolly_batch.ipc import PROTOCOL
+from dolly_batch.process import ProcessId, parent_jvm
 from dolly_batch.records import EngineSpec
 
-# The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the place's name and the socket's take 21.
+# The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the directory's name and the socket's take 21.
 _MAX_ROOT_BYTES = 82
 
 
 def default_root() -> Path:
-    """The user's own folder for engine hosts: in the temporary folder, or in /tmp where that one's path is too long."""
+    """The user's folder for engine hosts: in the temporary folder, or in /tmp where that one's path is too long."""
     for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the folder in it is made private
         root = Path(base) / f"dolly-batch-{os.geteuid()}"
         if len(os.fsencode(root)) <= _MAX_ROOT_BYTES:
@@ -30,7 +30,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class HostAddress:
-    """Whom a host serves and on what.
+    """The owner of a host, and its device.
 
     The host ends with its `owner`. `device` is `cuda:N` (N as the machine counts, or a GPU's UUID), `cpu`, or None for
     the engine's own choice. `root` holds the folders of all hosts of this user and must have a short path.
@@ -42,22 +42,22 @@ class HostAddress:
 
     @classmethod
     def of_this_executor(cls, device: str | None = None) -> "HostAddress":
-        """The place of the executor whose Spark task this process runs. Raises EngineError outside of Spark."""
+        """The address for the executor whose Spark task this process runs. Raises EngineError outside of Spark."""
         return cls(parent_jvm(), device)
 
     def name(self, spec: EngineSpec) -> str:
-        """The folder's name: the owner's pid, and a hash of everything that tells one host from another."""
+        """The folder's name: the owner's pid, and a hash of everything in which hosts differ."""
         owner = self.owner
-        identity = [owner.namespace, owner.started, self.device, spec_to_json(spec), PROTOCOL, dolly_batch.__version__]
+        identity = [owner.namespace, owner.started, self.device, asdict(spec), PROTOCOL, dolly_batch.__version__]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode("ascii")).hexdigest()
         return f"{owner.pid}-{digest[:10]}"
 
     def engine_id(self, spec: EngineSpec) -> str:
-        """Machine, place and device in one name, the same for every host started here."""
+        """Machine, directory and device in one name, the same for all hosts started at this address."""
         return f"{socket.gethostname()}/{self.name(spec)}/{self.device or 'auto'}"
 
     def make_folder(self, spec: EngineSpec) -> Path:
-        """The place's folder, made if need be. Raises EngineError when others could write or read in it."""
+        """The host's directory, created if missing. Raises EngineError if other users could read or write in it."""
         if len(os.fsencode(self.root)) > _MAX_ROOT_BYTES:
             raise EngineError(
                 f"the path {self.root} is too long to hold a Unix socket: found {len(os.fsencode(self.root))} bytes, "
@@ -70,14 +70,14 @@ class HostAddress:
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder of mode 0700, or checks that the one there is ours alone. Raises EngineError if it is not."""
+    """Creates a folder of mode 0700, or checks that the existing one is. Raises EngineError if it is not."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         raise EngineError(f"{folder}: cannot be made a folder for engine hosts: {error}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise EngineError(
-            f"{folder}: found {stat.filemode(found.st_mode)} of user {found.st_uid}, expected a folder drwx------ of "
+            f"{folder}: found {stat.filemode(status.st_mode)} of user {status.st_uid}, expected a folder drwx------ of "
             f"user {os.geteuid()}: remove it, or set TMPDIR to another folder"
         )

@@ -1,61 +1,56 @@
-"""One client's connection, as the host sees it: a thread that reads rows, a thread that sends answers."""
+"""The host's end of a client's connection: a thread that reads rows, and a thread that sends answers."""
 
 import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from dolly_batch.errors import EngineError
-from dolly_batch.host.wire import (
-    PROTOCOL,
-    FrameReader,
-    Row,
-    RowReader,
-    answer_to_json,
-    in_turns,
-    pack,
-    spec_to_json,
-)
-from dolly_batch.records import Completion, EngineSpec, Scores
+from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
+from dolly_batch.records import Completion, EngineSpec, Row, Scores
 
 log = logging.getLogger("dolly_batch.host")
 
 
-class Arrival(NamedTuple):
-    """Rows of one client; with `turn`, its name for them, they are to have the engine to themselves."""
+class IncomingRows(NamedTuple):
+    """Rows of one client; `quarantine` is the client's name of the batch if they must be alone in the engine."""
 
     connection: "Connection"
     rows: list[Row]
-    turn: str | None
+    quarantine: str | None
 
 
 class Connection:
-    """Rows in, answers out, each at its own pace: a client that reads slowly holds up nobody else.
+    """Reads rows and sends answers independently, so that a client that reads slowly does not delay the others.
 
-    The key of a row is `connection:number`, unique in the host. `closed` turns true as soon as the client is gone.
-    What waits to be sent is bounded by the client, which has at most `window` rows outstanding.
+    The key of a row is `connection:number`, unique in the host. `closed` becomes true as soon as the client is gone.
+    The answers that wait to be sent are bounded by the client, which has at most `window` rows outstanding.
     """
 
-    def __init__(self, number: int, sock: socket.socket, spec: EngineSpec, inbox: "SimpleQueue[Arrival]") -> None:
+    def __init__(self, number: int, sock: socket.socket, spec: EngineSpec, inbox: "SimpleQueue[IncomingRows]") -> None:
         self.number = number
         self.closed = False
         self._sock = sock
+        self._channel = Channel(sock)
         self._spec = spec
         self._inbox = inbox
         self._outbox: SimpleQueue[list[Completion | Scores] | None] = SimpleQueue()
-        self._welcome: dict[str, Any] = {}
-        self._loaded = threading.Event()
+        self._ready_message: dict[str, Any] = {}
+        self._is_ready = threading.Event()
 
     def start(self) -> None:
         """Begins to read."""
         threading.Thread(target=self._read, name=f"reader-{self.number}", daemon=True).start()
 
-    def welcome(self, message: dict[str, Any]) -> None:
-        """The engine is loaded: the client may be greeted with this message."""
-        self._welcome = message
-        self._loaded.set()
+    def set_ready(self, message: dict[str, Any]) -> None:
+        """The engine is loaded: the client gets this ready message."""
+        self._ready_message = message
+        self._is_ready.set()
 
     def send(self, answers: list[Completion | Scores]) -> None:
         """Queues answers to this client's rows; never blocks."""
@@ -63,16 +58,16 @@ class Connection:
             self._outbox.put(answers)
 
     def _read(self) -> None:
-        frames, reader = FrameReader(self._sock), RowReader()
+        reader: RecordReader[Row] = RecordReader()
         sender = threading.Thread(target=self._send, name=f"sender-{self.number}", daemon=True)
         sender.start()
         try:
-            if self._greet(frames):
-                while messages := frames.read():
-                    for turn, told in in_turns(messages):
-                        rows = [reader.read(message, f"{self.number}:{message[0]}") for message in told]
-                        self._inbox.put(Arrival(self, rows, turn))
-        except (EngineError, OSError, TypeError, ValueError) as error:
+            if self._greet():
+                while messages := self._channel.receive():
+                    for quarantine, batch in _batches(messages):
+                        rows = [reader.read(message, f"{self.number}:{message[0]}") for message in batch]
+                        self._inbox.put(IncomingRows(self, rows, quarantine))
+        except (EngineError, LookupError, OSError, TypeError, ValueError) as error:
             # No message: it may quote a row.
             log.warning("connection %d ended by %s", self.number, type(error).__name__)
         finally:
@@ -84,26 +79,35 @@ class Connection:
             sender.join()
             self._sock.close()
 
-    def _greet(self, frames: FrameReader) -> bool:
-        """Whether the client is one of ours; if so it has its welcome. A client sends nothing else before that."""
-        hello = frames.read()
+    def _greet(self) -> bool:
+        """Reads the hello and sends the ready message, which a client awaits; false for a client of another version."""
+        hello = self._channel.receive()
         if not hello:
             return False
-        expected = {"protocol": PROTOCOL, "spec": spec_to_json(self._spec)}
+        expected = {"protocol": PROTOCOL, "spec": asdict(self._spec)}
         if hello != [expected]:
-            self._sock.sendall(pack({"refused": f"found a client of {hello[0]}, expected {expected}"}))
+            self._channel.send({"refused": f"found a client of {hello[0]}, expected {expected}"})
             return False
-        self._loaded.wait()
-        self._sock.sendall(pack(self._welcome))
+        self._is_ready.wait()
+        self._channel.send(self._ready_message)
         return True
 
     def _send(self) -> None:
+        writer = RecordWriter()
         while (answers := self._outbox.get()) is not None:
-            frames = [pack(answer_to_json(_number(answer.key), answer)) for answer in answers]
             try:
-                self._sock.sendall(b"".join(frames))
+                self._channel.send(*(writer.write(answer, _number(answer.key)) for answer in answers))
             except OSError:
                 return
+
+
+def _batches(messages: Iterable[Any]) -> Iterator[tuple[str | None, list[list[Any]]]]:
+    """Rows, still as messages, with the name of their quarantine batch; None for all other rows."""
+    for kind, group in groupby(messages, key=type):
+        if kind is dict:
+            yield from ((message["quarantine"], message["rows"]) for message in group)
+        else:
+            yield None, list(group)
 
 
 def _number(key: str) -> int:

@@ -1,23 +1,39 @@
-"""Rows as they come over the wire, as requests of the engine."""
+"""Turns rows, which are texts, into the engine's requests, which are token ids."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dolly_batch.host.wire import PromptRow, Row, ScoreRow
-from dolly_batch.records import Failure, PartialAnswer, Request, ScoreRequest
+from dolly_batch.records import (
+    Completion,
+    Failure,
+    PartialAnswer,
+    PromptRow,
+    Request,
+    Row,
+    ScoreRequest,
+    ScoreRow,
+    Scores,
+)
 
 if TYPE_CHECKING:
     from dolly_batch.prompt import TextEncoder
 
-REPLACED = "\ufffd"  # what bytes that are no UTF-8 were decoded to: which bytes, nobody knows any more
+REPLACED = "\ufffd"  # what bytes that are no UTF-8 were decoded to; the bytes themselves are lost
 NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
 
 _Continuations = tuple[tuple[int, ...], ...]
 
 
+def failed(row: Row, failure: Failure) -> Completion | Scores:
+    """The answer to a row that got none."""
+    if isinstance(row, PromptRow):
+        return Completion(row.key, "", (), None, 0, failure)
+    return Scores(row.key, (), failure)
+
+
 class RowEncoder:
-    """Encodes rows with a model's own encoder. The ids of continuations are kept: a job's labels are all the same."""
+    """Encodes rows with the model's encoder. Caches the ids of continuations: a job's labels are always the same."""
 
     def __init__(self, encoder: "TextEncoder", max_positions: int) -> None:
         self._encoder: Any = encoder  # a PromptEncoder wherever rows are in the Dolly format
@@ -25,14 +41,15 @@ class RowEncoder:
         self._continuations = lru_cache(maxsize=256)(self._encode_continuations)
 
     def encode(self, rows: Sequence[Row]) -> list[Request | ScoreRequest | Failure]:
-        """The rows' requests, prompts encoded all at once; a Failure for a row that has none.
+        """The rows' requests, in order, the prompts encoded as one batch.
 
-        That is a row with a lone surrogate, or in the Dolly format for a model without it.
+        A Failure in place of a row that cannot be encoded: one with a lone surrogate, or in the Dolly format for a
+        model without it.
         """
         try:
             return [self._request(row, ids) for row, ids in zip(rows, self._encode_prompts(rows), strict=True)]
-        except Exception:  # Whatever it is, it is one row's fault; which one's, comes out row by row.
-            return [NOT_ENCODED] if len(rows) == 1 else [found for row in rows for found in self.encode([row])]
+        except Exception:  # The fault of one row: encoding them one by one shows which.
+            return [NOT_ENCODED] if len(rows) == 1 else [request for row in rows for request in self.encode([row])]
 
     def _encode_prompts(self, rows: Sequence[Row]) -> list[list[int]]:
         formats = [row.format for row in rows]
@@ -52,10 +69,10 @@ class RowEncoder:
         return ScoreRequest(row.key, tuple(self._cut(row, ids, continuations)), continuations)
 
     def _encode_partial(self, partial: PartialAnswer) -> tuple[int, ...]:
-        """The ids of an answer that was cut off, none where its text does not tell them.
+        """The ids of an answer that was cut off; none where they cannot be recovered from its text.
 
-        A stored text has lost the white space at its ends, and may have been written in other tokens than those it is
-        encoded in; both show in the number of tokens. What does not, white space in the first token, the engine finds.
+        A stored text has lost the white space at its ends, and may have been generated in other tokens than those it is
+        encoded in. Both show in the number of tokens; white space lost from the first token the engine detects.
         """
         if REPLACED in partial.text:
             return ()
@@ -68,7 +85,7 @@ class RowEncoder:
         return tuple(tuple(ids) for ids in encode(texts))
 
     def _cut(self, row: ScoreRow, ids: Sequence[int], continuations: _Continuations) -> Sequence[int]:
-        """A plain prompt without its beginning, where all of it would not fit."""
+        """The prompt; a plain one is cut at its beginning where it would not fit."""
         if row.format == "dolly":
             return ids
         room = self._max_positions - max((len(continuation) for continuation in continuations), default=0)

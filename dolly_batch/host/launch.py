@@ -1,6 +1,5 @@
 """Starts an engine host: its socket, its environment, its process."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,39 +7,35 @@ from pathlib import Path
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.runtime_dir import HostFolder, HostRecord, sweep
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
+from dolly_batch.process import child_environment
 from dolly_batch.records import EngineSpec
 
 _BACKLOG = 512
 _START_TIMEOUT_S = 120
 
 
-def join_or_start(folder: HostFolder, spec: EngineSpec, place: HostAddress) -> tuple[socket.socket, HostRecord]:
-    """A connection to the place's host, which is started if none listens. The caller holds the folder's lock.
+def join_or_start(runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddress) -> tuple[socket.socket, HostRecord]:
+    """A connection to the host at this address, which is started if none listens. The caller holds the lock.
 
     The model need not be loaded yet: the host answers when it is. Raises EngineError when no process can be started.
     """
-    record = folder.read_record()
-    if record is not None and (sock := _connect(folder.socket)) is not None:
+    record = runtime_dir.read_record()
+    if record is not None and (sock := _connect(runtime_dir.socket)) is not None:
         return sock, record
     record = HostRecord(
-        spec, place.owner, place.device, place.engine_id(spec), 1 if record is None else record.incarnation + 1
+        spec, address.owner, address.device, address.engine_id(spec), 1 if record is None else record.incarnation + 1
     )
-    sweep(place.root, keep=folder.path)
-    return _start(folder, record), record
+    sweep(address.root, keep=runtime_dir.path)
+    return _start(runtime_dir, record), record
 
 
 def host_environment(record: HostRecord) -> dict[str, str]:
-    """The host's environment: this process's own, its import path, one GPU, and no hub."""
-    environment = dict(os.environ)
-    # The import path as it is, not as it was set: Spark adds shipped wheels to it while the worker runs.
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    environment["TOKENIZERS_PARALLELISM"] = "false"
+    """The host's environment: this process's, but only one GPU, and no access to the hub."""
+    environment = child_environment(record.spec.num_threads)
     environment["HF_HUB_OFFLINE"] = "1"
-    # Threads that spin at a barrier beside a busy JVM cost more than they save.
+    # Threads that spin at a barrier take more from a busy JVM than they save.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if record.spec.num_threads is not None:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(record.spec.num_threads)
     if record.device is not None:
         kind, _, index = record.device.partition(":")
         environment["CUDA_VISIBLE_DEVICES"] = index if kind == "cuda" else ""
@@ -50,7 +45,7 @@ def host_environment(record: HostRecord) -> dict[str, str]:
 
 
 def _connect(path: Path) -> socket.socket | None:
-    """A connection, or None when nobody listens: no socket, or one that a dead host left."""
+    """A connection, None if no host listens: there is no socket, or one that a dead host left."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(str(path))
@@ -60,33 +55,33 @@ def _connect(path: Path) -> socket.socket | None:
     return sock
 
 
-def _start(folder: HostFolder, record: HostRecord) -> socket.socket:
+def _start(runtime_dir: RuntimeDir, record: HostRecord) -> socket.socket:
     """Starts the host and connects.
 
     The socket listens before there is a host: the connection waits in its queue until the host accepts it, and breaks
-    if the host dies before that. So there is no moment at which a client would have to wait and try again.
+    if the host dies before that. So a client never has to poll.
     """
-    folder.socket.unlink(missing_ok=True)
-    folder.write_record(record)
+    runtime_dir.socket.unlink(missing_ok=True)
+    runtime_dir.write_record(record)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder.socket))
+        listener.bind(str(runtime_dir.socket))
         listener.listen(_BACKLOG)
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(folder.socket))
+        sock.connect(str(runtime_dir.socket))
         try:
-            _launch(folder, record, listener.fileno())
+            _launch(runtime_dir, record, listener.fileno())
         except EngineError:
             sock.close()
             raise
     return sock
 
 
-def _launch(folder: HostFolder, record: HostRecord, listener: int) -> None:
-    """Runs the server module until it has made itself a process of its own."""
+def _launch(runtime_dir: RuntimeDir, record: HostRecord, listener: int) -> None:
+    """Runs the server module, which detaches itself and then returns."""
     try:
-        with folder.log.open("ab") as log:
+        with runtime_dir.log.open("ab") as log:
             launcher = subprocess.run(
-                [sys.executable, "-P", "-m", "dolly_batch.host.server", str(folder.path), str(listener)],
+                [sys.executable, "-P", "-m", "dolly_batch.host.server", str(runtime_dir.path), str(listener)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -101,5 +96,5 @@ def _launch(folder: HostFolder, record: HostRecord, listener: int) -> None:
     if launcher.returncode != 0:
         raise EngineError(
             f"the engine host could not be started by {sys.executable}, exit {launcher.returncode}; "
-            f"the end of its log {folder.log}:\n{folder.log_tail()}"
+            f"the end of its log {runtime_dir.log}:\n{runtime_dir.log_tail()}"
         )

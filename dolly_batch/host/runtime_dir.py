@@ -1,36 +1,33 @@
-"""The files in the folder of one engine host.
+"""The directory of one engine host.
 
-s                  the Unix socket, while a host listens
-lock               held by whoever connects, starts a host, or ends an idle one
-place.json         HostRecord of the latest host started here
-failure-N.json     why host number N ended, when it could say so
-turn-N.json        whose turn it is, or was when host number N ended; absent when its rows are anybody's
-host.log           the output of all hosts of this place: never a prompt or an answer
+s                    the Unix socket, while a host listens
+lock                 held by a client that connects or starts a host, and by a host that ends because it is idle
+host.json            HostRecord of the latest host started here
+failure-N.json       why host number N ended, if it could report that
+quarantine-N.json    the batch that is alone in the engine of host number N, or was when it crashed; else absent
+host.log             the output of all hosts started here: never a prompt or an answer
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dolly_batch.host.process import ProcessId
-from dolly_batch.host.wire import spec_from_json
+from dolly_batch.file_lock import locked
+from dolly_batch.process import ProcessFailure, ProcessId
 from dolly_batch.records import EngineSpec
 
-_LOCK_POLL_S = 0.02
 _LOG_TAIL_BYTES = 4_000
-# Another host's folder may be swept away at any moment, or have been written by another version.
+# Another host's directory may be deleted at any moment, or have been written by another version.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What a host is told when it starts. `incarnation` counts the hosts started at this place, from 1."""
+    """What a host needs to start. `incarnation` counts the hosts started at its address, from 1."""
 
     spec: EngineSpec
     owner: ProcessId
@@ -40,81 +37,67 @@ class HostRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class HostFailure:
-    """Why a host ended: the class of the error, and its message."""
-
-    error: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostFolder:
-    """Reads and writes the files of one place. Record and socket are written under the lock, the rest by the host."""
+class RuntimeDir:
+    """Reads and writes the files of one host. Clients write record and socket, under the lock; the host the rest."""
 
     path: Path
 
     @property
     def socket(self) -> Path:
-        """Where the host listens."""
+        """The Unix socket on which the host listens."""
         return self.path / "s"
 
     @property
     def log(self) -> Path:
-        """Where the host's output goes."""
+        """The file of the host's output."""
         return self.path / "host.log"
 
-    @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
-        """Holds the place's lock; the kernel frees it when its holder dies. Raises TimeoutError."""
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            _lock_within(lock, timeout_s)
-            yield
-        finally:
-            os.close(lock)
+    def locked(self, timeout_s: float) -> AbstractContextManager[None]:
+        """Holds the directory's lock. Raises TimeoutError."""
+        return locked(self.path / "lock", timeout_s)
 
     def read_record(self) -> HostRecord | None:
-        """The latest host's record, or None before the first."""
+        """The latest host's record, None before the first host."""
         try:
-            found = json.loads((self.path / "place.json").read_bytes())
+            record = json.loads((self.path / "host.json").read_bytes())
         except FileNotFoundError:
             return None
-        found["spec"] = spec_from_json(found["spec"])
-        found["owner"] = ProcessId(**found["owner"])
-        return HostRecord(**found)
+        record["spec"] = EngineSpec(**record["spec"])
+        record["owner"] = ProcessId(**record["owner"])
+        return HostRecord(**record)
 
     def write_record(self, record: HostRecord) -> None:
-        """Replaces the record, whole or not at all."""
-        self._write("place.json", asdict(record))
+        """Replaces the record atomically."""
+        self._write("host.json", asdict(record))
 
-    def read_failure(self, incarnation: int) -> HostFailure | None:
-        """Why that host ended, or None when it left no word."""
+    def read_failure(self, incarnation: int) -> ProcessFailure | None:
+        """Why that host ended, None if it has not reported it."""
         try:
-            return HostFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
+            return ProcessFailure(**json.loads((self.path / f"failure-{incarnation}.json").read_bytes()))
         except FileNotFoundError:
             return None
 
-    def write_failure(self, incarnation: int, failure: HostFailure) -> None:
-        """Leaves word for the clients, before the host ends."""
+    def write_failure(self, incarnation: int, failure: ProcessFailure) -> None:
+        """Tells clients why this host is about to end."""
         self._write(f"failure-{incarnation}.json", asdict(failure))
 
-    def read_turn(self, incarnation: int) -> str | None:
-        """Whose rows alone that host has, or had when it ended; None when it was nobody's turn."""
+    def read_quarantine(self, incarnation: int) -> str | None:
+        """The batch that is alone in that host's engine, or was when it crashed; None if there is none."""
         try:
-            turn: str = json.loads((self.path / f"turn-{incarnation}.json").read_bytes())
+            quarantine: str = json.loads((self.path / f"quarantine-{incarnation}.json").read_bytes())
         except FileNotFoundError:
             return None
-        return turn
+        return quarantine
 
-    def write_turn(self, incarnation: int, turn: str | None) -> None:
-        """Tells whose turn begins; None ends it."""
-        if turn is None:
-            (self.path / f"turn-{incarnation}.json").unlink(missing_ok=True)
+    def write_quarantine(self, incarnation: int, quarantine: str | None) -> None:
+        """Records which batch is alone in the engine from now on, None for no batch."""
+        if quarantine is None:
+            (self.path / f"quarantine-{incarnation}.json").unlink(missing_ok=True)
         else:
-            self._write(f"turn-{incarnation}.json", turn)
+            self._write(f"quarantine-{incarnation}.json", quarantine)
 
     def log_tail(self) -> str:
-        """The last lines of the log, at most 4,000 bytes."""
+        """The end of the log, at most 4,000 bytes."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
@@ -124,21 +107,21 @@ class HostFolder:
 
     def has_newer_neighbour(self) -> bool:
         """Whether a host of another spec was started later for the same owner and device, and still listens."""
-        own = self.read_record()
-        if own is None:
+        record = self.read_record()
+        if record is None:
             return False
         started_at = self._started_at()
-        for path in self.path.parent.glob(f"{own.owner.pid}-*/s"):
-            neighbour = HostFolder(path.parent)
+        for path in self.path.parent.glob(f"{record.owner.pid}-*/s"):
+            neighbour = RuntimeDir(path.parent)
             with contextlib.suppress(*_UNREADABLE):
                 other = neighbour.read_record()
-                same = other is not None and (other.owner, other.device) == (own.owner, own.device)
+                same = other is not None and (other.owner, other.device) == (record.owner, record.device)
                 if same and neighbour._started_at() > started_at:
                     return True
         return False
 
     def _started_at(self) -> int:
-        return (self.path / "place.json").stat().st_mtime_ns
+        return (self.path / "host.json").stat().st_mtime_ns
 
     def _write(self, name: str, content: object) -> None:
         draft = self.path / f"{name}.{os.getpid()}"
@@ -147,30 +130,17 @@ class HostFolder:
 
 
 def sweep(root: Path, keep: Path) -> None:
-    """Removes the folders under `root`, other than `keep`, whose owner is gone and whose lock is free.
+    """Deletes the directories under `root`, other than `keep`, whose owner has ended and whose lock is free.
 
-    A folder without a record, or with one that cannot be read, is left alone, and so is one of another pid namespace.
+    It keeps a directory without a readable record, and one of another pid namespace.
     """
     for path in root.iterdir():
         if path == keep or not path.is_dir() or path.is_symlink():
             continue
-        folder = HostFolder(path)
+        runtime_dir = RuntimeDir(path)
         with contextlib.suppress(*_UNREADABLE):
-            record = folder.read_record()
+            record = runtime_dir.read_record()
             if record is None or not record.owner.is_visible() or record.owner.is_alive():
                 continue
-            with folder.locked(timeout_s=0):
+            with runtime_dir.locked(timeout_s=0):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _lock_within(lock: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"the lock was not free within {timeout_s:g} s") from error
-            time.sleep(_LOCK_POLL_S)
-        else:
-            return

@@ -1,9 +1,9 @@
-"""The engine host: loads one engine and serves every task of its executor until the executor is gone.
+"""The engine host: loads one engine and serves every task of its executor until the executor ends.
 
-    python -m dolly_batch.host.server PLACE_FOLDER LISTENER_DESCRIPTOR
+    python -m dolly_batch.host.server RUNTIME_DIR LISTENER_DESCRIPTOR
 
-The main thread alone touches the engine: it takes all rows that have arrived, encodes and submits them, makes a step,
-passes the completions on. Reading, sending, accepting and looking after the owner are threads of their own.
+Only the main thread uses the engine: it takes all rows that have arrived, encodes and submits them, runs a step and
+passes the answers on. Other threads read, send, accept clients and check that the owner is alive.
 """
 
 import faulthandler
@@ -12,19 +12,19 @@ import os
 import socket
 import sys
 import threading
-import traceback
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
-from dolly_batch.errors import DollyBatchError, EngineError, ModelError
-from dolly_batch.host.acceptor import Doorkeeper
-from dolly_batch.host.connection import Arrival, Connection
-from dolly_batch.host.encoding import RowEncoder
-from dolly_batch.host.runtime_dir import HostFailure, HostFolder, HostRecord
-from dolly_batch.host.watchdog import Watchdog
-from dolly_batch.host.wire import failed
+from dolly_batch.errors import EngineError, ModelError
+from dolly_batch.host.acceptor import Acceptor
+from dolly_batch.host.connection import Connection, IncomingRows
+from dolly_batch.host.encoding import RowEncoder, failed
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
+from dolly_batch.process import end_by
 from dolly_batch.records import Completion, Failure, Scores
+from dolly_batch.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.protocol import Engine
@@ -33,31 +33,30 @@ log = logging.getLogger("dolly_batch.host")
 
 # Rows that one client may have outstanding: enough to fill a batch and sort it by length, little in memory.
 WINDOW = 1024
-EXIT_FAULT = 70
 
 
 class HostServer:
     """One loaded engine and the clients whose rows are in it."""
 
-    def __init__(self, folder: HostFolder, record: HostRecord, listener: socket.socket) -> None:
-        self._folder = folder
+    def __init__(self, runtime_dir: RuntimeDir, record: HostRecord, listener: socket.socket) -> None:
+        self._runtime_dir = runtime_dir
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
-        self._inbox: SimpleQueue[Arrival] = SimpleQueue()
-        self._doorkeeper = Doorkeeper(folder, record, listener, self._inbox)
+        self._inbox: SimpleQueue[IncomingRows] = SimpleQueue()
+        self._acceptor = Acceptor(runtime_dir, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
-        self._next: Arrival | None = None  # waits until the engine is empty
-        self._turn: str | None = None
+        self._next: IncomingRows | None = None  # waits until the engine is empty
+        self._quarantine: str | None = None
 
     def run(self) -> NoReturn:
-        """Loads, then serves for ever; the doorkeeper or the watchdog ends the process."""
+        """Loads the model, then serves until the acceptor or the watchdog ends the process."""
         log.info("%s: loading, for the %d. time", self._record.engine_id, self._record.incarnation)
-        self._doorkeeper.start()
+        self._acceptor.start()
         self._watchdog.allow(self._record.spec.load_timeout_s)
         engine = self._load()
-        self._watchdog.rest()
-        self._doorkeeper.open(
+        self._watchdog.disarm()
+        self._acceptor.set_ready(
             {
                 "engine_id": self._record.engine_id,
                 "incarnation": self._record.incarnation,
@@ -69,15 +68,15 @@ class HostServer:
             self._take_rows(engine)
             if engine.num_unfinished:
                 # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
-                self._watchdog.watch_steps()
+                self._watchdog.arm()
                 self._route(engine.step())
             if not engine.num_unfinished:
-                self._watchdog.rest()
+                self._watchdog.disarm()
                 if self._submitted:
                     raise EngineError(f"the engine left {len(self._submitted)} requests without an answer")
 
     def _load(self) -> "Engine":
-        # Imported here: the host itself needs the standard library alone, and is to listen while torch is imported.
+        # Imported here: clients import this package too, and the host must listen while torch is imported.
         from dolly_batch.engine.load import load_engine
         from dolly_batch.prompt import PromptEncoder
 
@@ -94,32 +93,32 @@ class HostServer:
     def _take_rows(self, engine: "Engine") -> None:
         """Submits the rows that have arrived, in that order; waits for the first when the engine has nothing to do.
 
-        A turn begins when all rows before it are answered, and nothing is submitted until its own are.
+        A quarantine batch is submitted when all rows before it are answered, and nothing else until it is answered.
         """
         try:
-            arrival = self._next or self._inbox.get(block=not engine.num_unfinished)
-            while not engine.num_unfinished or (arrival.turn is None and self._turn is None):
+            incoming = self._next or self._inbox.get(block=not engine.num_unfinished)
+            while not engine.num_unfinished or (incoming.quarantine is None and self._quarantine is None):
                 self._next = None
-                self._begin_turn(arrival)
-                self._submit(engine, arrival)
-                arrival = self._inbox.get_nowait()
-            self._next = arrival
+                self._note_quarantine(incoming)
+                self._submit(engine, incoming)
+                incoming = self._inbox.get_nowait()
+            self._next = incoming
         except Empty:
             return
 
-    def _begin_turn(self, arrival: Arrival) -> None:
-        """Leaves word of whose rows the engine has, for the case that it ends with them."""
-        if arrival.turn is not None:
-            log.info("%d rows have a turn to themselves", len(arrival.rows))
-        if arrival.turn != self._turn:
-            self._folder.write_turn(self._record.incarnation, arrival.turn)
-            self._turn = arrival.turn
+    def _note_quarantine(self, incoming: IncomingRows) -> None:
+        """Records which batch is alone in the engine, if one is, in case the engine crashes with it."""
+        if incoming.quarantine is not None:
+            log.info("%d rows are in quarantine", len(incoming.rows))
+        if incoming.quarantine != self._quarantine:
+            self._runtime_dir.write_quarantine(self._record.incarnation, incoming.quarantine)
+            self._quarantine = incoming.quarantine
 
-    def _submit(self, engine: "Engine", arrival: Arrival) -> None:
-        connection, rows, _ = arrival
+    def _submit(self, engine: "Engine", incoming: IncomingRows) -> None:
+        connection, rows, _ = incoming
         if connection.closed:
             return
-        self._watchdog.watch_steps()  # from here on: a grammar is compiled as its request is submitted
+        self._watchdog.arm()  # from here on: a grammar is compiled as its request is submitted
         for row, request in zip(rows, self._encoder.encode(rows), strict=True):
             if isinstance(request, Failure):
                 connection.send([failed(row, request)])
@@ -128,7 +127,7 @@ class HostServer:
                 self._submitted[row.key] = connection
 
     def _route(self, answers: list[Completion | Scores]) -> None:
-        """Passes answers on to the clients that asked; those that have left are not missed."""
+        """Passes answers on to the clients that sent the rows; drops those of clients that have left."""
         by_client: dict[Connection, list[Completion | Scores]] = {}
         for answer in answers:
             by_client.setdefault(self._submitted.pop(answer.key), []).append(answer)
@@ -136,44 +135,28 @@ class HostServer:
             connection.send(ended)
 
 
-def end_by(error: BaseException, folder: HostFolder, incarnation: int) -> NoReturn:
-    """Leaves word of the error for the clients, its stack in the log, and ends the process.
-
-    Of errors that could quote a row's text only the class is told.
-    """
-    quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-    failure = HostFailure(type(error).__name__, str(error)[:2000] if quotable else "")
-    log.error(
-        "ended by %s: %s\n%s",
-        failure.error,
-        failure.message,
-        "".join(traceback.format_tb(error.__traceback__)).rstrip(),
-    )
-    folder.write_failure(incarnation, failure)
-    os._exit(EXIT_FAULT)
-
-
 def main() -> None:
-    """Becomes a process of its own, apart from the Python worker that started it, and serves."""
-    folder, listener = HostFolder(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    """Detaches from the Python worker that started this process, and serves."""
+    runtime_dir, listener = RuntimeDir(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     listener.set_inheritable(False)
-    record = folder.read_record()
+    record = runtime_dir.read_record()
     if record is None:
-        raise EngineError(f"{folder.path} holds no place.json: hosts are started by host/launch.py")
+        raise EngineError(f"{runtime_dir.path} holds no host.json: hosts are started by host/launch.py")
     if os.fork():
-        os._exit(0)  # The worker that waits for this process goes on; nobody has to wait for the host itself.
+        os._exit(0)  # The worker waits for this process only, not for the host.
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s", level=logging.WARNING)
     logging.getLogger("dolly_batch").setLevel(logging.INFO)
     faulthandler.enable()
+    report = partial(runtime_dir.write_failure, record.incarnation)
 
     def end_by_thread(fault: threading.ExceptHookArgs) -> None:
-        end_by(fault.exc_value or SystemExit(), folder, record.incarnation)
+        end_by(fault.exc_value or SystemExit(), report)
 
     threading.excepthook = end_by_thread
     try:
-        HostServer(folder, record, listener).run()
-    except BaseException as error:  # The last place where it can be told.
-        end_by(error, folder, record.incarnation)
+        HostServer(runtime_dir, record, listener).run()
+    except BaseException as error:  # the last chance to report it
+        end_by(error, report)
 
 
 if __name__ == "__main__":

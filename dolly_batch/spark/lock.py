@@ -1,15 +1,19 @@
-"""One active start of a job at a time, as well as a shared folder can tell. Correctness is the commit's business."""
+"""Keeps a second start of a job out while one is active, by a lock file with a heartbeat.
+
+Without locks in the file system this cannot be exact: correctness rests on the commit alone.
+"""
 
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
-from pathlib import Path
 from types import TracebackType
 
 from dolly_batch.errors import AlreadyRunning, DollyBatchError
+from dolly_batch.process import ProcessId, boot_id
 from dolly_batch.spark.files import Files
 
 BEAT_S = 5.0
@@ -17,10 +21,10 @@ PATIENCE_S = 3 * BEAT_S
 
 
 class JobLock:
-    """The lock file of a job, beaten every few seconds while its owner lives.
+    """The lock file of a job, rewritten every `BEAT_S` while its holder runs.
 
-    A start that finds it held by a dead process of this machine takes it over at once; one held elsewhere is watched
-    for `PATIENCE_S`, and taken over when it does not beat.
+    A start that finds the lock of a dead process of this machine takes it over at once. One that is held on another
+    machine it watches for `PATIENCE_S`, and takes over when there is no heartbeat.
     """
 
     def __init__(self, files: Files, path: str, patience_s: float = PATIENCE_S) -> None:
@@ -37,17 +41,17 @@ class JobLock:
         if not self._files.create(self._path, self._text()):
             self._wait_for_death()
             self._files.write(self._path, self._text())
-            # Two starts may have found the same dead owner: the last to write is the one that goes on.
+            # Two starts may have taken over from the same dead process: the last to write is the one that continues.
             time.sleep(0.2)
             self.check()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Give it back, unless somebody has taken it over: then a fault that this led to is told as that.
+        """Release the lock, unless another start has taken it over.
 
-        Raises AlreadyRunning in place of an exception that has no name of ours, such as that of a staged file which
-        the other start has cleared away.
+        Then AlreadyRunning is raised in place of an exception that is not a DollyBatchError: it is the likely cause, as
+        when the other start has deleted a staged file.
         """
         self._done.set()
         self._thread.join()
@@ -77,10 +81,11 @@ class JobLock:
 
     def _wait_for_death(self) -> None:
         first = self._holder()
-        if _is_dead_here(first):
-            return
-        if first.get("host") == _this_process()["host"] and _is_alive_here(first):
+        alive = _is_alive(first)
+        if alive:
             raise AlreadyRunning(f"another start of this job is active{_who(first)}")
+        if alive is False:
+            return
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
             time.sleep(min(0.5, self._patience_s / 4))
@@ -97,45 +102,25 @@ class JobLock:
 
 
 def _this_process() -> dict[str, object]:
-    return {"host": _host(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+    # Earlier versions know starts from /proc alone: elsewhere they take any other for that of a dead process.
+    started = ProcessId.of(os.getpid()).started if sys.platform == "linux" else None
+    return {"host": _host(), "pid": os.getpid(), "started": started}
 
 
 def _host() -> str:
     """This boot of this machine: a pid means nothing outside of it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = ""
-    return f"{socket.gethostname()}/{boot}"
+    return f"{socket.gethostname()}/{boot_id()}"
 
 
-def _start_of(pid: object) -> str | None:
-    """When a process began, in clock ticks since boot; None when it is gone, a zombie, or cannot be told."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]
-
-
-def _is_dead_here(holder: dict[str, object]) -> bool:
+def _is_alive(holder: dict[str, object]) -> bool | None:
+    """Whether the holder's process runs; None where that cannot be seen, on another machine or before a reboot."""
     if holder.get("host") != _host():
-        return False
-    return _start_of(holder.get("pid")) != holder.get("started") or not _exists(holder.get("pid"))
-
-
-def _is_alive_here(holder: dict[str, object]) -> bool:
-    return _exists(holder.get("pid")) and _start_of(holder.get("pid")) == holder.get("started")
-
-
-def _exists(pid: object) -> bool:
+        return None
     try:
-        os.kill(int(str(pid)), 0)
-    except (ValueError, ProcessLookupError):
+        pid = int(str(holder.get("pid")))
+    except ValueError:
         return False
-    except PermissionError:
-        return True
-    return True
+    return ProcessId(pid, str(holder.get("started") or "")).is_alive()
 
 
 def _who(holder: dict[str, object]) -> str:

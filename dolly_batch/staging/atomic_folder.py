@@ -1,12 +1,10 @@
-"""Builds a folder so that it appears complete or not at all, with concurrent builders and after crashes.
+"""Builds a folder so that it appears under its name complete or not at all, even if processes race or are killed.
 
-It is built as `.NAME.partial-KERNEL-UUID` next to its destination, synced, and moved there by one rename.
-Correctness rests on that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the
-others wait for it.
+It is built as `.NAME.partial-KERNEL-UUID` next to `NAME`, synced, and moved there by one rename. Correctness rests on
+that rename alone. The lock `.NAME.lock` only saves work: of many processes one downloads and the others wait for it.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -15,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dolly_batch.file_lock import try_lock
+from dolly_batch.process import boot_id
+
 STALE_AFTER_S = 24 * 3600.0
 _POLL_S = 0.1
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -22,9 +23,9 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 @contextmanager
 def turn_to_build(dest: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Wait until no other process builds `dest`, or until it is there; then hold others off.
+    """Wait until no other process builds `dest`, or until `dest` exists; then keep others waiting.
 
-    Where the file system has no locks this does not wait, and the slower builder's copy is dropped in `publish`.
+    On a file system without locks this does not wait, and `publish` drops the slower builder's copy.
     """
     dest.parent.mkdir(parents=True, exist_ok=True)
     lock = dest.parent / f".{dest.name}.lock"
@@ -34,7 +35,7 @@ def turn_to_build(dest: Path, log: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            lock.unlink(missing_ok=True)  # before it is released, so that the next holder can tell (st_nlink is 0)
+            lock.unlink(missing_ok=True)  # before it is released: see try_lock
             os.close(descriptor)
 
 
@@ -64,38 +65,33 @@ def publish(partial: Path, dest: Path) -> bool:
 
 
 def is_filled(dest: Path) -> bool:
-    """Whether something stands at `dest`: anything but an empty folder."""
+    """Whether there is anything at `dest` but an empty folder."""
     return dest.exists() and not (dest.is_dir() and not any(dest.iterdir()))
 
 
 def _acquire(lock: Path, dest: Path, log: Callable[[str], None]) -> int | None:
-    said = False
+    """The lock's descriptor; None where there are no locks, or once another process has built `dest`."""
+    is_first = True
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            if is_filled(dest):
-                return None
-            if not said:
-                log(f"another process is building {dest}; waiting for it")
-            said = True
-            time.sleep(_POLL_S)
-            continue
+            descriptor = try_lock(lock)
         except OSError:
-            os.close(descriptor)
             return None
-        if os.fstat(descriptor).st_nlink > 0:
+        if descriptor is not None:
             return descriptor
-        os.close(descriptor)
+        if is_filled(dest):
+            return None
+        if is_first:
+            log(f"another process is building {dest}; waiting for it")
+        is_first = False
+        time.sleep(_POLL_S)
 
 
 def _remove_leftovers(dest: Path, locked: bool) -> None:
     """Delete what killed processes left: at once if they ran under this kernel and we hold the lock, else by age."""
-    own = f".{dest.name}.partial-{_kernel()}-"
+    of_this_boot = f".{dest.name}.partial-{_kernel()}-"
     for partial in [path for path in dest.parent.iterdir() if path.name.startswith(f".{dest.name}.partial-")]:
-        dead = locked and bool(_kernel()) and partial.name.startswith(own)
+        dead = locked and bool(_kernel()) and partial.name.startswith(of_this_boot)
         if dead or _newest_change(partial) < time.time() - STALE_AFTER_S:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -106,16 +102,13 @@ def _newest_change(folder: Path) -> float:
         try:
             changes.append(path.lstat().st_mtime)
         except FileNotFoundError:
-            changes.append(time.time())  # someone is at work in it
+            changes.append(time.time())  # another process works in it
     return max(changes)
 
 
 def _kernel() -> str:
-    """A name for the running kernel: within it file locks are reliable. Empty where it is unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")[:12]
-    except OSError:
-        return ""
+    """A short name of the running kernel: within it file locks are reliable. Empty where it cannot be determined."""
+    return boot_id().replace("-", "")[:12]
 
 
 def _sync(path: Path) -> None:

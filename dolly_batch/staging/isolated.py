@@ -1,18 +1,16 @@
-"""Runs in a process of its own what the staging process must not import: torch, transformers, foreign pickles.
+"""Runs in a child process what the staging process must not import: torch, transformers, pickles of unknown origin.
 
 The child speaks in JSON lines on its standard output: `{"log": ...}` as it goes, `{"error": ...}` at most once.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-import dolly_batch
 from dolly_batch.errors import DollyBatchError, ModelError
+from dolly_batch.process import child_environment
 
 Log = Callable[[str], None]
 
@@ -20,13 +18,13 @@ Log = Callable[[str], None]
 def run_isolated(module: str, arguments: Sequence[str], log: Log) -> None:
     """Run `python -m module arguments` to its end, passing its log lines on.
 
-    Raises ModelError with the child's own reason, or with how it ended when it could give none.
+    Raises ModelError with the reason that the child reported, or else with how it ended.
     """
     command = [sys.executable, "-m", module, *arguments]
     # A file, not a pipe: a child that warns at length must not block while its other stream is being read.
     with tempfile.TemporaryFile("w+") as stderr:
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=_environment(), text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_environment(), text=True
         ) as child:
             try:
                 error = _follow(child.stdout or (), log)
@@ -74,13 +72,6 @@ def _follow(lines: Iterable[str], log: Log) -> str | None:
         else:
             log(message["log"])
     return error
-
-
-def _environment() -> dict[str, str]:
-    # The child has to find this package where the parent found it, be that a source tree, a wheel or a zip.
-    package_root = str(Path(dolly_batch.__file__).parent.parent)
-    paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _how_it_ended(code: int, stderr: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.processes.pool import EnginePool
+from dolly_batch.engine.processes.pool import WorkerPool
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.protocol import answer as stream_answers
 from dolly_batch.errors import ConfigError, EngineError, ModelError
@@ -30,9 +30,9 @@ def spec(neox_folder: Path) -> EngineSpec:
 
 
 @pytest.fixture
-def pool(spec: EngineSpec) -> Iterator[EnginePool]:
+def pool(spec: EngineSpec) -> Iterator[WorkerPool]:
     engine = load_engine(spec, "cpu")
-    assert isinstance(engine, EnginePool)
+    assert isinstance(engine, WorkerPool)
     yield engine
     engine.close()
 
@@ -44,7 +44,7 @@ def children(pid: int) -> list[int]:
 
 def processes_of(engine: Engine) -> list[int]:
     """The leader, and those that it has forked."""
-    assert isinstance(engine, EnginePool)
+    assert isinstance(engine, WorkerPool)
     return [engine._leader.pid, *children(engine._leader.pid)]
 
 
@@ -67,7 +67,7 @@ def run_until_it_ends(engine: Engine) -> None:
         engine.step()
 
 
-def test_two_processes_answer_as_one(pool: EnginePool, spec: EngineSpec) -> None:
+def test_two_processes_answer_as_one(pool: WorkerPool, spec: EngineSpec) -> None:
     one = load_engine(replace(spec, processes=1), "cpu")
     requests = mixed_requests(one.encoder, 150)  # type: ignore[arg-type]
     greedy = mixed_requests(one.encoder, 10, do_sample=False)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_two_processes_answer_as_one(pool: EnginePool, spec: EngineSpec) -> None
     assert within(10, lambda: not any(map(is_running, pids)))
 
 
-def test_large_requests_and_large_answers_do_not_wait_for_each_other(pool: EnginePool) -> None:
+def test_large_requests_and_large_answers_do_not_wait_for_each_other(pool: WorkerPool) -> None:
     """Both sides' sockets fill up: 80 requests of 5 kB wait for a process that has 45 answers of 16 kB to send."""
 
     def give_up(*_: object) -> None:
@@ -110,7 +110,7 @@ def test_large_requests_and_large_answers_do_not_wait_for_each_other(pool: Engin
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_process_that_dies_ends_the_engine(pool: EnginePool, which: int) -> None:
+def test_a_process_that_dies_ends_the_engine(pool: WorkerPool, which: int) -> None:
     pids = processes_of(pool)
     for row in range(8):
         pool.submit(Request(str(row), (5, 6, 7 + row), LONG))

@@ -15,9 +15,8 @@ from dolly_batch.evaluate.accuracy import score_benchmark
 from dolly_batch.evaluate.benchmarks import BENCHMARKS, read_row
 from dolly_batch.evaluate.question import Question
 from dolly_batch.host.encoding import RowEncoder
-from dolly_batch.host.wire import ScoreRow
 from dolly_batch.models.folder import inspect_folder
-from dolly_batch.records import ScoreRequest, Scores
+from dolly_batch.records import ScoreRequest, ScoreRow, Scores
 from tests.evaluate.reference import FILES, SAMPLES, TINY, digest, first_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")

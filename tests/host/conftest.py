@@ -1,4 +1,4 @@
-"""A place for engine hosts with an owner that a test can kill, and ways to watch the host's process."""
+"""An address for engine hosts with an owner that a test can kill, and ways to watch the host's process."""
 
 import shutil
 import subprocess
@@ -12,9 +12,8 @@ import pytest
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.process import ProcessId
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.process import ProcessId
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
 
 TINY = Path(dolly_batch.__file__).parent / "tiny" / "model"
 EXIT_S = 20.0
@@ -30,8 +29,8 @@ def owner_process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def place(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
-    """A fresh place. Its hosts end within a second or two of its owner, which ends with the test."""
+def address(owner_process: subprocess.Popen[bytes]) -> Iterator[HostAddress]:
+    """A fresh address. Its hosts end within a second or two of its owner, which ends with the test."""
     top = Path(tempfile.mkdtemp(prefix="dbt"))
     yield HostAddress(ProcessId.of(owner_process.pid), None, top / "hosts")
     owner_process.kill()

@@ -1,7 +1,11 @@
 """The lock of a job: who holds it, when it is taken over, and what a start that has lost it says. No Spark needed."""
 
+import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +82,33 @@ def test_a_lock_that_another_has_taken_is_not_given_back(path: str) -> None:
             with pytest.raises(AlreadyRunning):
                 lost.check()
             taken.check()
+
+
+def test_it_is_readable_by_the_version_before_and_reads_what_that_wrote(path: str) -> None:
+    """In its file `started` is field 22 of /proc/PID/stat, and null where there is no /proc."""
+    with lock(path):
+        holder = json.loads(Path(path).read_text())
+        assert set(holder) == {"token", "beats", "host", "pid", "started"}
+        assert holder["pid"] == os.getpid()
+        stat = Path("/proc/self/stat")
+        assert holder["started"] == (stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else None)
+    for started in (holder["started"], None):
+        Path(path).write_text(json.dumps({**holder, "token": "of another start", "started": started}))
+        with pytest.raises(AlreadyRunning, match="is active"), lock(path):
+            pass
+    Path(path).write_text(json.dumps({**holder, "started": "1"}))
+    with lock(path) as mine:
+        mine.check()
+
+
+def test_that_of_another_machine_is_taken_over_when_it_has_no_heartbeat(path: str) -> None:
+    holder = {"token": "theirs", "beats": 0, "host": "elsewhere/boot", "pid": os.getpid(), "started": None}
+    Path(path).write_text(json.dumps(holder))
+    beat = threading.Timer(0.2, lambda: Path(path).write_text(json.dumps({**holder, "beats": 1})))
+    beat.start()
+    with pytest.raises(AlreadyRunning, match="on elsewhere"), lock(path):
+        pass
+    began = time.monotonic()
+    with lock(path) as mine:
+        assert time.monotonic() - began >= 0.5
+        mine.check()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contest.work import Row
-from dolly_batch.engine.processes.pool import EnginePool
+from dolly_batch.engine.processes.pool import WorkerPool
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request
 
 
@@ -20,7 +20,7 @@ def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
         kv_bytes=setup.get("kv_bytes"),
         prefix_sharing=setup.get("prefix_sharing", True),
     )
-    pool = EnginePool(spec, setup["processes"])
+    pool = WorkerPool(spec, setup["processes"])
     before: dict[str, float] = {}
 
     def answer(rows: list[Row]) -> Any:

@@ -1,7 +1,7 @@
-"""A container's limits on memory and processor time, as its control group tells them; version 2 and version 1.
+"""A container's limits on memory and processor time, read from its control group, version 2 or 1.
 
-`root` is where the control groups are mounted, /sys/fs/cgroup: inside a container its own group lies there. What is not
-there, or says nothing that can be read, limits nothing.
+`root` is where the control groups are mounted: inside a container /sys/fs/cgroup is the container's group. A file that
+is missing or cannot be parsed is no limit.
 """
 
 from pathlib import Path

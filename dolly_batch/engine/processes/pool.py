@@ -1,11 +1,10 @@
-"""An engine that is several processes, of one thread each: on a CPU two threads of one process wait for each other more
-than they gain. One process loads the model and forks the others, so its weights lie in memory once.
+"""A pool of engine processes with one thread each: on a CPU, several threads in one process mostly wait for each other.
 
-This side holds no model and imports no torch: it hands requests out, longest first, and passes completions on. A
-process that ends takes the engine with it (`EngineError`), and none outlives this one, whatever ends it.
+One process loads the model and forks the others, so that the weights are in memory once. The pool itself holds no model
+and imports no torch: it hands requests out, longest first, and passes answers on. If a process ends, the engine ends
+(`EngineError`), and none survives the pool's process, whatever ends that.
 """
 
-import os
 import select
 import socket
 import subprocess
@@ -18,21 +17,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dolly_batch import errors
-from dolly_batch.engine.processes.channel import Channel, answer_from_json, request_to_json
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import EqualRequests, num_positions
-from dolly_batch.errors import DollyBatchError, EngineError, Refused
+from dolly_batch.errors import EngineError
+from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.models.folder import read_config
+from dolly_batch.process import ProcessFailure, child_environment
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
 
-# Requests that a process has beyond those it runs: enough to refill a slot at once, few to be left at the end.
+# Requests that a process may have: enough to refill a slot at once, few enough that all processes end together.
 WINDOW = 80
-_LOOK_S = 0.2
-_END_S = 5.0
-# glibc's settings. By its own it gives a step's memory back to the system and takes it again for the next one, page by
-# page: some percent of all time. What lasts longer than a step, keys and values, does not lie in the heap.
+_POLL_S = 0.2
+_EXIT_TIMEOUT_S = 5.0
+# Settings of glibc. By default it returns a step's memory to the system and takes it again for the next step, page by
+# page: some percent of all time. What lasts longer than a step, keys and values, is not in the heap.
 _KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 
 
@@ -41,6 +40,8 @@ class EngineProcess:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
+        self.writer = RecordWriter()
+        self.reader: RecordReader[Completion | Scores] = RecordReader()
         self.outstanding: set[str] = set()
         self.answers: deque[Any] = deque()  # of `score` and `stats`
         self.is_asked = False
@@ -48,14 +49,14 @@ class EngineProcess:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it owes a sign of life."""
+        """Whether it has work, and must give heartbeats."""
         return self.is_asked or bool(self.outstanding)
 
 
-class EnginePool:
-    """Shares requests among `count` fast engines; see `stream.Engine` for the interface.
+class WorkerPool:
+    """Distributes requests over `count` fast engines; see `protocol.Engine` for the interface.
 
-    The heartbeat is passed on only when every process that has work has given one: one stuck process is a stuck engine.
+    It passes heartbeats on only when every process that has work has given one: a stuck process is a stuck engine.
     """
 
     def __init__(self, spec: EngineSpec, count: int, heartbeat: Callable[[], None] = no_heartbeat) -> None:
@@ -67,7 +68,7 @@ class EnginePool:
         self._waiting: list[Request | ScoreRequest] = []  # longest first
         self._ended: list[Completion | Scores] = []
         self._equals = EqualRequests()
-        self._processes, self._life, self._leader = _launch(spec, count)
+        self._processes, self._parent_pipe, self._leader = _launch(spec, count)
         try:
             for process in self._processes:
                 self._receive(process, timeout_s=None)
@@ -87,10 +88,10 @@ class EnginePool:
             insort(self._waiting, request, key=lambda waiting: -_size(waiting))
 
     def step(self) -> list[Completion | Scores]:
-        """Hand out what the processes have room for, wait a little, return what has ended."""
+        """Hand out what the processes have room for, wait a little, return the answers received."""
         self._hand_out()
         if not self._ended:
-            self._look(_LOOK_S)
+            self._poll(_POLL_S)
             self._hand_out()
         ended, self._ended = self._ended, []
         answers: list[Completion | Scores] = []
@@ -113,12 +114,12 @@ class EnginePool:
         return {**sums, "occupancy": sums["slot_steps_used"] / max(1, sums["slot_steps"])}
 
     def close(self) -> None:
-        """End the processes. They also end when this object or this process does."""
+        """End the processes. They also end when this object is collected or this process ends."""
         for process in self._processes:
             process.channel.close()
-        self._life.close()
+        self._parent_pipe.close()
         try:
-            self._leader.wait(_END_S)
+            self._leader.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._leader.kill()  # stopped, or stuck where no thread of it runs
             self._leader.wait()
@@ -128,15 +129,14 @@ class EnginePool:
             process = min(self._processes, key=lambda process: len(process.outstanding))
             if len(process.outstanding) >= WINDOW:
                 return
-            requests = self._waiting[:1]
-            del self._waiting[:1]
+            request = self._waiting.pop(0)
             if not process.is_busy:
                 process.beat_at = time.monotonic()
-            process.outstanding.update(request.key for request in requests)
-            self._send(process, *({"request": request_to_json(request)} for request in requests))
+            process.outstanding.add(request.key)
+            self._send(process, {"request": process.writer.write(request)})
 
-    def _look(self, timeout_s: float) -> None:
-        """Take in what the processes say and send what waits for room, until the first of either can be done."""
+    def _poll(self, timeout_s: float) -> None:
+        """Receive what the processes send, and send what is queued; waits until either is possible."""
         by_channel = {process.channel: process for process in self._processes}
         unsent = [channel for channel in by_channel if channel.has_unsent]
         readable, writable, _ = select.select(list(by_channel), unsent, [], timeout_s)
@@ -153,11 +153,12 @@ class EnginePool:
         for message in process.channel.receive(timeout_s):
             process.beat_at = time.monotonic()
             if "answers" in message:
-                answers = [answer_from_json(answer) for answer in message["answers"]]
+                answers = [process.reader.read(answer) for answer in message["answers"]]
                 process.outstanding.difference_update(answer.key for answer in answers)
                 self._ended += answers
             elif "error" in message:
-                raise _error(message)
+                failure = ProcessFailure(**message["error"])
+                raise failure.refusal() or EngineError(f"an engine process ended by {failure}")
             elif "scores" in message or "stats" in message:
                 process.answers.append(message.get("scores", message.get("stats")))
         if process.channel.is_closed:
@@ -167,7 +168,7 @@ class EnginePool:
         process.is_asked, process.beat_at = True, time.monotonic()
         self._send(process, question)
         while not process.answers:
-            self._look(_LOOK_S)
+            self._poll(_POLL_S)
         process.is_asked = False
         return process.answers.popleft()
 
@@ -185,21 +186,16 @@ def _size(request: Request | ScoreRequest) -> int:
 
 
 def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.socket, subprocess.Popen[bytes]]:
-    """Start the process that loads the model and forks the others; return them and what tells them that we live."""
+    """Start the process that loads the model and forks the others; return them and the parent pipe."""
     pairs = [socket.socketpair() for _ in range(count)]
-    life, their_life = socket.socketpair()
-    theirs = [their_life, *(their for _, their in pairs)]
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(spec.num_threads or 1)
-    environment = {**_KEEP_HEAP, **environment}
+    parent_pipe, their_pipe = socket.socketpair()
+    theirs = [their_pipe, *(their for _, their in pairs)]
     descriptors = [str(sock.fileno()) for sock in theirs]
     try:
         leader = subprocess.Popen(
             [sys.executable, "-P", "-m", "dolly_batch.engine.processes.worker", *descriptors],
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**_KEEP_HEAP, **child_environment(spec.num_threads or 1)},
             pass_fds=[sock.fileno() for sock in theirs],
         )
     except OSError as error:
@@ -209,12 +205,4 @@ def _launch(spec: EngineSpec, count: int) -> tuple[list[EngineProcess], socket.s
             sock.close()
     processes = [EngineProcess(Channel(ours)) for ours, _ in pairs]
     processes[0].channel.send({"spec": asdict(spec)})
-    return processes, life, leader
-
-
-def _error(message: dict[str, Any]) -> DollyBatchError:
-    """A process's error as it was, if it is one of ours."""
-    kind = getattr(errors, message["error"], None)
-    if isinstance(kind, type) and issubclass(kind, Refused):
-        return kind(message["message"])
-    return EngineError(f"an engine process ended by {message['error']}: {message['message']}")
+    return processes, parent_pipe, leader

@@ -1,14 +1,13 @@
-"""The processes of an engine pool.
+"""A process of the worker pool, which runs an engine on one thread.
 
-    python -m dolly_batch.engine.processes.worker LIFE_DESCRIPTOR CHANNEL_DESCRIPTOR...
+    python -m dolly_batch.engine.processes.worker PARENT_PIPE_DESCRIPTOR CHANNEL_DESCRIPTOR...
 
-The first process, the leader, loads the model and forks one process for each further channel; packed weights are theirs
-in common, page by page. Each serves its channel; the leader, which serves the first, ends when one of the others does.
-All end with the pool: the kernel kills a process whose parent is gone, and where it does not, the end of the life line
-does.
+The first process, the leader, loads the model and forks one process for each further channel; they share the pages of
+the packed weights. Each serves its channel; the leader, which serves the first, ends when one of the others does. All
+end with the pool: the kernel kills a process whose parent has ended, and on other systems than Linux the end of the
+parent pipe ends it.
 """
 
-import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -17,99 +16,70 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from dolly_batch.engine.processes.channel import Channel, answer_to_json, request_from_json
-from dolly_batch.errors import DollyBatchError
-from dolly_batch.records import EngineSpec
+from dolly_batch.ipc import Channel, RecordReader, RecordWriter
+from dolly_batch.process import EXIT_FAULT, ProcessFailure, end_by
+from dolly_batch.records import EngineSpec, Request, ScoreRequest
+from dolly_batch.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.weights.loading import LoadedModel
 
-_BEAT_S = 0.2
-_EXIT_FAULT = 70
 _PR_SET_PDEATHSIG = 1
 
 
-class Pulse:
-    """Tells the pool that this process works, and ends the process, its stacks in the log, when it stops working."""
-
-    def __init__(self, channel: Channel, step_timeout_s: float) -> None:
-        self._channel = channel
-        self._timeout_s = step_timeout_s
-        self._interval_s = min(_BEAT_S, step_timeout_s / 10)
-        self._beat_at = 0.0
-
-    def beat(self) -> None:
-        """One more step or request begins."""
-        now = time.monotonic()
-        if now - self._beat_at >= self._interval_s:
-            self._beat_at = now
-            # By a thread of its own that needs no interpreter lock: it also sees a step that is stuck in native code.
-            faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=sys.stderr)
-            self._channel.send({"beat": True})
-
-    def rest(self) -> None:
-        """Nothing to do: no deadline."""
-        self._beat_at = 0.0
-        faulthandler.cancel_dump_traceback_later()
-
-
 def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing: int) -> None:
-    """Answer the pool until it is gone."""
+    """Answer the pool's requests until it closes the channel."""
     import torch
 
     from dolly_batch.engine.load import fast_engine
 
     torch.set_num_threads(spec.num_threads or 1)
-    pulse = Pulse(channel, spec.step_timeout_s)
-    engine: Any = fast_engine(spec, loaded, pulse.beat, num_sharing)
+    reader: RecordReader[Request | ScoreRequest] = RecordReader()
+    writer = RecordWriter()
+    watchdog = Watchdog(spec.step_timeout_s, lambda: channel.send({"beat": True}))
+    engine: Any = fast_engine(spec, loaded, watchdog.beat, num_sharing)
     channel.send({"ready": os.getpid()})
     while not channel.is_closed:
         for message in channel.receive(0 if engine.num_unfinished else None):
             if "request" in message:
-                pulse.beat()
-                engine.submit(request_from_json(message["request"]))
+                watchdog.arm()
+                engine.submit(reader.read(message["request"]))
             elif "score" in message:
-                pulse.beat()
+                watchdog.arm()
                 channel.send({"scores": engine.score(*message["score"])})
             else:
                 channel.send({"stats": engine.stats()})
         if engine.num_unfinished:
-            pulse.beat()
             answers = engine.step()
             if answers:
-                channel.send({"answers": [answer_to_json(answer) for answer in answers]})
+                channel.send({"answers": [writer.write(answer) for answer in answers]})
         else:
-            pulse.rest()
+            watchdog.disarm()
 
 
-def end_by(error: BaseException, channel: Channel) -> NoReturn:
-    """Tell the pool, leave the stack in the log, and end. Of errors that could quote a row only the class is told."""
-    quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-    stack = "".join(traceback.format_tb(error.__traceback__))
-    sys.stderr.write(f"engine process {os.getpid()} ended by {type(error).__name__}\n{stack}")
-    with contextlib.suppress(OSError):  # when the pool is gone
-        channel.send({"error": type(error).__name__, "message": str(error)[:2000] if quotable else ""})
-    os._exit(_EXIT_FAULT)
+def report(channel: Channel, failure: ProcessFailure) -> None:
+    """Tell the pool why this process ends."""
+    channel.send({"error": asdict(failure)})
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, stopped or stuck as it may be. Linux only."""
+    """Have the kernel kill this process when its parent ends, even if this one is stopped or stuck. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def watch(life: socket.socket) -> None:
-    """End this process when the pool's end of the life line closes."""
+def watch_parent(parent_pipe: socket.socket) -> None:
+    """End this process when the pool's end of the parent pipe closes."""
 
     def wait() -> None:
-        life.recv(1)
+        parent_pipe.recv(1)
         os._exit(0)
 
-    threading.Thread(target=wait, name="life line", daemon=True).start()
+    threading.Thread(target=wait, name="parent pipe", daemon=True).start()
 
 
 def watch_others(count: int) -> None:
@@ -117,7 +87,7 @@ def watch_others(count: int) -> None:
 
     def wait() -> None:
         os.wait()
-        os._exit(_EXIT_FAULT)
+        os._exit(EXIT_FAULT)
 
     if count:
         threading.Thread(target=wait, name="others", daemon=True).start()
@@ -127,7 +97,7 @@ def main() -> None:
     """Load, fork, serve."""
     die_with_parent()
     faulthandler.enable()
-    life, *socks = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    parent_pipe, *socks = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     channels = [Channel(sock) for sock in socks]
     try:
         messages = channels[0].receive()
@@ -141,10 +111,10 @@ def main() -> None:
         from dolly_batch.engine.load import load_packed
 
         loaded = load_packed(spec)
-    except BaseException as error:  # The last place where it can be told.
-        end_by(error, channels[0])
-    # What is loaded by now is left out of collections: they write to every object, and what is written to is shared no
-    # longer.
+    except BaseException as error:  # the last chance to report it
+        end_by(error, partial(report, channels[0]))
+    # Garbage collections leave out what is loaded by now: they write to every object, and what is written to is no
+    # longer shared.
     gc.collect()
     gc.freeze()
     mine = channels[0]
@@ -158,11 +128,11 @@ def main() -> None:
     for other in channels:
         if other is not mine:
             other.close()
-    watch(life)
+    watch_parent(parent_pipe)
     try:
         serve(mine, spec, loaded, len(channels))
-    except BaseException as error:  # As above.
-        end_by(error, mine)
+    except BaseException as error:  # as above
+        end_by(error, partial(report, mine))
     os._exit(0)
 
 

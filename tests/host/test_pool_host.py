@@ -14,9 +14,8 @@ from dolly_batch.engine.protocol import generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.wire import PromptRow
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import EngineSpec, GenerationParams, Request
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Request
 
 SAMPLED = GenerationParams(max_new_tokens=12, repetition_penalty=1.1)
 ROWS = [PromptRow(f"row {row}", f"Name the city, {row}.", "Ada lives in Paris.", SAMPLED, row) for row in range(50)]
@@ -30,11 +29,11 @@ def below(pid: int) -> list[int]:
 
 
 def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
-    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool]
 ) -> None:
     pytest.importorskip("torch")
     spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27)
-    on_cpu = replace(place, device="cpu")
+    on_cpu = replace(address, device="cpu")
     engine = load_engine(replace(spec, processes=1), "cpu")
     assert isinstance(engine.encoder, PromptEncoder)
     requests = [Request(r.key, tuple(engine.encoder.encode(r.instruction, r.context)), SAMPLED, r.seed) for r in ROWS]
@@ -54,11 +53,11 @@ def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
 
 
 def test_a_frozen_process_ends_the_host_though_the_other_goes_on_and_rows_keep_coming(
-    echo: EngineSpec, place: HostAddress, ends: Callable[[int], bool]
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool]
 ) -> None:
     pytest.importorskip("torch")
     spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27, step_timeout_s=3.0)
-    with EngineClient.connect(spec, replace(place, device="cpu")) as client:
+    with EngineClient.connect(spec, replace(address, device="cpu")) as client:
         processes = below(client.host_pid)
         rows = (replace(row, key=f"{row.key} {copy}", seed=copy) for row in ROWS for copy in range(100_000))
         answers = client.generate(rows)

@@ -14,10 +14,9 @@ from dolly_batch.engine.protocol import answer, generate
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import PromptRow, ScoreRow
+from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
+from dolly_batch.records import Completion, EngineSpec, GenerationParams, PromptRow, Request, ScoreRequest, ScoreRow
 
 GREEDY = GenerationParams(max_new_tokens=12, do_sample=False)
 SAMPLED = GenerationParams(max_new_tokens=12)
@@ -44,10 +43,10 @@ def answers_without_host(spec: EngineSpec) -> dict[str, Completion]:
 
 
 def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
-    plain: EngineSpec, place: HostAddress, eventually: Callable[[Callable[[], bool]], bool]
+    plain: EngineSpec, address: HostAddress, eventually: Callable[[Callable[[], bool]], bool]
 ):
-    on_cpu = replace(place, device="cpu")
-    log = HostFolder(on_cpu.make_folder(plain)).log
+    on_cpu = replace(address, device="cpu")
+    log = RuntimeDir(on_cpu.make_folder(plain)).log
 
     def kill_first() -> None:
         assert eventually(lambda: log.exists() and "1. time" in log.read_text())
@@ -65,7 +64,7 @@ def test_a_host_killed_while_loading_is_replaced_and_answers_as_its_engine_does(
     assert "Paris" not in log.read_text()
 
 
-def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: HostAddress):
+def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, address: HostAddress):
     labels = ("positive", "negative")
     rows = [
         ScoreRow("dolly", "Is this review positive or negative?", "A wonderful little book.", labels),
@@ -76,7 +75,7 @@ def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: 
         ScoreRow("surrogate", "\ud800", None, labels),
         ScoreRow("long", "word " * 3_000, None, labels),
     ]
-    with EngineClient.connect(plain, replace(place, device="cpu")) as client:
+    with EngineClient.connect(plain, replace(address, device="cpu")) as client:
         found = {scores.key: scores for scores in client.score(iter(rows))}
         mixed = [ROWS[0], rows[0], ROWS[1], rows[1]]
         assert len(list(client.answer(lambda count: [mixed.pop() for _ in range(min(1, len(mixed)))]))) == 4
@@ -103,6 +102,6 @@ def test_scores_over_the_wire_are_those_of_the_engine(plain: EngineSpec, place: 
     }  # fmt: skip
 
 
-def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, place: HostAddress):
+def test_a_load_beyond_its_time_is_an_error_that_shows_where_it_was(plain: EngineSpec, address: HostAddress):
     with pytest.raises(EngineError, match=r"(?s)Timeout \(0:00:00\.2.* in _load"):
-        EngineClient.connect(replace(plain, load_timeout_s=0.2), place)
+        EngineClient.connect(replace(plain, load_timeout_s=0.2), address)

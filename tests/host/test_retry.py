@@ -1,4 +1,4 @@
-"""A host that ends takes no answer with it, and a row that ends its hosts fails alone. Real processes, really dead."""
+"""No answer is lost when a host crashes, and a row that crashes its hosts fails alone. Real processes, really dead."""
 
 import json
 import os
@@ -15,9 +15,8 @@ import pytest
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.host.runtime_dir import HostFolder
-from dolly_batch.host.wire import PromptRow, Row
-from dolly_batch.records import EngineSpec
+from dolly_batch.host.runtime_dir import RuntimeDir
+from dolly_batch.records import EngineSpec, PromptRow, Row
 from tests.crash.processes import hosts_of, kill
 
 Prompts = Callable[..., Iterator[PromptRow]]
@@ -29,16 +28,15 @@ import json, os, resource, sys, threading
 from itertools import islice
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.host.process import ProcessId
+from dolly_batch.process import ProcessId
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
-from dolly_batch.host.wire import PromptRow
-from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Row
 
 spec, owner, root = json.loads(sys.argv[1])
-spec, place = EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))
+spec, address = EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))
 threading.stack_size(1 << 20)
-with EngineClient.connect(spec, place) as client:
+with EngineClient.connect(spec, address) as client:
     size = int(Path(f"/proc/{client.host_pid}/statm").read_text().split()[0]) * resource.getpagesize()
     os.kill(client.host_pid, 9)
 resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20),) * 2)
@@ -50,7 +48,7 @@ def task(name):
         texts[41] = "too many " * 100_000
     params = GenerationParams(do_sample=False)
     rows = iter([PromptRow(f"{name}{i}", text, None, params) for i, text in enumerate(texts)])
-    with RetryingClient(spec, place) as client:
+    with RetryingClient(spec, address) as client:
         found = list(client.answer(lambda num_rows: list(islice(rows, num_rows))))
     answers[name] = [(answer.key, answer.text, answer.failure and answer.failure.message) for answer in found]
     loads.append(client.incarnation)
@@ -62,8 +60,8 @@ print(json.dumps([answers, max(loads)]))
 """
 
 
-def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, place: HostAddress):
-    wanted = json.dumps([asdict(replace(echo, echo_delay_s=0.003)), asdict(place.owner), str(place.root)])
+def test_a_row_that_crashes_its_hosts_fails_alone_and_no_other_is_blamed(echo: EngineSpec, address: HostAddress):
+    wanted = json.dumps([asdict(replace(echo, echo_delay_s=0.003)), asdict(address.owner), str(address.root)])
     tasks = subprocess.run(
         [sys.executable, "-c", THREE_TASKS, wanted],
         env={**os.environ, "MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -85,40 +83,40 @@ def test_a_row_that_ends_its_hosts_fails_alone_and_no_other_is_blamed(echo: Engi
     assert num_loads <= 10
 
 
-def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, place: HostAddress, prompts: Prompts):
-    """Three kills, the last one amid the turns of those that the first two made suspects."""
+def test_rows_of_hosts_killed_from_outside_are_all_answered(echo: EngineSpec, address: HostAddress, prompts: Prompts):
+    """Three kills, the last one while those that the first two made suspects are in quarantine."""
     rows, killed = prompts(100), []
-    with RetryingClient(replace(echo, echo_delay_s=0.01), place) as client:
+    with RetryingClient(replace(echo, echo_delay_s=0.01), address) as client:
         answers = []
         for answer in client.answer(lambda num_rows: list(islice(rows, num_rows))):
             answers.append((answer.key, answer.text, answer.failure))
             if len(answers) in (10, 20, 40):
-                killed += kill_hosts(place)
+                killed += kill_hosts(address)
         assert client.incarnation == 4
     assert len(killed) == 3
     assert sorted(answers) == sorted((f"key-{i}", f"row {i}", None) for i in range(100))
 
 
-def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec, place: HostAddress, prompts: Prompts):
+def test_an_engine_that_crashes_on_the_canary_blames_no_row(echo: EngineSpec, address: HostAddress, prompts: Prompts):
     spec = replace(echo, echo_delay_s=0.4)
-    folder = HostFolder(place.make_folder(spec))
+    folder = RuntimeDir(address.make_folder(spec))
     rows, done = prompts(20), threading.Event()
 
-    def kill_in_every_first_turn() -> None:
+    def kill_every_host_with_the_canary() -> None:
         while not done.wait(0.02):
             record = folder.read_record()
-            turn = record and folder.read_turn(record.incarnation)
-            if turn and turn.endswith("/0"):
-                kill_hosts(place)
+            quarantine = record and folder.read_quarantine(record.incarnation)
+            if quarantine and quarantine.endswith("/0"):
+                kill_hosts(address)
 
     def take(num_rows: int) -> Sequence[Row]:
-        threading.Timer(0.2, kill_hosts, [place]).start()
+        threading.Timer(0.2, kill_hosts, [address]).start()
         return list(islice(rows, num_rows))
 
-    watcher = threading.Thread(target=kill_in_every_first_turn)
+    watcher = threading.Thread(target=kill_every_host_with_the_canary)
     watcher.start()
     try:
-        with RetryingClient(spec, place) as client, pytest.raises(EngineError, match="the simplest question"):
+        with RetryingClient(spec, address) as client, pytest.raises(EngineError, match="the simplest request"):
             list(client.answer(take))
         assert client.incarnation >= 3
     finally:
@@ -126,10 +124,10 @@ def test_an_engine_that_ends_whatever_it_is_asked_blames_no_row(echo: EngineSpec
         watcher.join()
 
 
-def kill_hosts(place: HostAddress) -> list[int]:
-    pids = [*hosts_of(place.owner.pid)]
+def kill_hosts(address: HostAddress) -> list[int]:
+    pids = [*hosts_of(address.owner.pid)]
     for pid in pids:
         kill(pid)
-    while any(pid in hosts_of(place.owner.pid) for pid in pids):
+    while any(pid in hosts_of(address.owner.pid) for pid in pids):
         time.sleep(0.01)
     return pids

@@ -1,0 +1,88 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dolly_batch.errors import EngineError
+from dolly_batch.host.address import HostAddress, default_root, make_private
+from dolly_batch.host.launch import host_environment
+from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
+from dolly_batch.records import EngineSpec
+
+SPEC = EngineSpec(kind="echo", model_folder="")
+
+
+def record_for(address: HostAddress, spec: EngineSpec = SPEC) -> HostRecord:
+    return HostRecord(spec, address.owner, address.device, address.engine_id(spec), 1)
+
+
+def test_every_difference_makes_another_address(address: HostAddress):
+    others = [
+        address.name(SPEC),
+        address.name(replace(SPEC, echo_delay_s=1.0)),
+        replace(address, device="cuda:0").name(SPEC),
+        replace(address, device="cuda:1").name(SPEC),
+        replace(address, owner=replace(address.owner, started="later")).name(SPEC),
+    ]
+    assert len(set(others)) == len(others)
+    assert address.name(SPEC) == replace(address).name(replace(SPEC))
+
+
+def test_folders_are_private(address: HostAddress):
+    folder = address.make_folder(SPEC)
+    assert address.make_folder(SPEC) == folder
+    assert [path.stat().st_mode & 0o777 for path in (folder, address.root)] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, mode: int):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+    with pytest.raises(EngineError, match="expected a folder drwx------"):
+        make_private(tmp_path / "open")
+
+
+def test_a_link_or_a_file_instead_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").touch(0o600)
+    for path in (tmp_path / "link", tmp_path / "file"):
+        with pytest.raises(EngineError, match=path.name):
+            make_private(path)
+
+
+def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(address: HostAddress, tmp_path: Path):
+    with pytest.raises(EngineError, match="too long to hold a Unix socket"):
+        replace(address, root=tmp_path / ("x" * 100)).make_folder(SPEC)
+    assert len(os.fsencode(default_root())) <= 82
+
+
+def test_sweep_removes_dead_owners_folders_only(address: HostAddress):
+    dead = replace(address, owner=replace(address.owner, started="earlier"))
+    foreign = replace(address, owner=replace(address.owner, started="earlier", namespace="another container"))
+    folders = {
+        kind: RuntimeDir(p.make_folder(SPEC)) for kind, p in (("live", address), ("dead", dead), ("foreign", foreign))
+    }
+    for kind, owner in (("live", address), ("dead", dead), ("foreign", foreign)):
+        folders[kind].write_record(record_for(owner))
+    unknown = address.root / "no-record"
+    unknown.mkdir()
+    (unknown / "host.json").write_text("{")
+    with folders["dead"].locked(0):
+        sweep(address.root, keep=folders["live"].path)
+    assert folders["dead"].path.exists(), "its lock was held"
+    sweep(address.root, keep=folders["live"].path)
+    assert sorted(address.root.iterdir()) == sorted([folders["live"].path, folders["foreign"].path, unknown])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible"),
+    [("cuda:3", "3"), ("cuda:GPU-1f2e", "GPU-1f2e"), ("cpu", ""), (None, os.environ.get("CUDA_VISIBLE_DEVICES"))],
+)
+def test_a_host_sees_its_own_gpu_alone(address: HostAddress, device: str | None, visible: str | None):
+    environment = host_environment(record_for(replace(address, device=device), replace(SPEC, num_threads=3)))
+    assert environment.get("CUDA_VISIBLE_DEVICES") == visible
+    assert environment.get("CUDA_DEVICE_ORDER") == (device and "PCI_BUS_ID")
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["TOKENIZERS_PARALLELISM"] == "false"
