@@ -8,8 +8,21 @@ from collections import deque
 from collections.abc import Callable
 
 from dolly_batch.engine.protocol import no_heartbeat, too_long
+from dolly_batch.models.architectures import Architecture
+from dolly_batch.models.config import ModelConfig
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
+from dolly_batch.records import Completion, EngineSpec, Failure, Request, ScoreRequest, Scores
+
+
+def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | None:
+    """None: without a model it runs with every one."""
+    return None
+
+
+def load(spec: EngineSpec, config: ModelConfig, device: str, heartbeat: Callable[[], None]) -> "EchoEngine":
+    """Return the engine; of the model it reads the tokenizer alone."""
+    encoder = PromptEncoder.from_folder(spec.model_folder)
+    return EchoEngine(encoder, spec.echo_delay_s, config.max_positions, heartbeat)
 
 
 class EchoEngine:

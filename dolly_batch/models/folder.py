@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dolly_batch.errors import ModelError
+from dolly_batch.models.architectures import Architecture
 from dolly_batch.models.checkpoint import read_shapes
-from dolly_batch.models.config import Architecture, ModelConfig, check_config
+from dolly_batch.models.config import ModelConfig, check_config
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -25,7 +26,6 @@ MANIFEST = "manifest.json"
 IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX)
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in.weight", "gptj": "transformer.wte.weight"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelFolder:
 
     @property
     def architecture(self) -> Architecture:
-        """`gpt_neox` or `gptj`."""
+        """The entry of its architecture."""
         return self.config.architecture
 
     @property
@@ -74,9 +74,9 @@ class ModelFolder:
 def inspect_folder(folder: str | Path) -> ModelFolder:
     """Check a model's folder without loading it, in well under five seconds.
 
-    Raises ModelError, naming the file, for: a file missing, pickled weights only, a config that is not GPT-NeoX or
-    GPT-J or holds an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more
-    tokens than embedding rows, sizes that differ from the manifest's.
+    Raises ModelError, naming the file, for: a file missing, pickled weights only, a config of another architecture
+    or with an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more tokens
+    than embedding rows, sizes that differ from the manifest's.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -195,7 +195,7 @@ def _read_shards(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]
 
 def _check_embedding(path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The embedding must have the config's shape, and a row for every token."""
-    name = _EMBEDDINGS[config.architecture]
+    name = config.architecture.embedding
     expected = (config.vocab_size, config.hidden_size)
     if shapes.get(name) != expected:
         raise ModelError(f"{path}: tensor {name} has shape {shapes.get(name)}, expected {expected} from {CONFIG}")

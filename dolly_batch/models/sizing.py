@@ -43,10 +43,9 @@ def num_parameters(config: ModelConfig) -> int:
 
 def layer_parameters(config: ModelConfig) -> int:
     """Parameters of one of the model's layers."""
-    hidden = config.hidden_size
-    named = config.settings.get("intermediate_size") or config.settings.get("n_inner")
-    inner = named if isinstance(named, int) else 4 * hidden
-    return 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+    hidden, inner = config.hidden_size, config.inner_size
+    attention = 2 * hidden * config.head_size * (config.num_heads + config.num_kv_heads)
+    return attention + config.architecture.num_mlp_matrices * hidden * inner + 9 * hidden + inner
 
 
 def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
@@ -102,7 +101,7 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
         return None
     gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
     more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
-    short_fits = quantization == "none" and config.architecture == "gpt_neox" and len(gpus) == 1
+    short_fits = quantization == "none" and config.architecture.int8 and len(gpus) == 1
     short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
     remedies = [
         *(["model.dtype: auto"] if item_bytes > 2 else []),
@@ -125,7 +124,7 @@ def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantizat
     if quantization == "int8":
         layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4
     ends_bytes = num_weight_bytes(config, item_bytes, quantization) - config.num_layers * layer_bytes
-    cache_bytes = 2 * config.hidden_size * config.max_positions * item_bytes
+    cache_bytes = 2 * config.kv_size * config.max_positions * item_bytes
     return [
         _RUNTIME_BYTES + num_layers * (layer_bytes + cache_bytes) + (ends_bytes if gpu == 0 else 0)
         for gpu, num_layers in enumerate(layers_per_gpu(config, num_gpus))

@@ -26,7 +26,7 @@ from dolly_batch.records import Completion, EngineSpec, GenerationParams, Reques
 from tests.engine.fast import answer
 from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
-from tests.engine.test_begun import cut_at
+from tests.engine.test_partial_answers import cut_at
 
 PATIENT = Pace(chunk_tokens=2**30, step_tokens=300, admit_every=3)
 IN_CHUNKS = Pace(chunk_tokens=48, step_tokens=96)

@@ -10,11 +10,12 @@ from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.gpu.graphs import size_for
 from dolly_batch.engine.continuous.gpu.load import StepSize, kv_bytes
 from dolly_batch.engine.continuous.gpu.load import gpu_engine as make_gpu_engine
-from dolly_batch.engine.load import runs_fast
+from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.architectures import ARCHITECTURES
 from dolly_batch.models.config import ModelConfig
 from dolly_batch.models.folder import read_config
 from dolly_batch.records import EngineSpec
@@ -28,14 +29,25 @@ def test_sizes_of_recorded_steps_hold_all_rows_with_little_padding() -> None:
     assert sizes == sorted(sizes)
 
 
-def test_what_runs_fast(neox_folder: Path) -> None:
-    spec = EngineSpec("auto", str(neox_folder))
-    assert runs_fast(spec, "gpt_neox", on_cpu=False)
-    assert runs_fast(replace(spec, quantization="int8", kind="fast"), "gpt_neox", on_cpu=False)
-    assert not runs_fast(replace(spec, dtype="float64"), "gpt_neox", on_cpu=False)
-    assert not runs_fast(spec, "gptj", on_cpu=False)
+def test_auto_takes_the_first_engine_that_runs() -> None:
+    spec, neox, gptj = EngineSpec("auto", ""), ARCHITECTURES["gpt_neox"], ARCHITECTURES["gptj"]
+    assert choose_engine(spec, neox, "cuda") == choose_engine(spec, neox, "cpu") == "fast"
+    assert choose_engine(replace(spec, quantization="int8", kind="fast"), neox, "cuda") == "fast"
+    assert choose_engine(replace(spec, dtype="float64"), neox, "cuda") == "plain"
+    assert choose_engine(replace(spec, dtype="float64"), neox, "cpu") == "fast"
+    assert choose_engine(spec, gptj, "cuda") == "plain"
+    assert choose_engine(replace(spec, kind="echo", gpus=2, quantization="int8"), gptj, "cpu") == "echo"
     with pytest.raises(ConfigError, match="float64 on a GPU"):
-        runs_fast(replace(spec, dtype="float64", kind="fast"), "gpt_neox", on_cpu=False)
+        choose_engine(replace(spec, dtype="float64", kind="fast"), neox, "cuda")
+    with pytest.raises(ConfigError, match=r"engine\.kind plain cannot have; use none"):
+        choose_engine(replace(spec, quantization="int8", kind="plain"), neox, "cuda")
+
+
+def test_an_architecture_without_int8_runs_on_the_continuous_engine_in_floating_point_alone() -> None:
+    spec, other = EngineSpec("auto", ""), replace(ARCHITECTURES["gpt_neox"], int8=False, title="Other")
+    assert choose_engine(spec, other, "cpu") == "fast"
+    with pytest.raises(ConfigError, match="'int8', which a Other model cannot have"):
+        choose_engine(replace(spec, quantization="int8"), other, "cpu")
 
 
 def test_what_fails_its_trial_is_named_and_the_plain_engine_runs(
@@ -52,8 +64,9 @@ def test_what_fails_its_trial_is_named_and_the_plain_engine_runs(
 
 def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelConfig, CacheShape]:
     config = replace(
-        read_config(folder), num_layers=num_layers, hidden_size=hidden_size, vocab_size=50_280, max_positions=2048
-    )
+        read_config(folder), num_layers=num_layers, hidden_size=hidden_size, num_heads=40, num_kv_heads=40,
+        head_size=hidden_size // 40, inner_size=4 * hidden_size, vocab_size=50_280, max_positions=2048,
+    )  # fmt: skip
     return config, CacheShape(num_layers, 40, hidden_size // 40, torch.bfloat16, torch.device("cpu"))
 
 

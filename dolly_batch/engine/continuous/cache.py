@@ -33,10 +33,9 @@ class CacheShape:
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "CacheShape":
-        """The shape for a loaded GPT-NeoX."""
-        config = loaded.model.config
-        head_size = config.hidden_size // config.num_attention_heads
-        return cls(config.num_hidden_layers, config.num_attention_heads, head_size, loaded.dtype, loaded.device)
+        """The shape for a loaded model."""
+        config = loaded.folder.config
+        return cls(config.num_layers, config.num_heads, config.head_size, loaded.dtype, loaded.device)
 
     @property
     def token_bytes(self) -> int:

@@ -19,7 +19,7 @@ _CUDA_SHARE = 0.8
 def default_batch_tokens(loaded: LoadedModel) -> int:
     """Return how many tokens of cache a batch may hold, by the device's memory and the model's shape."""
     config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
-    cache_bytes = 2 * config.num_layers * config.hidden_size * item_bytes  # keys and values
+    cache_bytes = 2 * config.num_layers * config.kv_size * item_bytes  # keys and values
     if loaded.device.type != "cuda":
         return min(_CPU_TOKENS, _CPU_CACHE_BYTES // cache_bytes)
     # Beside the cache: one layer's activations of the prefill and its mask, and the copy that growing the cache makes.

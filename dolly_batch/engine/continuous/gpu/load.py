@@ -69,7 +69,7 @@ class StepSize:
         config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
         num_tokens = self.step_tokens + config.max_positions  # the last prompt of a step is run whole
         num_keys = GATHERED_KEYS + config.max_positions
-        activations = (_HIDDEN_SIZES * num_tokens + 2 * num_keys) * config.hidden_size * item_bytes
+        activations = (_HIDDEN_SIZES * num_tokens * config.hidden_size + 2 * num_keys * config.kv_size) * item_bytes
         recorded = 2 * _HIDDEN_SIZES * self.max_rows * config.hidden_size * item_bytes
         # Logits as they come and in float32, whether they are finite, and their best.
         logits = (self.max_rows + num_tokens // 64) * config.vocab_size * (item_bytes + 4 + 1 + 4)
