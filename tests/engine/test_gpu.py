@@ -23,8 +23,7 @@ from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
 from tests.engine.test_partial_answers import cut_at
 

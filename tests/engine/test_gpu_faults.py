@@ -11,10 +11,9 @@ from dolly_batch.engine.continuous.sequence import Sequence, Step
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
-from tests.engine.test_fast_faults import refuse_memory
+from tests.engine.test_continuous_faults import refuse_memory
 
 
 class ShortOfMemory(GpuEngine):

@@ -10,8 +10,7 @@ from dolly_batch.engine.continuous.sequence import Sequence
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 
 
 def test_a_common_prefix_is_held_once(double: LoadedModel) -> None:

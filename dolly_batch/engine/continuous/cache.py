@@ -1,4 +1,4 @@
-"""What the fast engine asks of a cache of keys and values, and the door by which it sees the model's attention.
+"""What the continuous engine asks of a cache of keys and values, and the door by which it sees the model's attention.
 
 A cache decides where keys and values lie and how they are attended to; all else is the same on every device. The
 modules are Hugging Face's: their attention calls `attend` below with packed [1, heads, tokens, head size] tensors.

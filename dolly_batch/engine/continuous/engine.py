@@ -1,4 +1,4 @@
-"""The fast engine: every step schedules, runs and samples; a row leaves the moment it ends and the next takes its slot.
+"""The continuous engine: every step schedules, runs and samples; a row leaves the moment it ends and the next takes its slot.
 
 Prompts are fed in without padding, packed behind the decoding rows' tokens; modules are Hugging Face's own, attention
 is the cache's (`cache.py`). A row's answer depends on its prompt, seed and parameters alone, not on its neighbours.
@@ -25,7 +25,7 @@ _ROWS_STEP = 8  # products of fewer rows, or of an odd number in float64, give o
 _SCORED_TOKENS = 4_096
 
 
-class FastEngine(ModelEngine):
+class ContinuousEngine(ModelEngine):
     """Runs requests in continuous batches, a forward a step. When memory runs out, half of the rows go back to wait.
 
     GPT-NeoX only.

@@ -1,4 +1,4 @@
-"""A row on its way through the fast engine, and the work of one step."""
+"""A row on its way through the continuous engine, and the work of one step."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf

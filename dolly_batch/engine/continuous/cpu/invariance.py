@@ -4,7 +4,7 @@ import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.cpu.pools import Pools
-from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.sequence import Sequence, Step
 from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -14,7 +14,7 @@ _LENGTHS = (5, 12, 19)
 _PARAMS = GenerationParams(max_new_tokens=3, do_sample=False)
 
 
-class _Witness(FastEngine):
+class _Witness(ContinuousEngine):
     """Keeps the logits of every row."""
 
     seen: dict[str, list[torch.Tensor]]

@@ -1,4 +1,4 @@
-"""The fast engine on a GPU: the host lays out and launches the next step while the GPU is still at the last one.
+"""The continuous engine on a GPU: the host lays out and launches the next step while the GPU is still at the last one.
 
 Each step is schedule, run, sample, as on the CPU, but nothing waits for its tokens: chosen tokens stay on the device,
 where the next step finds them, and the host reads them one step late. A row that ended meanwhile has computed one token
@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
 from dolly_batch.engine.continuous.gpu.pages import Pages, PagesSpent
 from dolly_batch.engine.continuous.scheduler import Pace
@@ -42,8 +42,8 @@ class Flight:
     marks: list[Mark]  # between its parts, as `_PARTS` names them
 
 
-class GpuEngine(FastEngine):
-    """Runs requests over pages, one step ahead of what it has read; see `FastEngine`.
+class GpuEngine(ContinuousEngine):
+    """Runs requests over pages, one step ahead of what it has read; see `ContinuousEngine`.
 
     `use_kernels` is whether tokens are chosen by the Triton kernel, `use_graphs` whether decode steps are recorded.
     """

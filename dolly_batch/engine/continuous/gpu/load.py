@@ -1,4 +1,4 @@
-"""The fast engine for a model on a GPU: what it uses there, and how much of the memory is for keys and values."""
+"""The continuous engine for a model on a GPU: what it uses there, and how much of the memory is for keys and values."""
 
 import logging
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _HIDDEN_SIZES = 16
 
 
 def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], None]) -> Engine:
-    """The fast engine over a model on a GPU, or the plain one, with a warning, where a part of it fails its trial.
+    """The continuous engine over a model on a GPU, or the plain one, with a warning, where a part of it fails its trial.
 
     Raises ConfigError there when the fast one was asked for by name.
     """

@@ -1,4 +1,4 @@
-"""What the fast engine uses on a GPU, each part tried against torch's own attention before it is trusted with a row.
+"""What the continuous engine uses on a GPU, each part tried against torch's own attention before it is trusted with a row.
 
 Kernels are compiled on the user's machine, by what is installed there, for the GPU and the model at hand: so they are
 tried there, with the model's own shape and dtype, once when it is loaded. Where one part fails, `Unfit` names it.
@@ -52,7 +52,7 @@ class Backend:
 
 
 def choose_backend(loaded: LoadedModel) -> Backend:
-    """Try everything with a model on its GPU. Raises Unfit where the fast engine cannot run there."""
+    """Try everything with a model on its GPU. Raises Unfit where the continuous engine cannot run there."""
     shape = CacheShape.of(loaded)
     if shape.dtype not in _ATTENTION_ERROR:
         raise Unfit(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")

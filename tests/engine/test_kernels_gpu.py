@@ -23,7 +23,7 @@ from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 
 # Of lanes that are masked afterwards; a GPU does not mention them.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")

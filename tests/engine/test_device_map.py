@@ -13,7 +13,7 @@ from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.architectures import ARCHITECTURES
 from dolly_batch.records import EngineSpec, GenerationParams
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 from tests.engine.questions import dolly, mixed_requests
 
 NEOX = ARCHITECTURES["gpt_neox"]

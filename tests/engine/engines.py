@@ -1,14 +1,29 @@
-"""Engines over pages for tests, on the CPU with attention by SDPA."""
+"""Engines for tests, and answers by key."""
+
+from collections.abc import Sequence
 
 import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.pages import Pages
+from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
+from dolly_batch.engine.protocol import Engine, generate
 from dolly_batch.engine.weights.loading import LoadedModel
-from tests.engine.fast import ROOMY
+from dolly_batch.records import Completion, Request
 
-TIGHT = 1  # byte: pages for one row of the model's full length, and no more
+ROOMY = 2**30
+TIGHT = 1  # byte: pages for one sequence of the model's full length, and no more
+
+
+def continuous_engine(
+    loaded: LoadedModel, kind: type[ContinuousEngine] = ContinuousEngine, *, kv_bytes: int = ROOMY, **settings: int
+) -> ContinuousEngine:
+    shape = CacheShape.of(loaded)
+    pools = Pools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
+    return kind(loaded, pools, **settings)  # type: ignore[arg-type]
 
 
 def gpu_engine(
@@ -36,3 +51,9 @@ def assert_empty(engine: GpuEngine) -> None:
     assert pages._num_outstanding == (donor.place.num_outstanding if donor else 0)
     assert pages._num_rows == bool(donor)
     assert engine._flight is None
+
+
+def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, Completion]:
+    completions = list(generate(engine, requests))
+    assert len(completions) == len(requests)
+    return {completion.key: completion for completion in completions}
