@@ -80,7 +80,7 @@ def lacks_int8(name: str, capability: tuple[int, int]) -> str:
     )
 
 
-def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
+def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
     """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
 
     Counts the weights, one row's keys and values at full length, and what CUDA needs for itself.
@@ -102,7 +102,7 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
     gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
     more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
     short_fits = quantization == "none" and config.architecture.int8 and len(gpus) == 1
-    short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
+    short_fits = short_fits and why_not_fits(gpus, config, dtype, "int8") is None
     remedies = [
         *(["model.dtype: auto"] if item_bytes > 2 else []),
         *(["model.quantization: int8"] if short_fits else []),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.cpu.pools import KVPools
 from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.pages import Pages
@@ -22,7 +22,7 @@ def continuous_engine(
     loaded: LoadedModel, kind: type[ContinuousEngine] = ContinuousEngine, *, kv_bytes: int = ROOMY, **settings: int
 ) -> ContinuousEngine:
     shape = CacheShape.of(loaded)
-    pools = Pools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
+    pools = KVPools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
     return kind(loaded, pools, **settings)  # type: ignore[arg-type]
 
 
@@ -32,25 +32,25 @@ def gpu_engine(
     pages: type[Pages] = Pages,
     *,
     kv_bytes: int = ROOMY,
-    max_rows: int = 64,
+    max_sequences: int = 64,
     **settings: object,
 ) -> GpuEngine:
     """An engine whose pages are full of NaN at first."""
-    cache = pages(CacheShape.of(loaded), min(kv_bytes, 2**24), max_rows=max_rows, max_positions=2048)
+    cache = pages(CacheShape.of(loaded), min(kv_bytes, 2**24), max_sequences=max_sequences, max_positions=2048)
     cache.data.fill_(torch.nan)
-    return kind(loaded, cache, max_rows=max_rows, **settings)  # type: ignore[arg-type]
+    return kind(loaded, cache, max_sequences=max_sequences, **settings)  # type: ignore[arg-type]
 
 
 def assert_empty(engine: GpuEngine) -> None:
     """Nothing is held but what one ended row may leave for the next ones, its prompt."""
-    pages, donor = engine._pages, engine._schedule._donor
-    held = set(donor.place.pages) if donor else set()
+    pages, source = engine._pages, engine._scheduler._kept_source
+    held = set(source.location.pages) if source else set()
     assert pages.num_bytes == len(held) * pages.page_bytes
-    assert sorted([*pages._free, *held]) == list(range(1, pages.num_pages))
-    assert [page for page, number in enumerate(pages._num_holders) if number] == sorted(held)
-    assert pages._num_outstanding == (donor.place.num_outstanding if donor else 0)
-    assert pages._num_rows == bool(donor)
-    assert engine._flight is None
+    assert sorted([*pages._free_pages, *held]) == list(range(1, pages.num_pages))
+    assert [page for page, number in enumerate(pages._ref_counts) if number] == sorted(held)
+    assert pages._num_expected == (source.location.num_expected if source else 0)
+    assert pages._num_sequences == bool(source)
+    assert engine._in_flight is None
 
 
 def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, Completion]:

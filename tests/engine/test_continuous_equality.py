@@ -1,7 +1,7 @@
 """The fast engine's answers are the oracle's, and a row's are the same bits whatever runs beside it."""
 
 import random
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.scheduler import CHUNK_TOKENS
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
@@ -22,7 +22,13 @@ from tests.engine.test_plain_equality import NEAR_TIE, differing, first_differen
 from tests.random_models import write_random_model
 
 # Engines that cut, share, wait and move in different ways: all must give the same answers.
-WAYS = [{}, {"max_rows": 5}, {"prefix_sharing": False}, {"kv_bytes": 200_000}, {"max_rows": 1, "prefix_sharing": False}]
+WAYS = [
+    {},
+    {"max_sequences": 5},
+    {"prefix_sharing": False},
+    {"kv_bytes": 200_000},
+    {"max_sequences": 1, "prefix_sharing": False},
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,7 @@ def test_float32_differs_only_where_the_reference_is_undecided(neox_folder: Path
 class LateByOne(ContinuousEngine):
     """Places every answer token one position too far from its prompt."""
 
-    def _positions(self, decoding: SequenceOf[Sequence]) -> list[int]:
+    def _positions(self, decoding: Sequence[CachedSequence]) -> list[int]:
         return [position + 1 for position in super()._positions(decoding)]
 
 
@@ -89,7 +95,7 @@ def test_needles_get_the_same_bits_alone_and_among_others(
     needles = draw.sample(rows, 50)
     bits = {row.key: LogitBits(loaded) for row in needles}
     alone = {row.key: answer(engine, [row])[row.key] for row in needles for engine in [bits[row.key].engine]}
-    for way in ({"max_rows": 5}, {"kv_bytes": 200_000, "prefix_sharing": False}):
+    for way in ({"max_sequences": 5}, {"kv_bytes": 200_000, "prefix_sharing": False}):
         among = LogitBits(loaded, **way)
         found = answer(among.engine, draw.sample(rows, len(rows)))
         assert {key: found[key] for key in alone} == alone
@@ -140,7 +146,7 @@ def test_rows_move_through_the_classes_and_leave_nothing(double: LoadedModel) ->
     pools = engine._cache
     assert pools.num_moves > 24
     assert engine.stats()["peak_kv_bytes"] < 24 * 6 * 64 * pools.shape.token_bytes
-    # The last row stays as a donor of Dolly's prefix, nothing else does.
+    # The last row stays as the source of Dolly's prefix, nothing else does.
     assert pools.num_bytes <= 16 * 256 * pools.shape.token_bytes
 
 
@@ -181,6 +187,6 @@ def test_slots_are_refilled_at_once(tmp_path: Path) -> None:
         )
         for row in range(300)
     ]
-    engine = continuous_engine(loaded, max_rows=16)
+    engine = continuous_engine(loaded, max_sequences=16)
     answer(engine, rows)
     assert engine.stats()["occupancy"] > 0.95

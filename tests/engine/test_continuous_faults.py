@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.cpu.pools import Pools
+from dolly_batch.engine.continuous.cpu.pools import KVPools
 from dolly_batch.engine.continuous.engine import ContinuousEngine
-from dolly_batch.engine.continuous.sequence import Sequence, Step
+from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.memory import allocator_errors
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
@@ -32,8 +32,8 @@ class ShortOfMemory(ContinuousEngine):
     poison = ""
     num_failures = 0
 
-    def _forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
-        rows = {row.request.key for row in [*step.decoding, *(chunk.row for chunk in step.chunks)]}
+    def _forward(self, step: Step) -> tuple[list[CachedSequence], Tensor]:
+        rows = {row.request.key for row in [*step.decoding, *(chunk.sequence for chunk in step.chunks)]}
         if len(rows) > self.enough or self.poison in rows:
             self.num_failures += 1
             refuse_memory()
@@ -55,7 +55,7 @@ def test_the_cpu_allocators_error_is_a_memory_error() -> None:
 @pytest.mark.parametrize("enough", [64, 32, 16, 8, 4, 2, 1])
 def test_out_of_memory_halves_the_rows_and_is_remembered(loaded: LoadedModel, enough: int) -> None:
     requests = [replace(row, params=GenerationParams(9, do_sample=True)) for row in equal_length_requests(loaded, 128)]
-    engine = continuous_engine(loaded, ShortOfMemory, max_rows=128)
+    engine = continuous_engine(loaded, ShortOfMemory, max_sequences=128)
     assert isinstance(engine, ShortOfMemory)
     engine.enough = enough
     assert answer(engine, requests) == answer(PlainEngine(loaded), requests)
@@ -101,7 +101,7 @@ def test_broken_logits_fail_their_row_alone(neox_folder: Path, poison: float) ->
     with torch.no_grad():
         spoilt.model.gpt_neox.embed_in.weight[200] = poison
     # Few slots, so that rows are put where poisoned ones were.
-    found = answer(continuous_engine(spoilt, max_rows=4), [*requests[:30], *poisoned, *requests[30:]])
+    found = answer(continuous_engine(spoilt, max_sequences=4), [*requests[:30], *poisoned, *requests[30:]])
     assert {found[row.key].failure.status for row in poisoned} == {"model_error"}  # type: ignore[union-attr]
     assert {key: found[key] for key in clean} == {key: expected[key] for key in clean}
 
@@ -141,19 +141,19 @@ def test_the_heart_beats_for_every_step(loaded: LoadedModel) -> None:
     assert len(beats) == engine.stats()["num_steps"]
 
 
-class TightPools(Pools):
+class TightPools(KVPools):
     """Has memory for the keys and values of `enough` rows; never for the prompt of the row named `poison`."""
 
     enough = 64
     poison = ""
     num_failures = 0
 
-    def place(self, row: Sequence, num_tokens: int) -> None:
-        num_rows = sum(len(pool.rows) - pool.num_free for pools in self._classes.values() for pool in pools)
-        if row.place is None and (num_rows >= self.enough or row.request.key == self.poison):
+    def allocate(self, row: CachedSequence, num_tokens: int) -> None:
+        num_rows = sum(len(pool.sequences) - pool.num_free for pools in self._classes.values() for pool in pools)
+        if row.location is None and (num_rows >= self.enough or row.request.key == self.poison):
             self.num_failures += 1
             refuse_memory()
-        super().place(row, num_tokens)
+        super().allocate(row, num_tokens)
 
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
@@ -178,7 +178,7 @@ def test_no_memory_to_admit_a_row_takes_nothing_from_those_that_run(
     assert (failed.failure.status, failed.num_prompt_tokens) == ("out_of_memory", wanted.num_prompt_tokens)
     assert found == expected
     assert pools.num_failures > 2
-    assert engine._schedule._limit.max_rows == 64
+    assert engine._scheduler._limit.max_sequences == 64
 
 
 def test_rows_that_can_never_be_admitted_fail_one_by_one(loaded: LoadedModel) -> None:

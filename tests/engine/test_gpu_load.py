@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.gpu.graphs import size_for
+from dolly_batch.engine.continuous.gpu.graphs import bucket_for
 from dolly_batch.engine.continuous.gpu.load import StepSize, kv_bytes
 from dolly_batch.engine.continuous.gpu.load import gpu_engine as make_gpu_engine
 from dolly_batch.engine.load import choose_engine
@@ -22,7 +22,7 @@ from dolly_batch.records import EngineSpec
 
 
 def test_sizes_of_recorded_steps_hold_all_rows_with_little_padding() -> None:
-    sizes = [size_for(number, 1000) for number in range(1, 1001)]
+    sizes = [bucket_for(number, 1000) for number in range(1, 1001)]
     assert all(number <= size <= 1000 for number, size in enumerate(sizes, start=1))
     assert max(size / number for number, size in enumerate(sizes, start=1) if number > 16) < 1.42
     assert len(set(sizes)) < 50
@@ -71,20 +71,20 @@ def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelCo
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "hidden_size", "free_gib", "least_tokens", "max_rows"),
+    ("num_layers", "hidden_size", "free_gib", "least_tokens", "max_sequences"),
     [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 512), (36, 5120, 4, 0, 64)],
     ids=["12b on 80 GB", "3b on 80 GB", "7b on 24 GB", "12b where it hardly fits"],
 )
 def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(
     double: LoadedModel, neox_folder: Path, num_layers: int, hidden_size: int, free_gib: int, least_tokens: int,
-    max_rows: int,
+    max_sequences: int,
 ) -> None:  # fmt: skip
     config, shape = real_shape(neox_folder, num_layers, hidden_size)
     loaded = replace(double, dtype=torch.bfloat16, folder=replace(double.folder, config=config))
     spec = EngineSpec("auto", "")
     size = StepSize.within(free_gib << 30, loaded)
     spare = (free_gib << 30) - size.working_bytes(loaded)
-    assert size.max_rows == max_rows
+    assert size.max_sequences == max_sequences
     assert kv_bytes(spec, shape, spare) // shape.token_bytes >= least_tokens
     assert kv_bytes(replace(spec, max_batch_tokens=100), shape, spare) <= 100 * shape.token_bytes
     assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == 12_345

@@ -57,7 +57,9 @@ def test_an_answer_gone_on_with_is_the_answer_given_in_one_go(
     model = loaded["gptj" if kind == "gptj" else "gpt_neox"]
 
     def engine() -> Engine:
-        return continuous_engine(model, max_rows=7) if kind == "fast" else PlainEngine(model, max_batch_tokens=1500)
+        return (
+            continuous_engine(model, max_sequences=7) if kind == "fast" else PlainEngine(model, max_batch_tokens=1500)
+        )
 
     requests = [replace(row, params=PARAMS[params]) for row in mixed_requests(dolly(model), 16)]
     whole = answer(engine(), requests)

@@ -85,7 +85,7 @@ def continuous_engine(
 
         return gpu_engine(spec, loaded, heartbeat)
     from dolly_batch.engine.continuous.cache import CacheShape
-    from dolly_batch.engine.continuous.cpu.pools import Pools
+    from dolly_batch.engine.continuous.cpu.pools import KVPools
     from dolly_batch.engine.continuous.engine import ContinuousEngine
     from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 
@@ -95,5 +95,5 @@ def continuous_engine(
     num_bytes //= num_sharing
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
-    pools = Pools(shape, num_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
+    pools = KVPools(shape, num_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
     return ContinuousEngine(loaded, pools, prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)

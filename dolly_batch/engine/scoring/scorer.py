@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.requests import refuse_score
 from dolly_batch.engine.scoring.forward import Prefix, Prompts, run_branches, run_prefix, run_prompts
 from dolly_batch.engine.scoring.log_probs import log_probs
 from dolly_batch.engine.scoring.trie import ROOT, Trie, branches, build_trie
@@ -67,7 +68,7 @@ class Scorer:
 
     def submit(self, request: ScoreRequest) -> None:
         """Take a request; one that can't be run comes out of the next step as a failure."""
-        failure = refuse(request, self._max_positions, self._model.config.vocab_size)
+        failure = refuse_score(request, self._model.config.vocab_size, self._max_positions)
         if failure:
             self._refused.append(Scores(request.key, (), failure, len(request.prompt_ids)))
         else:
@@ -194,23 +195,6 @@ def score_now(scorer: Scorer, prompt_ids: Sequence[int], continuations: Sequence
         kind = torch.OutOfMemoryError if scores.failure.status == "out_of_memory" else ValueError
         raise kind(scores.failure.message)
     return list(scores.log_probs)
-
-
-def refuse(request: ScoreRequest, max_positions: int, vocab_size: int) -> Failure | None:
-    """Why a request cannot be scored, or None."""
-    longest = max((len(continuation) for continuation in request.continuations), default=0)
-    if not request.prompt_ids:
-        return Failure("model_error", "the prompt holds no tokens")
-    if len(request.prompt_ids) + longest > max_positions:
-        message = (
-            f"{len(request.prompt_ids)} prompt tokens + {longest} of the longest continuation exceed "
-            f"{max_positions} positions"
-        )
-        return Failure("too_long", message)
-    ids = (request.prompt_ids, *request.continuations)
-    if any(not 0 <= min(part) <= max(part) < vocab_size for part in ids if part):
-        return Failure("model_error", f"the request holds ids outside of 0 to {vocab_size - 1}")
-    return None
 
 
 def _size(request: ScoreRequest) -> int:
