@@ -50,7 +50,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Heartbea
 
     `device` is a torch device such as `cuda:0` or `cpu`; None takes the first GPU, else the CPU. `heartbeat` is called
     at least once per generated token. An echo engine reads config.json and tokenizer.json and no weights; the fast one
-    loads them in processes of its own where it has more than one.
+    loads them in its own processes where it has more than one.
     Raises ModelError when the folder cannot be run or is not the planned model, ConfigError for a setting that cannot
     work on this device.
     """

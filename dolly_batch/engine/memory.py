@@ -26,7 +26,7 @@ def allocator_errors() -> Iterator[None]:
 
 
 def map_zeros(count: int, dtype: torch.dtype) -> Tensor:
-    """So many zeros in a mapping of their own: memory is taken as it is written to, and given back with the tensor.
+    """Return zeros in their own mapping: memory is taken as it is written to, and given back with the tensor.
 
     From the heap it would be neither, below the C library's threshold. Raises MemoryError where there is none.
     """

@@ -1,4 +1,4 @@
-"""A model's folder: what it must hold, who it is, and whether it is still the one that was staged.
+"""A model's folder: its required files, its identity, and whether it is unchanged since it was staged.
 
 Standard library only, so that planning can refuse a bad folder in seconds where torch is not installed. Nothing in the
 folder is executed and no weights are loaded: files are read as JSON, as safetensors headers, or as bytes to hash.
@@ -45,7 +45,7 @@ class ModelFolder:
 
     @property
     def architecture(self) -> Architecture:
-        """The entry of its architecture."""
+        """The model's architecture."""
         return self.config.architecture
 
     @property
@@ -105,10 +105,10 @@ def verify_hashes(folder: ModelFolder) -> None:
     Raises ModelError naming the first file that changed.
     """
     for name, expected in (folder.manifest_hashes or {}).items():
-        found = hash_file(folder.path / name)
-        if found != expected:
+        actual = hash_file(folder.path / name)
+        if actual != expected:
             raise ModelError(
-                f"{folder.path / name}: sha256 is {found}, expected {expected} from {MANIFEST}; stage the model again"
+                f"{folder.path / name}: sha256 is {actual}, expected {expected} from {MANIFEST}; stage the model again"
             )
 
 

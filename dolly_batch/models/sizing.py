@@ -1,6 +1,6 @@
 """Whether a model can run on a GPU at all, by arithmetic. Standard library only.
 
-Asked of the executors' GPUs before a job begins, so that nobody waits for a load that must fail.
+Checked against the executors' GPUs before a job starts, so that a load that must fail is refused early.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Gpu:
 
 
 def parse_gpus(text: str) -> list[Gpu]:
-    """The GPUs in the output of `QUERY`, one a line: `NVIDIA A10, 23028, 8.6`. Other lines are passed over."""
+    """The GPUs in the output of `QUERY`, one a line: `NVIDIA A10, 23028, 8.6`. Other lines are skipped."""
     gpus = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.rsplit(",", 2)]
@@ -49,9 +49,9 @@ def layer_parameters(config: ModelConfig) -> int:
 
 
 def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
-    """How many layers lie on each of the GPUs that share a model, in their order.
+    """How many layers each of the GPUs that share a model holds, in their order.
 
-    Tokens go in and come out at the first: it holds the embeddings and the output layer, and so fewer layers.
+    The first one also holds the embeddings and the output layer, and so fewer layers.
     """
     if num_gpus == 1:
         return [config.num_layers]
@@ -72,7 +72,7 @@ def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) ->
 
 
 def lacks_int8(name: str, capability: tuple[int, int]) -> str:
-    """What is said of a GPU that has no integer products."""
+    """The message for a GPU that has no integer products."""
     have, needed = (".".join(map(str, version)) for version in (capability, INT8_FROM))
     return (
         f"model.quantization int8 cannot run on {name} (compute capability {have}; int8 needs {needed}); "
@@ -119,7 +119,7 @@ def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantizat
 
 
 def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
-    """What each of the GPUs that share the model has to hold: weights, one row's keys and values, CUDA's own."""
+    """Bytes that each of the GPUs that share the model needs: weights, one row's keys and values, CUDA itself."""
     layer_bytes = layer_parameters(config) * item_bytes
     if quantization == "int8":
         layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4

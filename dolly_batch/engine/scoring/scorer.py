@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations: each prompt is run once, with all of its continuations behind it as a trie.
+"""Log-likelihoods of continuations: each prompt is run once, with all of its continuations after it as a trie.
 
 The output layer is run at the prompt's last token and at the trie's nodes alone. What the prompts of a batch have in
-common (the instruction and the list of labels of a classification) is run once, and kept for the next batch.
+common (the instruction and the labels of a classification) is run once, and kept for the next batch.
 """
 
 from bisect import insort
@@ -75,7 +75,7 @@ class Scorer:
             insort(self._waiting, request, key=lambda waiting: -_size(waiting))
 
     def step(self) -> list[Scores]:
-        """Score one batch. When memory runs out, halve the batch and try again; a row too big alone fails."""
+        """Score one batch. When memory runs out, halve the batch and try again; a request too big alone fails."""
         scores, self._refused = self._refused, []
         while self._waiting:
             batch = self._waiting[: self._num_requests()]
@@ -155,7 +155,7 @@ class Scorer:
                 yield part, [next(values) for node, _ in part.trie.edges if node != ROOT]
 
     def _num_branches(self, num_seen: int, waiting: Sequence[_Branch]) -> int:
-        """How many of the branches go into one forward: as many as their padded tokens and those they see allow."""
+        """How many of the branches go into one forward, by their padded tokens and the tokens that they see."""
         width = 0
         for count, part in enumerate(waiting):
             width = max(width, part.trie.num_nodes)
@@ -168,7 +168,7 @@ class Scorer:
         return log_probs(self._model.get_output_embeddings(), self._model.config.vocab_size, hidden, edges)
 
     def _common_prefix(self, prompts: Sequence[tuple[int, ...]]) -> Prefix:
-        """What all prompts begin with, their last tokens not counted; nothing where it is not worth keeping."""
+        """The prompts' common prefix, their last tokens not counted; empty where it is not worth keeping."""
         low, high = min(prompts), max(prompts)  # of sorted sequences, the first and the last differ first
         longest = min(len(prompt) for prompt in prompts) - 1
         length = next((at for at in range(longest) if low[at] != high[at]), longest)
@@ -198,7 +198,7 @@ def score_now(scorer: Scorer, prompt_ids: Sequence[int], continuations: Sequence
 
 
 def _size(request: ScoreRequest) -> int:
-    """The tokens that a request's row will hold at most."""
+    """Most tokens that a request needs in a batch."""
     return len(request.prompt_ids) + min(MAX_NODES, build_trie(request.continuations).num_nodes)
 
 

@@ -1,4 +1,4 @@
-"""Loading a model: weights and modules are Hugging Face's own, the class and the config are chosen by us.
+"""Loading a model: weights and modules are Hugging Face's, class and config those of `models/architectures.py`.
 
 Nothing from the folder is executed: safetensors only, no remote code, and the config object is built from the checked
 settings alone (`config.py`), not from the file.
@@ -104,7 +104,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         if not torch.cuda.is_available():
             raise ConfigError(
                 f"this process was given a GPU, and torch {torch.__version__} cannot use one here: install a torch "
-                "with CUDA, mend the driver, or ask for no GPUs"
+                "with CUDA, fix the driver, or ask for no GPUs"
             )
         capability = torch.cuda.get_device_capability(device)
         if dtype == "bfloat16" and capability < (8, 0):
@@ -137,7 +137,7 @@ def _load_weights(
     config_class, model_class = (
         getattr(transformers, name) for name in (architecture.config_class, architecture.model_class)
     )
-    # Without token ids: what starts and ends a text is the encoder's and the engine's business.
+    # Without token ids: the encoder and the engine know what starts and ends a text.
     config = config_class(**folder.config.settings, bos_token_id=None, eos_token_id=None)
     # Straight onto the device where accelerate is there, without a copy of all weights in the host's memory.
     direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
@@ -162,7 +162,7 @@ def _load_weights(
 
 
 def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:
-    """Transformers fills what it didn't find with random numbers and goes on; a model like that must not answer."""
+    """Refuse a model with missing weights: transformers fills them with random numbers."""
     unexpected = sorted(name for name in info["unexpected_keys"] if not _OLD_BUFFERS.search(name))
     problems = {
         "missing": sorted(info["missing_keys"]),

@@ -26,7 +26,7 @@ _MAX_ERROR = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class RowKernels:
-    """What surrounds an integer product: see `int8_rows`."""
+    """Before and after an integer product: see `int8_rows`."""
 
     quantize: Kernel
     finish: Kernel
@@ -137,7 +137,7 @@ def _check_pool_kernels(kernels: PoolKernels, num_heads: int, head_size: int, dt
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Of the last tokens of a row, each over those up to itself, in float64; all [tokens, heads, head size]."""
+    """Causal attention of a row's last tokens, in float64; all [tokens, heads, head size]."""
     own, keys, values = (part.double().transpose(0, 1) for part in (query, keys, values))
     scores = own @ keys.transpose(1, 2)
     hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys[0]) - len(query) + 1)
