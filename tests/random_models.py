@@ -1,14 +1,14 @@
-"""Small models with random weights, in real folders: GPT-NeoX or GPT-J, with a BPE trained here or a given one."""
+"""Small models with random weights, in real folders, with a BPE trained here or a given one."""
 
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from dolly_batch.models.architectures import ARCHITECTURES
 from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import END, INSTRUCTION, INTRO, RESPONSE
 
@@ -40,7 +40,7 @@ def train_tokenizer(vocab_size: int = 400, response: str = RESPONSE) -> Tokenize
 
 def write_random_model(
     folder: Path,
-    architecture: Literal["gpt_neox", "gptj"] = "gpt_neox",
+    architecture: str = "gpt_neox",
     *,
     tokenizer: Path | None = None,
     num_layers: int = 2,
@@ -60,25 +60,21 @@ def write_random_model(
     else:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
     vocab_size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    sizes = {"vocab_size": vocab_size, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
+    entry = ARCHITECTURES[architecture]
+    keys = entry.sizes
+    sizes = {
+        keys.hidden_size: hidden_size,
+        keys.num_layers: num_layers,
+        keys.num_heads: 4,
+        keys.max_positions: max_positions,
+        **({keys.inner_size: 4 * hidden_size} if keys.inner_size in entry.required else {}),
+        **({"rotary_dim": 8} if "rotary_dim" in entry.required else {}),
+    }
+    config = getattr(transformers, entry.config_class)(
+        **sizes, vocab_size=vocab_size, initializer_range=0.2, bos_token_id=0, eos_token_id=0
+    )
     torch.manual_seed(seed)
-    if architecture == "gpt_neox":
-        model = GPTNeoXForCausalLM(
-            GPTNeoXConfig(
-                **sizes,
-                hidden_size=hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=4,
-                intermediate_size=4 * hidden_size,
-                max_position_embeddings=max_positions,
-            )
-        )
-    else:
-        model = GPTJForCausalLM(
-            GPTJConfig(
-                **sizes, n_embd=hidden_size, n_layer=num_layers, n_head=4, n_positions=max_positions, rotary_dim=8
-            )
-        )
+    model = getattr(transformers, entry.model_class)(config)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if manifest:
         write_manifest(folder, source="random", revision=str(seed))

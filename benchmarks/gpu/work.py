@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-from dolly_batch.engine.load import fast_engine, runs_fast
+from dolly_batch.engine.continuous.load import continuous_engine
+from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -170,6 +171,5 @@ def random_model(
 def make_engine(loaded: LoadedModel, **settings: Any) -> Engine:
     """The engine that a job would get for this model on this device; `settings` are an EngineSpec's."""
     spec = EngineSpec(**{"kind": "auto", "processes": 1, "num_threads": 1, **settings}, model_folder="random weights")
-    if runs_fast(spec, "gpt_neox", on_cpu=loaded.device.type == "cpu"):
-        return fast_engine(spec, loaded)
-    return PlainEngine(loaded)
+    name = choose_engine(spec, loaded.folder.architecture, "cpu" if loaded.device.type == "cpu" else "cuda")
+    return continuous_engine(spec, loaded) if name == "fast" else PlainEngine(loaded)

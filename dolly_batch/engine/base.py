@@ -1,28 +1,25 @@
-"""What the engines that run a model have in common: taking requests in, scoring, making completions of ended rows."""
+"""What the engines that run a model share: taking requests, scoring, and completions of ended sequences."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 
 from dolly_batch.engine.grammar import Constraint, Grammars
-from dolly_batch.engine.plain.batch import Row
 from dolly_batch.engine.protocol import no_heartbeat
-from dolly_batch.engine.requests import EqualRequests, failed, num_positions, refuse
+from dolly_batch.engine.requests import Deduplication, failed, num_positions, refuse
 from dolly_batch.engine.scoring.scorer import Scorer, score_now
+from dolly_batch.engine.sequence import SequenceState
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
 
-AnyRow = TypeVar("AnyRow", bound=Row)
-
 
 class ModelEngine(ABC):
-    """An engine over a loaded model; see `stream.Engine` for the interface.
+    """An engine over a loaded model; see `protocol.Engine` for the interface.
 
-    `heartbeat` is called before every forward and grammar; `max_scored_tokens` bounds a batch of scores. Rows stop at
-    `### End` only; a model without Dolly's markers runs to `max_new_tokens`.
+    `heartbeat` is called before every forward and grammar; `max_scored_tokens` bounds a batch of scores. Answers stop
+    at `### End` only; a model without Dolly's markers runs to `max_new_tokens`.
     """
 
     def __init__(
@@ -38,26 +35,27 @@ class ModelEngine(ABC):
         self._heartbeat = heartbeat
         self._grammars = Grammars(loaded.encoder, loaded.folder.vocab_size)
         self._scorer = self._new_scorer()
-        self._equals = EqualRequests()
+        self._deduplication = Deduplication()
         self._refused: list[Completion] = []
 
     @abstractmethod
     def _add(self, request: Request, constraint: Constraint | None) -> None:
-        """Let a sound request wait for its turn."""
+        """Queue a request that passed all checks."""
 
     @property
     @abstractmethod
-    def _num_rows(self) -> int:
-        """Rows that wait or run."""
+    def _num_sequences(self) -> int:
+        """Sequences that wait or run."""
 
     @abstractmethod
-    def _generate(self) -> Sequence[Row]:
-        """Generate for a while; return the rows that ended."""
+    def _generate(self) -> Sequence[SequenceState]:
+        """Generate for a while; return the sequences that ended."""
 
     @property
     def num_unfinished(self) -> int:
         """Requests submitted whose answer has not come out."""
-        return self._num_rows + self._equals.num_followers + len(self._refused) + self._scorer.num_unfinished
+        num_duplicates = self._deduplication.num_duplicates
+        return self._num_sequences + num_duplicates + len(self._refused) + self._scorer.num_unfinished
 
     def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request; one that can't be run comes out of the next step as a failure."""
@@ -69,43 +67,31 @@ class ModelEngine(ABC):
         failure = refuse(request, self._vocab_size, self.max_positions) or self._grammars.refuse(request)
         if failure:
             self._refused.append(failed(request, failure))
-        elif self._equals.leads(request):
+        elif self._deduplication.is_primary(request):
             self._add(request, self._grammars.constraint(request))
 
     def step(self) -> list[Completion | Scores]:
         """Score one batch, or, where none waits to be scored, generate for a while; return what ended with it."""
         if self._scorer.num_unfinished:
             return [*self._scorer.step()]
-        completions, self._refused = self._refused, []
-        ended = self._generate()
-        return [*completions, *(answer for row in ended for answer in self._equals.answer(self._complete(row)))]
+        completions: list[Completion | Scores] = [*self._refused]
+        self._refused = []
+        for sequence in self._generate():
+            completions += self._deduplication.with_duplicates(self._complete(sequence))
+        return completions
 
     def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
         """Return the log-probability of each continuation's tokens after the prompt, in order; see `score_now`."""
         return score_now(self._new_scorer(), prompt_ids, continuations)
 
-    def _take(self, rows: Sequence[AnyRow], token_ids: Sequence[int], sound: Sequence[bool]) -> list[AnyRow]:
-        """Give the open rows among these their tokens; return those that ended with it."""
-        ended: list[AnyRow] = []
-        for row, token_id, is_sound in zip(rows, token_ids, sound, strict=True):
-            if not row.is_open:
-                continue
-            if is_sound:
-                row.take(token_id, self._stop_id)
-            else:
-                number = len(row.token_ids) + 1
-                row.failure = Failure("model_error", f"NaN or infinite logits at answer token {number}")
-            if not row.is_open:
-                ended.append(row)
-        return ended
-
-    def _complete(self, row: Row) -> Completion:
-        if row.failure:
-            return failed(row.request, row.failure)
-        text = self.encoder.decode(row.token_ids).strip()
-        ids, num_prompt_tokens = tuple(row.token_ids), len(row.request.prompt_ids)
+    def _complete(self, sequence: SequenceState) -> Completion:
+        request = sequence.request
+        if sequence.failure:
+            return failed(request, sequence.failure)
+        text = self.encoder.decode(sequence.token_ids).strip()
+        ids, num_prompt_tokens = tuple(sequence.token_ids), len(request.prompt_ids)
         return Completion(
-            row.request.key, text, ids, row.finish_reason, num_prompt_tokens, num_partial_tokens=row.num_partial
+            request.key, text, ids, sequence.finish_reason, num_prompt_tokens, num_partial_tokens=sequence.num_partial
         )
 
     def _new_scorer(self) -> Scorer:

@@ -7,9 +7,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dolly_batch.engine.protocol import no_heartbeat, too_long
+from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.requests import too_long
+from dolly_batch.models.architectures import Architecture
+from dolly_batch.models.config import ModelConfig
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
+from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
+
+
+def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | None:
+    """None: without a model it runs with every one."""
+    return None
+
+
+def load(spec: EngineSpec, config: ModelConfig, device: str, heartbeat: Callable[[], None]) -> "EchoEngine":
+    """Return the engine; of the model it reads the tokenizer alone."""
+    encoder = PromptEncoder.from_folder(spec.model_folder)
+    return EchoEngine(encoder, spec.echo_delay_s, config.max_positions, heartbeat)
 
 
 class EchoEngine:
@@ -61,10 +75,8 @@ class EchoEngine:
         return Completion(request.key, text, kept, "stop" if kept == ids else "length", num_prompt_tokens)
 
     def _score(self, request: ScoreRequest) -> Scores:
-        longest = max((len(continuation) for continuation in request.continuations), default=0)
-        num_tokens = len(request.prompt_ids) + longest
-        if num_tokens > self.max_positions:
-            failure = Failure("too_long", f"{num_tokens} tokens exceed {self.max_positions} positions")
+        failure = too_long(request, self.max_positions)
+        if failure:
             return Scores(request.key, (), failure, len(request.prompt_ids))
         held = set(request.prompt_ids)
         log_probs = [

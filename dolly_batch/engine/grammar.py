@@ -1,9 +1,7 @@
-"""Holding an answer to a JSON schema: of each step's logits, those of tokens that cannot come next are struck out.
+"""Constrained decoding by a JSON schema: the logits of tokens that cannot come next are masked.
 
-The masks are llguidance's. It was chosen over xgrammar because it needs nothing (xgrammar brings torch, pydantic and
-triton), reads the model's own tokenizer.json, and says which tokens are forced.
-
-What a schema becomes is told in lark.py.
+llguidance computes the masks; `json_grammar.py` writes its grammar. It was chosen over xgrammar because it has no
+dependencies (xgrammar brings torch, pydantic and triton), reads the model's tokenizer.json, and reports forced tokens.
 """
 
 import importlib
@@ -70,7 +68,7 @@ class Grammars:
 
 
 class Constraint:
-    """What one answer may still become. `compiled` is the grammar's matcher at its beginning, which stays as it is."""
+    """What one answer may still become. `compiled` is the grammar's matcher at its start; it is copied, not changed."""
 
     def __init__(self, compiled: Any, vocab_size: int) -> None:
         self._compiled = compiled
@@ -83,7 +81,7 @@ class Constraint:
         self._forced: deque[int] = deque()
 
     def mask(self, logits: Tensor) -> None:
-        """Strike out, in place, the logits of the tokens that cannot come next: [vocabulary], finite afterwards."""
+        """Mask, in place, the logits of the tokens that cannot come next: [vocabulary], finite afterwards."""
         lowest = torch.finfo(logits.dtype).min
         if not self._forced:
             self._forced.extend(self._matcher.compute_ff_tokens())
@@ -96,7 +94,7 @@ class Constraint:
         logits.masked_fill_(~allowed.to(logits.device), lowest)
 
     def take(self, token_id: int) -> Failure | None:
-        """Go on by a chosen token. A Failure when it cannot stand there, or when the grammar's limits are reached."""
+        """Advance by a chosen token. A Failure when it is not allowed, or when the grammar's limits are reached."""
         if self._forced:
             self._forced.popleft()
         self._matcher.consume_token(token_id)

@@ -1,4 +1,4 @@
-"""Numbers between host and device without waiting: through pinned memory, in the order of the device's own work."""
+"""Copies between host and device that do not wait: through pinned memory, in the order of the device's work."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -17,7 +17,7 @@ def upload(values: Sequence[int] | Sequence[float], dtype: torch.dtype, device: 
 
 
 class Download:
-    """A tensor on its way to the host; what is launched after it goes on meanwhile."""
+    """A tensor that is being copied to the host, while the device continues."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.waited_s = 0.0
@@ -31,7 +31,7 @@ class Download:
         self._event.record()
 
     def wait(self) -> list[int]:
-        """Its numbers, when they are there."""
+        """Wait for the copy and return its numbers."""
         if self._event is not None:
             start = perf_counter()
             self._event.synchronize()
@@ -40,8 +40,8 @@ class Download:
         return numbers
 
 
-class Mark:
-    """A point in the device's work."""
+class Timestamp:
+    """A point in time of the device's work."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: Any = None
@@ -50,8 +50,8 @@ class Mark:
             self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def since(self, earlier: "Mark") -> float:
-        """Seconds from an earlier mark to this one, which the device must have passed."""
+    def since(self, earlier: "Timestamp") -> float:
+        """Seconds from an earlier timestamp to this one, which the device must have passed."""
         if self._event is None or earlier._event is None:
             return self._time - earlier._time
         return float(earlier._event.elapsed_time(self._event)) / 1000.0

@@ -1,7 +1,7 @@
-"""A JSON schema as a grammar, in llguidance's dialect of Lark. No torch: planning tries schemas by it.
+"""From a JSON schema to a grammar in llguidance's dialect of Lark. No torch: planning checks schemas with it.
 
-A schema is the small part of JSON Schema that `tasks/schema.py` lets through: objects whose fields all stand there in
-order, each a value or null; arrays; strings; numbers; booleans. It is written as a grammar of our own, not handed over
+A schema is the small part of JSON Schema that `tasks/schema` accepts: objects that have all of their fields, in
+order, each a value or null; arrays; strings; numbers; booleans. It is not passed to llguidance
 as it is, because JSON's numbers may have any number of digits, and white space any length.
 """
 
@@ -25,7 +25,7 @@ _CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\bfnrt])'
 
 
 def fault_of(schema: Mapping[str, Any]) -> str | None:
-    """Why llguidance cannot follow a schema, None when it can, or when it is not there to be asked."""
+    """Why llguidance cannot follow a schema; None when it can, or when it is not installed."""
     try:
         matcher: Any = importlib.import_module("llguidance").LLMatcher
     except ImportError:
@@ -88,7 +88,7 @@ def _string(schema: Mapping[str, Any]) -> str:
 
 
 def _unanchored(pattern: str) -> str:
-    """The pattern without `^` and `$`, which stand for what holds anyway: it is the whole string."""
+    """The pattern without `^` and `$`: it always matches the whole string."""
     if pattern.endswith("$") and (len(pattern) - len(pattern[:-1].rstrip("\\"))) % 2:
         pattern = pattern[:-1]
     return f"({pattern.removeprefix('^')})"

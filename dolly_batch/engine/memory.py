@@ -1,4 +1,4 @@
-"""Memory: taking it from the system and giving it back, what running out looks like, and what is learnt from that."""
+"""Memory: taking it from the system, giving it back, and running out of it."""
 
 import ctypes
 import mmap
@@ -26,7 +26,7 @@ def allocator_errors() -> Iterator[None]:
 
 
 def map_zeros(count: int, dtype: torch.dtype) -> Tensor:
-    """So many zeros in a mapping of their own: memory is taken as it is written to, and given back with the tensor.
+    """Return zeros in their own mapping: memory is taken as it is written to, and given back with the tensor.
 
     From the heap it would be neither, below the C library's threshold. Raises MemoryError where there is none.
     """
@@ -46,19 +46,19 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-class RowLimit:
-    """How many rows may run at once: halved whenever memory runs out, and remembered.
+class SequenceLimit:
+    """How many sequences may run at once: halved whenever memory runs out, and remembered.
 
-    A row that fails even alone says nothing about other rows: it puts the limit back to what it was before.
+    A sequence that fails even alone says nothing about others: the limit goes back to what it was before.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
-        self._before = max_rows
+    def __init__(self, max_sequences: int) -> None:
+        self.max_sequences = max_sequences
+        self._before = max_sequences
 
-    def fail(self, num_rows: int) -> None:
-        """A step of so many rows ran out of memory."""
-        if num_rows > 1:
-            self.max_rows = num_rows // 2
+    def fail(self, num_sequences: int) -> None:
+        """A step of so many sequences ran out of memory."""
+        if num_sequences > 1:
+            self.max_sequences = num_sequences // 2
         else:
-            self.max_rows = self._before
+            self.max_sequences = self._before

@@ -1,15 +1,15 @@
-"""The engine's interface, and `answer`, which turns a stream of requests into a stream of answers. No torch."""
+"""The interface of every engine, and streams of answers over it (`answer`, `generate`). No torch."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
 from dolly_batch.prompt import TextEncoder
-from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
+from dolly_batch.records import Completion, Request, ScoreRequest, Scores
 
 
 class Engine(Protocol):
-    """What runs requests. Each submitted one comes back from some `step` exactly once, as completion or as scores."""
+    """What runs requests. Each submitted request comes back from one `step`, as a completion or as scores."""
 
     @property
     def encoder(self) -> TextEncoder:
@@ -24,23 +24,14 @@ class Engine(Protocol):
         """Requests submitted whose answer has not come out."""
 
     def submit(self, request: Request | ScoreRequest) -> None:
-        """Take a request. It never raises for what the request holds: that comes out as a `Failure`."""
+        """Take a request. What is wrong with it never raises here: it comes back as a `Failure`."""
 
     def step(self) -> list[Completion | Scores]:
-        """Work for a while and return the answers that ended meanwhile, in any order; maybe none."""
+        """Work for a while; return the answers that are complete, in any order, possibly none."""
 
 
 def no_heartbeat() -> None:
     """Do nothing: for callers without a watchdog."""
-
-
-def too_long(request: Request, max_positions: int) -> Failure | None:
-    """The failure of a request whose prompt and answer together don't fit the model's positions, else None."""
-    num_prompt_tokens, max_new_tokens = len(request.prompt_ids), request.params.max_new_tokens
-    if num_prompt_tokens + max_new_tokens <= max_positions:
-        return None
-    message = f"{num_prompt_tokens} prompt tokens + {max_new_tokens} new tokens exceed {max_positions} positions"
-    return Failure("too_long", message)
 
 
 def answer(
@@ -48,8 +39,7 @@ def answer(
 ) -> Iterator[Completion | Scores]:
     """Yield one answer per request as they end, in any order, each with its request's key.
 
-    Reads at most `max_waiting` requests ahead: enough for the engine to pack rows of like length, and no more of the
-    stream than that in memory.
+    Reads at most `max_waiting` requests ahead: enough for the engine to pack requests of similar length.
     """
     source = iter(requests)
     while True:

@@ -1,9 +1,8 @@
-"""What every engine does with requests: refuse what can't be run, answer equal ones once. No torch."""
+"""Checking requests, and running equal ones once. No torch."""
 
 from dataclasses import replace
 
-from dolly_batch.engine.protocol import too_long
-from dolly_batch.records import Completion, Failure, GenerationParams, Request
+from dolly_batch.records import Completion, Failure, GenerationParams, Request, ScoreRequest
 
 
 def num_positions(request: Request) -> int:
@@ -11,8 +10,22 @@ def num_positions(request: Request) -> int:
     return len(request.prompt_ids) + request.params.max_new_tokens
 
 
+def too_long(request: Request | ScoreRequest, max_positions: int) -> Failure | None:
+    """The failure of a request that exceeds the model's positions, else None."""
+    num_prompt_tokens = len(request.prompt_ids)
+    if isinstance(request, ScoreRequest):
+        num_more = max((len(continuation) for continuation in request.continuations), default=0)
+        more = f"{num_more} of the longest continuation"
+    else:
+        num_more = request.params.max_new_tokens
+        more = f"{num_more} new tokens"
+    if num_prompt_tokens + num_more <= max_positions:
+        return None
+    return Failure("too_long", f"{num_prompt_tokens} prompt tokens + {more} exceed {max_positions} positions")
+
+
 def refuse(request: Request, vocab_size: int, max_positions: int) -> Failure | None:
-    """Why a request cannot go into a batch, where it would take its neighbours down; None when it can."""
+    """Why a request cannot go into a batch, where it would fail its neighbours too; None when it can."""
     params = request.params
     if not request.prompt_ids:
         return Failure("model_error", "the prompt holds no tokens")
@@ -21,8 +34,21 @@ def refuse(request: Request, vocab_size: int, max_positions: int) -> Failure | N
     if not _in_range(params):
         return Failure("model_error", f"generation parameters out of range: {params}")
     if request.partial_ids and (request.grammar is not None or len(request.partial_ids) >= params.max_new_tokens):
-        return Failure("model_error", "an answer cannot be gone on with under a grammar, or where it is full already")
+        return Failure("model_error", "an answer cannot be resumed under a grammar, or when it is already full")
     return too_long(request, max_positions)
+
+
+def refuse_score(request: ScoreRequest, vocab_size: int, max_positions: int) -> Failure | None:
+    """Why a request cannot be scored; None when it can."""
+    if not request.prompt_ids:
+        return Failure("model_error", "the prompt holds no tokens")
+    failure = too_long(request, max_positions)
+    if failure:
+        return failure
+    ids = (request.prompt_ids, *request.continuations)
+    if any(not 0 <= min(part) <= max(part) < vocab_size for part in ids if part):
+        return Failure("model_error", f"the request holds ids outside of 0 to {vocab_size - 1}")
+    return None
 
 
 def failed(request: Request, failure: Failure) -> Completion:
@@ -40,36 +66,36 @@ def _in_range(params: GenerationParams) -> bool:
     )
 
 
-_Question = tuple[tuple[int, ...], GenerationParams, str | None, tuple[int, ...]]
+_Content = tuple[tuple[int, ...], GenerationParams, str | None, tuple[int, ...]]
 
 
-class EqualRequests:
-    """Greedy requests for the same tokens are run once: the first leads, the others get its completion."""
+class Deduplication:
+    """Greedy requests for the same tokens run once: the first is the primary, its duplicates get its completion."""
 
     def __init__(self) -> None:
-        self.num_followers = 0
-        self._followers: dict[_Question, list[str]] = {}
-        self._questions: dict[str, _Question] = {}  # by the leader's key
+        self.num_duplicates = 0
+        self._duplicates: dict[_Content, list[str]] = {}
+        self._contents: dict[str, _Content] = {}  # by the primary's key
 
-    def leads(self, request: Request) -> bool:
-        """Whether the request is to be run. If not, its completion comes with its leader's."""
+    def is_primary(self, request: Request) -> bool:
+        """Whether the request must run. If not, its completion comes with its primary's."""
         if request.params.do_sample:
             return True
-        question = (request.prompt_ids, request.params, request.grammar, request.partial_ids)
-        followers = self._followers.get(question)
-        if followers is None:
-            self._followers[question] = []
-            self._questions[request.key] = question
+        content = (request.prompt_ids, request.params, request.grammar, request.partial_ids)
+        duplicates = self._duplicates.get(content)
+        if duplicates is None:
+            self._duplicates[content] = []
+            self._contents[request.key] = content
             return True
-        followers.append(request.key)
-        self.num_followers += 1
+        duplicates.append(request.key)
+        self.num_duplicates += 1
         return False
 
-    def answer(self, completion: Completion) -> list[Completion]:
-        """The completion, and with it those of its followers."""
-        question = self._questions.pop(completion.key, None)
-        if question is None:
+    def with_duplicates(self, completion: Completion) -> list[Completion]:
+        """The completion, and those of its duplicates."""
+        content = self._contents.pop(completion.key, None)
+        if content is None:
             return [completion]
-        followers = self._followers.pop(question)
-        self.num_followers -= len(followers)
-        return [completion, *(replace(completion, key=key) for key in followers)]
+        duplicates = self._duplicates.pop(content)
+        self.num_duplicates -= len(duplicates)
+        return [completion, *(replace(completion, key=key) for key in duplicates)]

@@ -1,4 +1,6 @@
-"""Choosing the next token, so that a row's choice depends on nothing but its seed, its position and its logits.
+"""Sampling, for all engines: a sequence's next token depends on its seed, its position and its logits alone.
+
+`next_tokens` and `next_tokens_on_device` apply penalties and grammars and sample; `choose_tokens` only samples.
 
 The random number of (seed, position, attempt) is a hash of the three (SplitMix64's finalizer, Steele et al. 2014), not
 the next of a shared generator: neighbours, batches and restarts can't shift it. Temperature, top-k and top-p mean what
@@ -13,6 +15,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from dolly_batch.engine.continuous.sequence import CachedSequence
+from dolly_batch.engine.host_device import upload
+from dolly_batch.engine.sequence import SequenceState
 from dolly_batch.records import GenerationParams
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -23,6 +28,92 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 _ROWS_AT_ONCE = {"cpu": 8, "cuda": 64}
 MAX_ATTEMPTS = 16
 _BLOCK = 512
+
+
+def next_tokens(logits: Tensor, sequences: Sequence[SequenceState]) -> tuple[list[int], list[bool]]:
+    """Return each sequence's next token, and whether its logits were sound: finite, all of them.
+
+    `logits` are [sequences, vocabulary] and may be changed. A token from logits that were not sound means nothing.
+    """
+    sums = logits.sum(dim=-1, dtype=logits.dtype if logits.dtype.itemsize > 2 else None)
+    sound: list[bool] = sums.isfinite().tolist()
+    if not all(sound):
+        sound = logits.isfinite().all(dim=-1).tolist()  # a sum may overflow where no logit does
+        logits = logits.nan_to_num()
+    params = [sequence.request.params for sequence in sequences]
+    logits = logits.float()  # as `generate` does, whatever the model's dtype
+    _constrain(logits, sequences)
+    seeds = [sequence.request.seed for sequence in sequences]
+    positions = [len(sequence.token_ids) for sequence in sequences]
+    return choose_tokens(logits, params, seeds, positions).tolist(), sound
+
+
+def next_tokens_on_device(logits: Tensor, sequences: Sequence[CachedSequence], use_kernel: bool) -> Tensor:
+    """Return each sequence's next token on the device, [sequences] int64, or -1 where its logits were not sound.
+
+    With the kernel nothing here waits for the device, unless a sequence `needs_known_tokens`.
+    """
+    if not sequences:
+        return torch.empty(0, dtype=torch.int64, device=logits.device)
+    lowest, highest = logits.aminmax(dim=-1)  # both are NaN where one logit is; read once
+    sound = lowest.isfinite() & highest.isfinite()
+    if any(_is_constrained(sequence) for sequence in sequences):
+        logits = logits.float()
+        _constrain(logits, sequences)
+    params = [sequence.request.params for sequence in sequences]
+    seeds = [sequence.request.seed for sequence in sequences]
+    positions = [sequence.num_answer_tokens for sequence in sequences]
+    if use_kernel:
+        tokens = _choose_by_kernel(logits, params, seeds, positions)
+    else:
+        tokens = choose_tokens(logits.nan_to_num(), params, seeds, positions)
+    return tokens.where(sound, -1)
+
+
+def needs_known_tokens(sequence: SequenceState) -> bool:
+    """Whether the host must know all tokens so far to choose the next one.
+
+    True under a grammar or a penalty, and before the first token where a partial answer may follow it.
+    """
+    return _is_constrained(sequence) or bool(sequence.request.partial_ids and not sequence.token_ids)
+
+
+def _is_constrained(sequence: SequenceState) -> bool:
+    return sequence.constraint is not None or sequence.request.params.repetition_penalty != 1.0
+
+
+def _choose_by_kernel(
+    logits: Tensor, params: Sequence[GenerationParams], seeds: Sequence[int], positions: Sequence[int]
+) -> Tensor:
+    from dolly_batch.engine.kernels.gpu.sample import choose  # needs triton
+
+    device, num_rows = logits.device, len(params)
+    # Separate uploads: Triton compiles another kernel for a pointer that is not a multiple of 16 bytes.
+    temperatures = upload([row.temperature if row.do_sample else 0.0 for row in params], torch.float64, device)
+    top_ps = upload([row.top_p for row in params], torch.float64, device)
+    limits = torch.full((num_rows,), -torch.inf, device=device)
+    numbers = torch.zeros((num_rows, MAX_ATTEMPTS + 1), dtype=torch.float64, device=device)
+    if any(row.do_sample for row in params):
+        keys = upload([*(signed(seed) for seed in seeds), *positions], torch.int64, device).view(2, num_rows, 1)
+        numbers = uniform(keys[0], keys[1], torch.arange(MAX_ATTEMPTS + 1, device=device))
+    largest = min(max((row.top_k for row in params if row.do_sample), default=0), logits.shape[-1])
+    if largest:
+        best = logits.topk(largest, dim=-1).values.float()
+        ranks = [min(row.top_k, largest) - 1 if row.do_sample and row.top_k else -1 for row in params]
+        index = upload(ranks, torch.int64, device)
+        limits = best.gather(-1, index.clamp(min=0)[:, None])[:, 0].where(index >= 0, limits)
+    return choose(logits, temperatures, top_ps, limits, numbers)
+
+
+def _constrain(logits: Tensor, sequences: Sequence[SequenceState]) -> None:
+    """Apply repetition penalties and grammar masks, in place."""
+    for index, sequence in enumerate(sequences):
+        penalty = sequence.request.params.repetition_penalty
+        if penalty != 1.0:
+            seen = {*sequence.request.prompt_ids, *sequence.token_ids}
+            penalize_repetition(logits[index], seen, penalty)
+        if sequence.constraint is not None and sequence.is_open:
+            sequence.constraint.mask(logits[index])
 
 
 def choose_tokens(

@@ -8,36 +8,11 @@ that are known to be harmless here are dropped, and any other is refused.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 from dolly_batch.errors import ModelError
-
-Architecture = Literal["gpt_neox", "gptj"]
+from dolly_batch.models.architectures import ARCHITECTURES, Architecture
 
 _ACTIVATIONS = {"gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"}
-_SIZES: dict[str, tuple[str, ...]] = {
-    "gpt_neox": (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    ),
-    "gptj": ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "rotary_dim"),
-}
-_SHAPING: dict[str, tuple[str, ...]] = {
-    "gpt_neox": (
-        "hidden_act",
-        "layer_norm_eps",
-        "use_parallel_residual",
-        "attention_bias",
-        "tie_word_embeddings",
-    ),
-    "gptj": ("activation_function", "layer_norm_epsilon", "tie_word_embeddings", "n_inner"),
-}
-# Names that rotary settings have had over the years, with GPT-NeoX's defaults.
-_ROTARY = {"rope_theta": ("rotary_emb_base", 10000), "partial_rotary_factor": ("rotary_pct", 0.25)}
 # Training settings, token ids (resolved through the tokenizer instead), classifier settings, output switches, and
 # what tools write down for people. None of them reaches the model.
 _IGNORED = {
@@ -94,6 +69,16 @@ class ModelConfig:
     max_positions: int
     hidden_size: int
     num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    inner_size: int
+    """Width of a layer's MLP."""
+
+    @property
+    def kv_size(self) -> int:
+        """Numbers in one token's keys of one layer, and in its values."""
+        return self.num_kv_heads * self.head_size
 
 
 def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
@@ -103,67 +88,77 @@ def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
     """
     architecture = _check_architecture(path, config)
     _check_keys(path, config, architecture)
-    sizes = [_positive(path, config, key) for key in _SIZES[architecture]]
-    vocab_size, hidden_size, num_layers, num_heads = sizes[:4]
-    if hidden_size % num_heads:
+    for key in architecture.required:
+        _positive(path, config, key)
+    keys = architecture.sizes
+    hidden_size, num_heads = (_positive(path, config, key) for key in (keys.hidden_size, keys.num_heads))
+    if keys.head_size is None and hidden_size % num_heads:
         raise ModelError(f"{path}: hidden size {hidden_size} is not divisible by {num_heads} attention heads")
     _check_activation(path, config)
-    keys = (*_SIZES[architecture], *_SHAPING[architecture])
-    settings = {key: config[key] for key in keys if config.get(key) is not None}
-    if architecture == "gpt_neox":
-        settings["rope_parameters"] = _rope_parameters(path, config)
-    max_positions = cast("int", settings["max_position_embeddings" if architecture == "gpt_neox" else "n_positions"])
-    return ModelConfig(architecture, settings, vocab_size, max_positions, hidden_size, num_layers)
+    kept = (*architecture.required, *architecture.optional)
+    settings = {key: config[key] for key in kept if config.get(key) is not None}
+    if architecture.rotary is not None:
+        settings["rope_parameters"] = _rope_parameters(path, config, architecture.rotary)
+    return ModelConfig(
+        architecture,
+        settings,
+        vocab_size=_positive(path, config, "vocab_size"),
+        max_positions=_positive(path, config, keys.max_positions),
+        hidden_size=hidden_size,
+        num_layers=_positive(path, config, keys.num_layers),
+        num_heads=num_heads,
+        num_kv_heads=_positive(path, config, keys.num_kv_heads, default=num_heads),
+        head_size=_positive(path, config, keys.head_size, default=hidden_size // num_heads),
+        inner_size=_positive(path, config, keys.inner_size, default=4 * hidden_size),
+    )
 
 
 def _check_architecture(path: Path, config: Mapping[str, object]) -> Architecture:
     model_type = config.get("model_type")
-    if model_type not in _SIZES:
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        known = [f"{entry.model_type} ({entry.models})" for entry in ARCHITECTURES.values()]
         raise ModelError(
-            f"{path}: model_type is {model_type!r}; this package runs gpt_neox (Dolly v2, Pythia) and gptj"
+            f"{path}: model_type is {model_type!r}; this package runs {', '.join(known[:-1])} and {known[-1]}"
         )
-    return cast("Architecture", model_type)
+    return architecture
 
 
-def _check_keys(path: Path, config: Mapping[str, object], architecture: str) -> None:
+def _check_keys(path: Path, config: Mapping[str, object], architecture: Architecture) -> None:
     if "auto_map" in config:
         raise ModelError(f"{path}: auto_map names code to run from the model's folder, which is never done; remove it")
-    known = {*_SIZES[architecture], *_SHAPING[architecture], *_IGNORED}
-    if architecture == "gpt_neox":
-        known |= {
-            "rope_scaling",
-            "rope_parameters",
-            "rope_theta",
-            "rotary_emb_base",
-            "partial_rotary_factor",
-            "rotary_pct",
-        }
+    known = {*architecture.required, *architecture.optional, *architecture.rotary_keys, *_IGNORED}
     unknown = sorted(key for key in config if key not in known and not key.startswith("_derived"))
     if unknown:
         raise ModelError(
-            f"{path}: unknown keys for {architecture}: {', '.join(unknown)}; remove them if they don't matter"
+            f"{path}: unknown keys for {architecture.model_type}: {', '.join(unknown)}; "
+            "remove them if they don't matter"
         )
 
 
-def _positive(path: Path, config: Mapping[str, object], key: str) -> int:
-    value = config.get(key)
+def _positive(path: Path, config: Mapping[str, object], key: str | None, default: int | None = None) -> int:
+    value = None if key is None else config.get(key)
+    if value is None and default is not None:
+        return default
     if type(value) is not int or value < 1:
         raise ModelError(f"{path}: {key} is {value!r}, expected an integer above 0")
     return value
 
 
-def _rope_parameters(path: Path, config: Mapping[str, object]) -> dict[str, object]:
-    """Return GPT-NeoX's rotary settings under their present names.
+def _rope_parameters(
+    path: Path, config: Mapping[str, object], keys: Mapping[str, tuple[str, float]]
+) -> dict[str, object]:
+    """Return the rotary settings under their present names.
 
     Only plain rotary embeddings are run: a scaled one changes with the length of the batch.
     """
     rope = config.get("rope_parameters") or {}
-    plain = isinstance(rope, dict) and not set(rope) - {"rope_type", *_ROTARY}
+    plain = isinstance(rope, dict) and not set(rope) - {"rope_type", *keys}
     if config.get("rope_scaling") or not plain or rope.get("rope_type", "default") != "default":  # type: ignore[attr-defined]
         found = config.get("rope_scaling") or rope
         raise ModelError(f"{path}: scaled rotary embeddings are not run, found {found!r}")
     result: dict[str, object] = {"rope_type": "default"}
-    for key, (old_key, default) in _ROTARY.items():
+    for key, (old_key, default) in keys.items():
         values = [source[name] for source in (rope, config) for name in (key, old_key) if name in source]  # type: ignore[operator,index]
         if any(value != values[0] for value in values):
             raise ModelError(f"{path}: {key} and {old_key} differ: {values}")

@@ -1,4 +1,4 @@
-"""A model's folder: what it must hold, who it is, and whether it is still the one that was staged.
+"""A model's folder: its required files, its identity, and whether it is unchanged since it was staged.
 
 Standard library only, so that planning can refuse a bad folder in seconds where torch is not installed. Nothing in the
 folder is executed and no weights are loaded: files are read as JSON, as safetensors headers, or as bytes to hash.
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dolly_batch.errors import ModelError
+from dolly_batch.models.architectures import Architecture
 from dolly_batch.models.checkpoint import read_shapes
-from dolly_batch.models.config import Architecture, ModelConfig, check_config
+from dolly_batch.models.config import ModelConfig, check_config
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -25,7 +26,6 @@ MANIFEST = "manifest.json"
 IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX)
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_EMBEDDINGS = {"gpt_neox": "gpt_neox.embed_in.weight", "gptj": "transformer.wte.weight"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelFolder:
 
     @property
     def architecture(self) -> Architecture:
-        """`gpt_neox` or `gptj`."""
+        """The model's architecture."""
         return self.config.architecture
 
     @property
@@ -74,9 +74,9 @@ class ModelFolder:
 def inspect_folder(folder: str | Path) -> ModelFolder:
     """Check a model's folder without loading it, in well under five seconds.
 
-    Raises ModelError, naming the file, for: a file missing, pickled weights only, a config that is not GPT-NeoX or
-    GPT-J or holds an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more
-    tokens than embedding rows, sizes that differ from the manifest's.
+    Raises ModelError, naming the file, for: a file missing, pickled weights only, a config of another architecture
+    or with an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more tokens
+    than embedding rows, sizes that differ from the manifest's.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -105,10 +105,10 @@ def verify_hashes(folder: ModelFolder) -> None:
     Raises ModelError naming the first file that changed.
     """
     for name, expected in (folder.manifest_hashes or {}).items():
-        found = hash_file(folder.path / name)
-        if found != expected:
+        actual = hash_file(folder.path / name)
+        if actual != expected:
             raise ModelError(
-                f"{folder.path / name}: sha256 is {found}, expected {expected} from {MANIFEST}; stage the model again"
+                f"{folder.path / name}: sha256 is {actual}, expected {expected} from {MANIFEST}; stage the model again"
             )
 
 
@@ -195,7 +195,7 @@ def _read_shards(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]
 
 def _check_embedding(path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """The embedding must have the config's shape, and a row for every token."""
-    name = _EMBEDDINGS[config.architecture]
+    name = config.architecture.embedding
     expected = (config.vocab_size, config.hidden_size)
     if shapes.get(name) != expected:
         raise ModelError(f"{path}: tensor {name} has shape {shapes.get(name)}, expected {expected} from {CONFIG}")

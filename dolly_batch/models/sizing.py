@@ -1,6 +1,6 @@
 """Whether a model can run on a GPU at all, by arithmetic. Standard library only.
 
-Asked of the executors' GPUs before a job begins, so that nobody waits for a load that must fail.
+Checked against the executors' GPUs before a job starts, so that a load that must fail is refused early.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Gpu:
 
 
 def parse_gpus(text: str) -> list[Gpu]:
-    """The GPUs in the output of `QUERY`, one a line: `NVIDIA A10, 23028, 8.6`. Other lines are passed over."""
+    """The GPUs in the output of `QUERY`, one a line: `NVIDIA A10, 23028, 8.6`. Other lines are skipped."""
     gpus = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.rsplit(",", 2)]
@@ -43,16 +43,15 @@ def num_parameters(config: ModelConfig) -> int:
 
 def layer_parameters(config: ModelConfig) -> int:
     """Parameters of one of the model's layers."""
-    hidden = config.hidden_size
-    named = config.settings.get("intermediate_size") or config.settings.get("n_inner")
-    inner = named if isinstance(named, int) else 4 * hidden
-    return 4 * hidden * hidden + 2 * hidden * inner + 9 * hidden + inner
+    hidden, inner = config.hidden_size, config.inner_size
+    attention = 2 * hidden * config.head_size * (config.num_heads + config.num_kv_heads)
+    return attention + config.architecture.num_mlp_matrices * hidden * inner + 9 * hidden + inner
 
 
 def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
-    """How many layers lie on each of the GPUs that share a model, in their order.
+    """How many layers each of the GPUs that share a model holds, in their order.
 
-    Tokens go in and come out at the first: it holds the embeddings and the output layer, and so fewer layers.
+    The first one also holds the embeddings and the output layer, and so fewer layers.
     """
     if num_gpus == 1:
         return [config.num_layers]
@@ -73,7 +72,7 @@ def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) ->
 
 
 def lacks_int8(name: str, capability: tuple[int, int]) -> str:
-    """What is said of a GPU that has no integer products."""
+    """The message for a GPU that has no integer products."""
     have, needed = (".".join(map(str, version)) for version in (capability, INT8_FROM))
     return (
         f"model.quantization int8 cannot run on {name} (compute capability {have}; int8 needs {needed}); "
@@ -81,7 +80,7 @@ def lacks_int8(name: str, capability: tuple[int, int]) -> str:
     )
 
 
-def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
+def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
     """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
 
     Counts the weights, one row's keys and values at full length, and what CUDA needs for itself.
@@ -102,8 +101,8 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
         return None
     gib, names = 1 << 30, " + ".join(gpu.name for gpu in gpus)
     more = _enough_gpus(gpus, config, item_bytes) if quantization == "none" else None
-    short_fits = quantization == "none" and config.architecture == "gpt_neox" and len(gpus) == 1
-    short_fits = short_fits and misfit(gpus, config, dtype, "int8") is None
+    short_fits = quantization == "none" and config.architecture.int8 and len(gpus) == 1
+    short_fits = short_fits and why_not_fits(gpus, config, dtype, "int8") is None
     remedies = [
         *(["model.dtype: auto"] if item_bytes > 2 else []),
         *(["model.quantization: int8"] if short_fits else []),
@@ -120,12 +119,12 @@ def misfit(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: s
 
 
 def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
-    """What each of the GPUs that share the model has to hold: weights, one row's keys and values, CUDA's own."""
+    """Bytes that each of the GPUs that share the model needs: weights, one row's keys and values, CUDA itself."""
     layer_bytes = layer_parameters(config) * item_bytes
     if quantization == "int8":
         layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4
     ends_bytes = num_weight_bytes(config, item_bytes, quantization) - config.num_layers * layer_bytes
-    cache_bytes = 2 * config.hidden_size * config.max_positions * item_bytes
+    cache_bytes = 2 * config.kv_size * config.max_positions * item_bytes
     return [
         _RUNTIME_BYTES + num_layers * (layer_bytes + cache_bytes) + (ends_bytes if gpu == 0 else 0)
         for gpu, num_layers in enumerate(layers_per_gpu(config, num_gpus))

@@ -9,7 +9,7 @@ from typing import Protocol
 from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import EngineConfig, ModelConfig
-from dolly_batch.engine.load import runs_fast
+from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.processes.machine import may_have_gpu
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import ModelFolder, inspect_folder
@@ -85,10 +85,9 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
 
 def _runnable(facts: ModelFacts, folder: ModelFolder, job: UsesModel) -> ModelFacts:
     """The facts, if the job's engine can run such a model there; raises ConfigError if not."""
-    if job.engine.kind != "echo":
-        for quantization in getattr(job, "quantizations", (job.model.quantization,)):
-            spec = replace(facts.engine_spec(job), quantization=quantization)
-            runs_fast(spec, folder.architecture, on_cpu=not facts.on_gpu)
+    for quantization in getattr(job, "quantizations", (job.model.quantization,)):
+        spec = replace(facts.engine_spec(job), quantization=quantization)
+        choose_engine(spec, folder.architecture, "cuda" if facts.on_gpu else "cpu")
     return facts
 
 

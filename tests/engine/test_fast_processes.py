@@ -18,7 +18,7 @@ from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.protocol import answer as stream_answers
 from dolly_batch.errors import ConfigError, EngineError, ModelError
 from dolly_batch.records import EngineSpec, GenerationParams, Request, ScoreRequest, Scores
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 from tests.engine.questions import mixed_requests
 
 LONG = GenerationParams(max_new_tokens=1_500)

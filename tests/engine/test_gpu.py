@@ -5,38 +5,37 @@ What needs a GPU (recorded steps, varlen_attn, the kernels as compiled) is tried
 
 import json
 import random
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.test_begun import cut_at
 
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.load import StepSize, engine_over_pages
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS
 from dolly_batch.engine.continuous.gpu.self_test import Backend, choose_backend
-from dolly_batch.engine.continuous.scheduler import Pace
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.scheduler import StepLimits
+from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import Completion, EngineSpec, GenerationParams, Request, ScoreRequest
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
+from tests.engine.test_partial_answers import cut_at
 
-PATIENT = Pace(chunk_tokens=2**30, step_tokens=300, admit_every=3)
-IN_CHUNKS = Pace(chunk_tokens=48, step_tokens=96)
+PATIENT = StepLimits(chunk_tokens=2**30, step_tokens=300, admit_every=3)
+IN_CHUNKS = StepLimits(chunk_tokens=48, step_tokens=96)
 WAYS: list[dict[str, object]] = [
     {},
-    {"max_rows": 5},
+    {"max_sequences": 5},
     {"prefix_sharing": False},
     {"kv_bytes": TIGHT},
-    {"max_rows": 9, "pace": PATIENT, "kv_bytes": TIGHT},
-    {"max_rows": 7, "pace": IN_CHUNKS},
+    {"max_sequences": 9, "limits": PATIENT, "kv_bytes": TIGHT},
+    {"max_sequences": 7, "limits": IN_CHUNKS},
 ]
 
 
@@ -67,15 +66,15 @@ def test_answers_are_the_plain_engines(
     engine = gpu_engine(double, **way)  # type: ignore[arg-type]
     assert answer(engine, random.Random(str(way)).sample(requests, len(requests))) == expected
     assert_empty(engine)
-    assert way.get("max_rows") != 5 or engine.stats()["occupancy"] > 0.5
+    assert way.get("max_sequences") != 5 or engine.stats()["occupancy"] > 0.5
 
 
 class LateByOne(GpuEngine):
     """Places every answer token one position too far from its prompt."""
 
-    def _positions(self, decoding: SequenceOf[Sequence]) -> list[int]:
+    def _positions(self, decoding: Sequence[CachedSequence]) -> list[int]:
         for row in decoding:
-            self._pages.place(row, row.num_cached + 2)
+            self._pages.allocate(row, row.num_cached + 2)
         return [position + 1 for position in super()._positions(decoding)]
 
 
@@ -116,7 +115,7 @@ def test_grammars_penalties_and_scores_go_along(double: LoadedModel) -> None:
         replace(row, grammar=schema, params=replace(row.params, max_new_tokens=60, do_sample=number % 2 > 0))
         for number, row in enumerate(rows[::3])
     ]
-    engine, plain = gpu_engine(double, max_rows=6), PlainEngine(double)
+    engine, plain = gpu_engine(double, max_sequences=6), PlainEngine(double)
     scores = ScoreRequest("scores", rows[0].prompt_ids, ((5, 6), (7,)))
     for each in (engine, plain):
         each.submit(scores)
@@ -128,7 +127,7 @@ def test_answers_that_were_begun_are_gone_on_with(double: LoadedModel) -> None:
     rows = [replace(row, params=GenerationParams(20)) for row in mixed_requests(dolly(double), 14)]
     whole = answer(PlainEngine(double), rows)
     partial = cut_at(whole, rows)
-    found = answer(gpu_engine(double, max_rows=6), partial)
+    found = answer(gpu_engine(double, max_sequences=6), partial)
     assert found == answer(PlainEngine(double), partial)
     assert all(found[row.key].token_ids == whole[row.key].token_ids for row in rows)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.gpu import checks, main, rates
 from benchmarks.gpu.work import NUM_PREFIX, SHAPES, Work, random_model
-from dolly_batch.engine.continuous.engine import FastEngine
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.engine import ContinuousEngine
+from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.models import sizing
 from dolly_batch.models.config import check_config
 
@@ -82,10 +82,10 @@ def test_checks_pass_and_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert checks.main(CPU, print, names) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"checks": 4, "failed": []}
 
-    def shifted(self: FastEngine, decoding: SequenceOf[Sequence]) -> list[int]:
+    def shifted(self: ContinuousEngine, decoding: Sequence[CachedSequence]) -> list[int]:
         return [row.num_cached + 1 for row in decoding]
 
-    monkeypatch.setattr(FastEngine, "_positions", shifted)
+    monkeypatch.setattr(ContinuousEngine, "_positions", shifted)
     assert checks.main(CPU, print, ["greedy, heads of 80, float32", "int8 near"]) == 1
     told = capsys.readouterr().out
     assert json.loads(told.splitlines()[-1])["failed"] == ["greedy, heads of 80, float32"]

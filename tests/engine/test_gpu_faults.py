@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
-from dolly_batch.engine.continuous.sequence import Sequence, Step
+from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
-from tests.engine.test_fast_faults import refuse_memory
+from tests.engine.test_continuous_faults import refuse_memory
 
 
 class ShortOfMemory(GpuEngine):
@@ -24,8 +23,8 @@ class ShortOfMemory(GpuEngine):
     poison = ""
     num_failures = 0
 
-    def _forward(self, step: Step) -> tuple[list[Sequence], torch.Tensor]:
-        rows = {row.request.key for row in [*step.decoding, *(chunk.row for chunk in step.chunks)]}
+    def _forward(self, step: Step) -> tuple[list[CachedSequence], torch.Tensor]:
+        rows = {row.request.key for row in [*step.decoding, *(chunk.sequence for chunk in step.chunks)]}
         found = super()._forward(step)
         if len(rows) > self.enough or self.poison in rows:
             self.num_failures += 1
@@ -61,7 +60,7 @@ def test_broken_logits_fail_their_row_alone(neox_folder: Path, poison: float) ->
     assert len(clean) > 25
     with torch.no_grad():
         spoilt.model.gpt_neox.embed_in.weight[200] = poison
-    engine = gpu_engine(spoilt, max_rows=4, kv_bytes=TIGHT)
+    engine = gpu_engine(spoilt, max_sequences=4, kv_bytes=TIGHT)
     found = answer(engine, [*requests[:20], *poisoned, *requests[20:]])
     assert {found[row.key].failure.status for row in poisoned} == {"model_error"}  # type: ignore[union-attr]
     assert {key: found[key] for key in clean} == {key: expected[key] for key in clean}

@@ -6,12 +6,11 @@ import pytest
 
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
-from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
+from tests.engine.engines import TIGHT, answer, assert_empty, gpu_engine
 
 
 def test_a_common_prefix_is_held_once(double: LoadedModel) -> None:
@@ -30,12 +29,12 @@ def test_a_common_prefix_is_held_once(double: LoadedModel) -> None:
 class Optimist(Pages):
     """Expects every row to end at once."""
 
-    def _num_expected(self, row: Sequence) -> int:
+    def _num_expected_for(self, row: CachedSequence) -> int:
         return -(-row.num_tokens // PAGE_TOKENS)
 
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
-def test_rows_that_outgrow_the_pages_are_suspended_and_go_on(double: LoadedModel, prefix_sharing: bool) -> None:
+def test_rows_that_outgrow_the_pages_are_preempted_and_resumed(double: LoadedModel, prefix_sharing: bool) -> None:
     engine, plain = (
         gpu_engine(double, pages=Optimist, kv_bytes=TIGHT, prefix_sharing=prefix_sharing),
         PlainEngine(double),
@@ -47,7 +46,7 @@ def test_rows_that_outgrow_the_pages_are_suspended_and_go_on(double: LoadedModel
         rows = [Request(str(row), ids, GenerationParams(90, row % 2 > 0), row) for row, ids in enumerate(prompts)]
         assert answer(engine, rows) == answer(plain, rows)
         assert_empty(engine)
-    assert engine.stats()["num_suspended"] > 15
+    assert engine.stats()["num_preempted"] > 15
     assert engine.stats()["num_out_of_memory"] == 0
     longest = Request("longest", tuple(draw.choices(range(4, 390), k=2040)), GenerationParams(8))
     engine.submit(longest)
@@ -57,15 +56,15 @@ def test_rows_that_outgrow_the_pages_are_suspended_and_go_on(double: LoadedModel
 
 def test_rows_are_admitted_by_what_others_came_to_need(double: LoadedModel) -> None:
     """Answers that end by themselves long before they must leave room for more rows."""
-    pages = Pages(CacheShape.of(double), TIGHT, max_rows=64, max_positions=2048)
+    pages = Pages(CacheShape.of(double), TIGHT, max_sequences=64, max_positions=2048)
     params = GenerationParams(max_new_tokens=512)
-    ended, other = (Sequence(Request("", (5,) * 40, params)) for _ in range(2))
+    ended, other = (CachedSequence(Request("", (5,) * 40, params)) for _ in range(2))
     for number in range(200):
-        pages.place(ended, 60)
+        pages.allocate(ended, 60)
         if number == 0:
-            assert pages._num_outstanding == -(-(40 + 511) // PAGE_TOKENS) - 4
+            assert pages._num_expected == -(-(40 + 511) // PAGE_TOKENS) - 4
         ended.token_ids, ended.finish_reason = [7] * 19, "stop"
-        pages.release(ended)
+        pages.free(ended)
         ended.token_ids, ended.finish_reason = [], None
-    pages.place(other, 41)
-    assert 41 + 20 <= PAGE_TOKENS * (len(other.place.pages) + pages._num_outstanding) <= 41 + 80
+    pages.allocate(other, 41)
+    assert 41 + 20 <= PAGE_TOKENS * (len(other.location.pages) + pages._num_expected) <= 41 + 80

@@ -12,9 +12,9 @@ from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.records import Completion, GenerationParams, PartialAnswer, PromptRow, Request
 from dolly_batch.tiny import MODEL_FOLDER
-from tests.engine.fast import answer, fast_engine
+from tests.engine.engines import answer, continuous_engine
 from tests.engine.questions import dolly, mixed_requests
-from tests.engine.test_fast_faults import ShortOfMemory
+from tests.engine.test_continuous_faults import ShortOfMemory
 
 WHOLE = 24
 PARAMS = {
@@ -57,7 +57,9 @@ def test_an_answer_gone_on_with_is_the_answer_given_in_one_go(
     model = loaded["gptj" if kind == "gptj" else "gpt_neox"]
 
     def engine() -> Engine:
-        return fast_engine(model, max_rows=7) if kind == "fast" else PlainEngine(model, max_batch_tokens=1500)
+        return (
+            continuous_engine(model, max_sequences=7) if kind == "fast" else PlainEngine(model, max_batch_tokens=1500)
+        )
 
     requests = [replace(row, params=PARAMS[params]) for row in mixed_requests(dolly(model), 16)]
     whole = answer(engine(), requests)
@@ -75,7 +77,7 @@ def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
     steps: list[int] = []
 
     def decoded(rows: list[Request]) -> tuple[float, int]:
-        engine = fast_engine(model)
+        engine = continuous_engine(model)
         answers = answer(engine, rows)
         stats = engine.stats()
         steps.append(int(stats["num_steps"]))
@@ -83,7 +85,7 @@ def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
 
     num_whole, num_tokens = decoded(requests)
     assert num_whole == num_tokens
-    whole = answer(fast_engine(model), requests)
+    whole = answer(continuous_engine(model), requests)
     partial = [replace(row, partial_ids=whole[row.key].token_ids[:-3]) for row in requests]
     assert decoded(partial) == (num_whole - sum(len(row.partial_ids) for row in partial), num_tokens)
     assert steps[1] < steps[0] / 3
@@ -92,23 +94,23 @@ def test_only_the_rest_is_generated(loaded: dict[str, LoadedModel]) -> None:
 def test_a_beginning_that_is_not_the_requests_own_is_dropped(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["gpt_neox"]
     requests = [replace(row, params=PARAMS["sampled"]) for row in mixed_requests(dolly(model), 6)]
-    whole = answer(fast_engine(model), requests)
+    whole = answer(continuous_engine(model), requests)
     wrong = [replace(row, partial_ids=((whole[row.key].token_ids[0] + 1) % 300, 5, 6)) for row in requests]
-    for engine in (fast_engine(model), PlainEngine(model)):
+    for engine in (continuous_engine(model), PlainEngine(model)):
         assert answer(engine, wrong) == whole
 
 
 def test_rows_that_gave_way_go_on_from_where_they_began(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["gpt_neox"]
     requests = [replace(row, params=PARAMS["sampled"]) for row in mixed_requests(dolly(model), 16)]
-    whole = answer(fast_engine(model), requests)
+    whole = answer(continuous_engine(model), requests)
 
     class LateShortage(ShortOfMemory):
         def _forward(self, step: Step):  # type: ignore[no-untyped-def]
             self.enough = 64 if self.stats()["num_steps"] < 2 else 4  # once the partial answers are in
             return super()._forward(step)
 
-    engine = fast_engine(model, LateShortage)
+    engine = continuous_engine(model, LateShortage)
     found = answer(engine, cut_at(whole, requests))
     assert engine.stats()["num_out_of_memory"] > 0
     assert {key: replace(completion, num_partial_tokens=0) for key, completion in found.items()} == whole
@@ -118,7 +120,7 @@ def test_a_beginning_needs_room_and_no_grammar(loaded: dict[str, LoadedModel]) -
     prompt = tuple(dolly(loaded["gpt_neox"]).encode("Say hello.", None))
     full = Request("full", prompt, GenerationParams(3, do_sample=False), partial_ids=(5, 6, 7))
     bound = Request("bound", prompt, GenerationParams(9, do_sample=False), grammar="{}", partial_ids=(5, 6, 7))
-    for engine in (fast_engine(loaded["gpt_neox"]), PlainEngine(loaded["gpt_neox"])):
+    for engine in (continuous_engine(loaded["gpt_neox"]), PlainEngine(loaded["gpt_neox"])):
         for completion in answer(engine, [full, bound]).values():
             assert completion.failure is not None
             assert completion.failure.status == "model_error"

@@ -1,1 +1,1 @@
-"""The continuous-batching engine: a row leaves when it ends, and the next one takes its slot."""
+"""The continuous-batching engine: a sequence that ends leaves its slot to the next one."""

@@ -1,10 +1,10 @@
-"""What the fast engine asks of a cache of keys and values, and the door by which it sees the model's attention.
+"""The interface of a KV cache, and the attention function that Hugging Face's modules call.
 
-A cache decides where keys and values lie and how they are attended to; all else is the same on every device. The
-modules are Hugging Face's: their attention calls `attend` below with packed [1, heads, tokens, head size] tensors.
+A cache decides where keys and values are stored and how they are attended to; all else is the same on every device. The
+modules' attention calls `attend` below with packed [1, heads, tokens, head size] tensors.
 """
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +14,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dolly_batch.engine.continuous.sequence import Sequence, Step
+from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.weights.loading import LoadedModel
 
 ATTENTION = "dolly_batch"
-HEADROOM = 16  # tokens that a row may grow before its first move
+HEADROOM = 16  # tokens that a sequence may grow before its first move
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class CacheShape:
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "CacheShape":
-        """The shape for a loaded GPT-NeoX."""
-        config = loaded.model.config
-        head_size = config.hidden_size // config.num_attention_heads
-        return cls(config.num_hidden_layers, config.num_attention_heads, head_size, loaded.dtype, loaded.device)
+        """The shape for a loaded model."""
+        config = loaded.folder.config
+        return cls(config.num_layers, config.num_heads, config.head_size, loaded.dtype, loaded.device)
 
     @property
     def token_bytes(self) -> int:
@@ -45,37 +44,37 @@ class CacheShape:
 
 
 class StepAttention(Protocol):
-    """The attention of one step: it knows which packed token belongs to which row."""
+    """The attention of one step: it knows which packed token belongs to which sequence."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store a layer's new keys and values and return [1, tokens, heads, head size]; inputs as the module says."""
 
 
 class Cache(Protocol):
-    """Where the keys and values of rows lie. Only `num_bytes` may be read at any time."""
+    """Where the keys and values of sequences are stored. Only `num_bytes` may be read at any time."""
 
     num_bytes: int
     peak_bytes: int
 
-    def has_room(self, row: Sequence) -> bool:
-        """Whether the row can be taken in now, to its full length. Always true while no other row is in."""
+    def has_room(self, sequence: CachedSequence) -> bool:
+        """Whether the sequence can be admitted now, to its full length. Always true while it would be the only one."""
 
-    def place(self, row: Sequence, num_tokens: int) -> None:
-        """Make room for the row's first `num_tokens` tokens, keeping what it holds.
+    def allocate(self, sequence: CachedSequence, num_tokens: int) -> None:
+        """Make room for the sequence's first `num_tokens` tokens, keeping what is cached.
 
         May run out of memory, and then leaves all as it was.
         """
 
-    def copy_prefix(self, donor: Sequence, row: Sequence, num_tokens: int) -> None:
-        """Copy the donor's first tokens to a row that is placed."""
+    def share_prefix(self, source: CachedSequence, sequence: CachedSequence, num_tokens: int) -> None:
+        """Give an allocated sequence the first tokens of another one."""
 
-    def release(self, row: Sequence, spoilt: bool = False) -> None:
-        """Forget the row. `spoilt` says that it may hold NaN, which nobody must find in its place."""
+    def free(self, sequence: CachedSequence, has_nan: bool = False) -> None:
+        """Forget the sequence. `has_nan` says that its keys and values may be NaN, and must not reach later ones."""
 
-    def plan(self, step: Step) -> tuple[SequenceOf[Sequence], StepAttention]:
-        """Return the decoding rows in the order that suits the cache, and the step's attention.
+    def plan(self, step: Step) -> tuple[Sequence[CachedSequence], StepAttention]:
+        """Return the decoding sequences in the order that suits the cache, and the step's attention.
 
-        The packed tokens are one of each of those rows, then the chunks' in the step's order, then padding.
+        The packed tokens are one of each of those sequences, then the chunks' in the step's order, then padding.
         """
 
 

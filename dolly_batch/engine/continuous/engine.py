@@ -1,34 +1,33 @@
-"""The fast engine: every step schedules, runs and samples; a row leaves the moment it ends and the next takes its slot.
+"""The continuous engine: each step schedules, runs and samples; a sequence that ends leaves its slot to the next one.
 
-Prompts are fed in without padding, packed behind the decoding rows' tokens; modules are Hugging Face's own, attention
-is the cache's (`cache.py`). A row's answer depends on its prompt, seed and parameters alone, not on its neighbours.
+Prompts are fed in without padding, packed behind the decoding sequences' tokens; modules are Hugging Face's own,
+attention is the cache's (`cache.py`). An answer depends on prompt, seed and parameters alone, not on the batch.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dolly_batch.engine.base import ModelEngine, no_memory
 from dolly_batch.engine.continuous.cache import Cache, install
-from dolly_batch.engine.continuous.scheduler import CPU_PACE, MAX_ROWS, Pace, Schedule
-from dolly_batch.engine.continuous.sequence import Sequence, Step
+from dolly_batch.engine.continuous.scheduler import CPU_LIMITS, MAX_SEQUENCES, Scheduler, StepLimits
+from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.grammar import Constraint
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.protocol import no_heartbeat
-from dolly_batch.engine.sampler import next_tokens
+from dolly_batch.engine.sampling import next_tokens
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Request
 
-_ROWS_STEP = 8  # products of fewer rows, or of an odd number in float64, give other bits
+_PADDED_TO = 8  # products of fewer rows, or of an odd number in float64, give other bits
 _SCORED_TOKENS = 4_096
 
 
-class FastEngine(ModelEngine):
-    """Runs requests in continuous batches, a forward a step. When memory runs out, half of the rows go back to wait.
+class ContinuousEngine(ModelEngine):
+    """Runs requests in continuous batches, one forward a step.
 
-    GPT-NeoX only.
+    When memory runs out, half of the sequences wait again. `Architecture.continuous` says for which models it is.
     """
 
     def __init__(
@@ -36,63 +35,58 @@ class FastEngine(ModelEngine):
         loaded: LoadedModel,
         cache: Cache,
         *,
-        max_rows: int = MAX_ROWS,
+        max_sequences: int = MAX_SEQUENCES,
         prefix_sharing: bool = True,
-        pace: Pace = CPU_PACE,
+        limits: StepLimits = CPU_LIMITS,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
         super().__init__(loaded, _SCORED_TOKENS, heartbeat)
         self._cache = cache
-        self._schedule = Schedule(cache, max_rows, prefix_sharing, pace)
+        self._scheduler = Scheduler(cache, max_sequences, prefix_sharing, limits, self._stop_id)
         install(loaded.model)
 
     def stats(self) -> dict[str, float]:
-        """What has been done so far: steps, tokens, slots used of those there were, bytes of keys and values."""
-        return {**self._schedule.usage.summary(), "peak_kv_bytes": self._cache.peak_bytes}
+        """Counts so far: steps, tokens, slots and how many were used, peak bytes of keys and values."""
+        return {**self._scheduler.stats.summary(), "peak_kv_bytes": self._cache.peak_bytes}
 
     @property
-    def _num_rows(self) -> int:
-        return len(self._schedule.waiting) + len(self._schedule.running)
+    def _num_sequences(self) -> int:
+        return len(self._scheduler.waiting) + len(self._scheduler.running)
 
     def _add(self, request: Request, constraint: Constraint | None) -> None:
-        self._schedule.add(Sequence(request, constraint=constraint))
+        self._scheduler.add(CachedSequence(request, constraint=constraint))
 
     @torch.inference_mode()
-    def _generate(self) -> list[Sequence]:
-        """Schedule, run, sample: one step."""
+    def _generate(self) -> list[CachedSequence]:
+        """One step."""
         try:
             return self._run_step()
         except OUT_OF_MEMORY:
             pass
         # Out of the except block, where the error's traceback would keep the step's tensors alive.
-        return self._give_way()
+        return self._preempt_half()
 
-    def _run_step(self) -> list[Sequence]:
+    def _run_step(self) -> list[CachedSequence]:
         with allocator_errors():
-            step = self._schedule.next_step()
+            step = self._scheduler.next_step()
             if not step:
                 return []
             self._heartbeat()
-            rows, logits = self._forward(step)
-            token_ids, sound = next_tokens(logits, rows)
-        self._schedule.advance(step)
-        ended = self._take(rows, token_ids, sound)
-        self._schedule.read(rows)
-        for row in ended:
-            self._schedule.end(row)
-        return ended
+            sequences, logits = self._forward(step)
+            token_ids, sound = next_tokens(logits, sequences)
+        return self._scheduler.postprocess(step, sequences, token_ids, sound)
 
-    def _forward(self, step: Step) -> tuple[list[Sequence], Tensor]:
-        """Return the rows whose next token can be chosen, and their logits, [rows, vocabulary]."""
+    def _forward(self, step: Step) -> tuple[list[CachedSequence], Tensor]:
+        """Return the sequences whose next token can be chosen, and their logits, [sequences, vocabulary]."""
         decoding, attention = self._cache.plan(step)
-        ids = [row.token_ids[-1] for row in decoding]
+        ids = [sequence.token_ids[-1] for sequence in decoding]
         positions = self._positions(decoding)
-        rows, last = list(decoding), list(range(len(decoding)))
+        sequences, last = list(decoding), list(range(len(decoding)))
         for chunk in step.chunks:
-            ids += chunk.row.ids(chunk.start, chunk.stop)
+            ids += chunk.sequence.ids(chunk.start, chunk.stop)
             positions += range(chunk.start, chunk.stop)
             if chunk.is_last:
-                rows.append(chunk.row)
+                sequences.append(chunk.sequence)
                 last.append(len(ids) - 1)
         num_logits = len(last)
         for numbers in (ids, positions, last):
@@ -105,22 +99,23 @@ class FastEngine(ModelEngine):
             logits_to_keep=torch.tensor(last, dtype=torch.long, device=self._device),
             step=attention,
         )
-        return rows, output.logits[0, :num_logits]
+        return sequences, output.logits[0, :num_logits]
 
-    def _positions(self, decoding: SequenceOf[Sequence]) -> list[int]:
-        return [row.num_cached for row in decoding]
+    # A method of its own so that tests can shift positions and see the comparison with `generate` fail.
+    def _positions(self, decoding: Sequence[CachedSequence]) -> list[int]:
+        return [sequence.num_cached for sequence in decoding]
 
-    def _give_way(self) -> list[Sequence]:
-        """Go on with half of the rows; a row that has no memory even alone fails."""
-        row = self._schedule.give_way()
+    def _preempt_half(self) -> list[CachedSequence]:
+        """Continue with half of the sequences; one that has no memory even alone fails, and is returned."""
+        sequence = self._scheduler.preempt_half()
         self._free_memory()
-        if row is None:
+        if sequence is None:
             return []
-        row.failure = no_memory(row.request)
-        self._schedule.end(row)
-        return [row]
+        sequence.failure = no_memory(sequence.request)
+        self._scheduler.end(sequence)
+        return [sequence]
 
 
 def _pad(numbers: list[int]) -> None:
-    """Make their count a multiple of `_ROWS_STEP`; what is computed for the padding is never read."""
-    numbers += [0] * (-len(numbers) % _ROWS_STEP)
+    """Make their count a multiple of `_PADDED_TO`; what is computed for the padding is never read."""
+    numbers += [0] * (-len(numbers) % _PADDED_TO)

@@ -1,45 +1,45 @@
-"""Which row has computed what another needs: keys and values of a common start of two prompts are computed once."""
+"""Prefix sharing: which cached prompt has the longest start in common with a new one."""
 
 from bisect import bisect_left, insort
 
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence
 
-MIN_SHARED = 8  # fewer tokens are as soon computed as copied
+MIN_SHARED = 8  # fewer tokens are computed as fast as they are copied
 
 
 class Prefixes:
-    """The prompts whose keys and values lie in the cache, sorted, so that the nearest stand beside each other."""
+    """Sequences whose prompts are cached, sorted by prompt: the longest common start is a neighbour's."""
 
     def __init__(self) -> None:
-        self._rows: list[Sequence] = []
+        self._sequences: list[CachedSequence] = []
 
-    def add(self, row: Sequence) -> None:
-        """The row's prompt has been computed."""
-        insort(self._rows, row, key=_prompt)
+    def add(self, sequence: CachedSequence) -> None:
+        """The sequence's prompt has been computed."""
+        insort(self._sequences, sequence, key=_prompt)
 
-    def remove(self, row: Sequence) -> None:
-        """The row leaves the cache."""
-        if row in self._rows:
-            self._rows.remove(row)
+    def remove(self, sequence: CachedSequence) -> None:
+        """The sequence leaves the cache."""
+        if sequence in self._sequences:
+            self._sequences.remove(sequence)
 
-    def holds_only(self, row: Sequence) -> bool:
-        """Whether this row's prompt is the only one."""
-        return self._rows == [row]
+    def is_only(self, sequence: CachedSequence) -> bool:
+        """Whether this sequence's prompt is the only one here."""
+        return self._sequences == [sequence]
 
-    def longest(self, row: Sequence) -> tuple[Sequence | None, int]:
-        """The row that shares the longest start with this one, and how many tokens: all but the last at most."""
-        place = bisect_left(self._rows, _prompt(row), key=_prompt)
-        best: tuple[Sequence | None, int] = (None, 0)
-        for donor in self._rows[max(0, place - 1) : place + 1]:
-            length = num_common(donor, row)
+    def longest(self, sequence: CachedSequence) -> tuple[CachedSequence | None, int]:
+        """The best prefix source for a sequence, and how many tokens they share: all but its last at most."""
+        index = bisect_left(self._sequences, _prompt(sequence), key=_prompt)
+        best: tuple[CachedSequence | None, int] = (None, 0)
+        for source in self._sequences[max(0, index - 1) : index + 1]:
+            length = num_common(source, sequence)
             if length > best[1]:
-                best = (donor, length)
+                best = (source, length)
         return best
 
 
-def num_common(donor: Sequence, row: Sequence) -> int:
-    """Tokens that the prompts have in common at their start, the row's last one not counted."""
-    ours, theirs = row.request.prompt_ids[:-1], donor.request.prompt_ids
+def num_common(source: CachedSequence, sequence: CachedSequence) -> int:
+    """Tokens that the prompts have in common at their start, the last one of `sequence` not counted."""
+    ours, theirs = sequence.request.prompt_ids[:-1], source.request.prompt_ids
     low, high = 0, min(len(ours), len(theirs))
     while low < high:
         middle = (low + high + 1) // 2
@@ -50,5 +50,5 @@ def num_common(donor: Sequence, row: Sequence) -> int:
     return low
 
 
-def _prompt(row: Sequence) -> tuple[int, ...]:
-    return row.request.prompt_ids
+def _prompt(sequence: CachedSequence) -> tuple[int, ...]:
+    return sequence.request.prompt_ids

@@ -1,28 +1,29 @@
-"""Which rows run in the next step: longest first, refilled as slots fall free, admitted as memory allows."""
+"""Scheduling: which sequences run in the next step. Longest first, admitted as memory allows."""
 
 from bisect import insort
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dolly_batch.engine.continuous.cache import HEADROOM, Cache
 from dolly_batch.engine.continuous.prefixes import MIN_SHARED, Prefixes, num_common
-from dolly_batch.engine.continuous.sequence import Chunk, Sequence, Step
-from dolly_batch.engine.memory import OUT_OF_MEMORY, RowLimit, allocator_errors
+from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
+from dolly_batch.engine.memory import OUT_OF_MEMORY, SequenceLimit, allocator_errors
 from dolly_batch.engine.requests import num_positions
+from dolly_batch.engine.sequence import append_tokens
 
-MAX_ROWS = 64
-# Chunks end at multiples of this in the row's own positions, so that where a row is cut depends on no other row.
+MAX_SEQUENCES = 64
+# Chunks end at multiples of this, in absolute positions, so that they do not depend on the batch.
 CHUNK_TOKENS = 256
 STEP_TOKENS = 512  # of prompts; beyond some hundred, more at once is no faster
-_WORTH_WAITING = 16
+_MIN_WAITED_FOR = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StepLimits:
     """How much goes into a step, by what the device is good at.
 
-    Rows are admitted every `admit_every` steps while others decode, so that a device that runs prompts apart from the
-    rest runs many at a time.
+    Sequences are admitted every `admit_every` steps while others decode, so that a device that runs prompts
+    separately runs many at a time.
     """
 
     chunk_tokens: int = CHUNK_TOKENS
@@ -30,12 +31,12 @@ class Pace:
     admit_every: int = 1
 
 
-CPU_PACE = Pace()
+CPU_LIMITS = StepLimits()
 
 
 @dataclass
-class Usage:
-    """What a schedule has done. Slot steps are counted while rows wait: the final drain can't be full."""
+class SchedulerStats:
+    """What a scheduler has done. Slot steps are counted while sequences wait: the final drain can't be full."""
 
     num_steps: int = 0
     num_prompt_tokens: int = 0
@@ -45,199 +46,228 @@ class Usage:
     slot_steps: int = 0
     slot_steps_used: int = 0
     num_out_of_memory: int = 0
-    num_suspended: int = 0
+    num_preempted: int = 0
 
     def summary(self) -> dict[str, float]:
         """The counts by name, and `occupancy`, the share of slots in use."""
         return {**asdict(self), "occupancy": self.slot_steps_used / max(1, self.slot_steps)}
 
 
-class Schedule:
-    """Rows that wait and rows that run. `next_step` may run out of memory, as the step itself may: see `give_way`.
+class Scheduler:
+    """Sequences that wait and sequences that run.
 
-    A row that waits takes nothing from those that run: where there is no memory to admit it, it waits on.
+    `next_step` may run out of memory, as the step itself may: see `preempt_half`. A waiting sequence takes nothing from
+    those that run: where there is no memory to admit it, it keeps waiting.
     """
 
     def __init__(
-        self, cache: Cache, max_rows: int = MAX_ROWS, prefix_sharing: bool = True, pace: Pace = CPU_PACE
+        self,
+        cache: Cache,
+        max_sequences: int = MAX_SEQUENCES,
+        prefix_sharing: bool = True,
+        limits: StepLimits = CPU_LIMITS,
+        stop_id: int | None = None,
     ) -> None:
-        self.waiting: list[Sequence] = []  # longest first
-        self.running: list[Sequence] = []
-        self.usage = Usage()
+        self.waiting: list[CachedSequence] = []  # longest first
+        self.running: list[CachedSequence] = []
+        self.stats = SchedulerStats()
         self._cache = cache
-        self._limit = RowLimit(max_rows)
+        self._limit = SequenceLimit(max_sequences)
+        self._limits = limits
+        self._stop_id = stop_id
         self._prefixes = Prefixes() if prefix_sharing else None
-        self._donor: Sequence | None = None  # ended, and kept as long as no running row can give its prefix
-        self._unread: set[Sequence] = set()  # prompts that are computed, of which no token is known yet
-        self._pace = pace
-        self._num_slots = max_rows
-        self._pause = 0  # steps until rows are admitted again
+        # Has ended, and stays cached as long as no running sequence can be the source of its prefix.
+        self._kept_source: CachedSequence | None = None
+        self._prefilled: set[CachedSequence] = set()  # their first token is not known yet
+        self._num_slots = max_sequences
+        self._steps_to_admission = 0
 
-    def add(self, row: Sequence) -> None:
-        """Let a row wait for its turn."""
-        insort(self.waiting, row, key=lambda waiting: -num_positions(waiting.request))
+    def add(self, sequence: CachedSequence) -> None:
+        """Let a sequence wait for its turn."""
+        insort(self.waiting, sequence, key=lambda waiting: -num_positions(waiting.request))
 
     def next_step(self) -> Step:
         """Lay out the next step, empty only when there is nothing to do."""
         step = Step()
-        num_left = self._pace.step_tokens
-        for row in self.running:
-            if row.is_full:
+        num_left = self._limits.step_tokens
+        for sequence in self.running:
+            if sequence.is_full:
                 continue
-            self._cache.place(row, row.num_tokens)
-            if row.is_decoding:
-                step.decoding.append(row)
+            self._cache.allocate(sequence, sequence.num_tokens)
+            if sequence.is_decoding:
+                step.decoding.append(sequence)
             else:
-                num_left -= self._add_chunks(step, row, num_left)
-        self._pause -= 1
-        if self._pause <= 0 or not step.decoding:
-            self._fill(step, num_left)
+                num_left -= self._add_chunks(step, sequence, num_left)
+        self._steps_to_admission -= 1
+        if self._steps_to_admission <= 0 or not step.decoding:
+            self._admit_waiting(step, num_left)
         if self.waiting:
-            self.usage.slot_steps += self._num_slots
-            self.usage.slot_steps_used += len(step.decoding) + len({id(chunk.row) for chunk in step.chunks})
+            self.stats.slot_steps += self._num_slots
+            num_prefilling = len({id(chunk.sequence) for chunk in step.chunks})
+            self.stats.slot_steps_used += len(step.decoding) + num_prefilling
         return step
 
-    def advance(self, step: Step) -> None:
-        """The step's tokens have been computed."""
-        self.usage.num_steps += 1
-        for row in step.decoding:
-            row.num_cached += 1
+    def postprocess(
+        self, step: Step, sequences: Sequence[CachedSequence], token_ids: Sequence[int], sound: Sequence[bool]
+    ) -> list[CachedSequence]:
+        """Record a step that has run, and the next tokens of `sequences`; return those that ended, and free them.
+
+        The GPU engine calls the two halves apart: `launched`, and one step later `collected`.
+        """
+        self.launched(step, sequences)
+        return self.collected(sequences, token_ids, sound)
+
+    def launched(self, step: Step, sequences: Sequence[CachedSequence]) -> None:
+        """The step's keys and values are computed before those of any later step; `sequences` have a token pending."""
+        self.stats.num_steps += 1
+        for sequence in step.decoding:
+            sequence.num_cached += 1
         for chunk in step.chunks:
-            chunk.row.num_cached = chunk.stop
-            self.usage.num_prompt_tokens += chunk.stop - chunk.start
-            if chunk.is_last and not chunk.row.token_ids:
-                self._unread.add(chunk.row)
+            chunk.sequence.num_cached = chunk.stop
+            self.stats.num_prompt_tokens += chunk.stop - chunk.start
+            if chunk.is_last and not chunk.sequence.token_ids:
+                self._prefilled.add(chunk.sequence)
+        for sequence in sequences:
+            sequence.num_pending += 1
 
-    def read(self, rows: SequenceOf[Sequence]) -> None:
-        """The rows' newest tokens are known. Prompts that gave a sound one may be copied from now on.
+    def collected(
+        self, sequences: Sequence[CachedSequence], token_ids: Sequence[int], sound: Sequence[bool]
+    ) -> list[CachedSequence]:
+        """The pending tokens of a launched step are known; return the sequences that ended, and free them."""
+        for sequence in sequences:
+            sequence.num_pending -= 1
+        ended = append_tokens(sequences, token_ids, sound, self._stop_id)
+        for sequence in sequences:
+            if sequence in self._prefilled:
+                self._prefilled.remove(sequence)
+                # Not shared before: a NaN of the prompt may be in its very first keys and values.
+                if self._prefixes is not None and sequence.failure is None:
+                    self._prefixes.add(sequence)
+                    self._free_kept_source()
+        for sequence in ended:
+            self.end(sequence)
+        return ended
 
-        Not before: what a NaN in a prompt has spoilt begins at the prompt's first token.
-        """
-        for row in rows:
-            if row in self._unread:
-                self._unread.remove(row)
-                if self._prefixes is not None and row.failure is None:
-                    self._prefixes.add(row)
-                    self._drop_donor()
-
-    def end(self, row: Sequence) -> None:
-        """A row has ended: its place is free for the next step."""
-        self.running.remove(row)
-        self.usage.num_answer_tokens += len(row.token_ids)
-        self.usage.num_partial_tokens += row.num_partial
+    def end(self, sequence: CachedSequence) -> None:
+        """Remove a sequence that has ended: its slot is free for the next step."""
+        self.running.remove(sequence)
+        self.stats.num_answer_tokens += len(sequence.token_ids)
+        self.stats.num_partial_tokens += sequence.num_partial
         if self._prefixes is not None:
-            if self._prefixes.holds_only(row) and row.failure is None:
-                self._donor = row
+            if self._prefixes.is_only(sequence) and sequence.failure is None:
+                self._kept_source = sequence
                 return
-            self._prefixes.remove(row)
-        self._cache.release(row, spoilt=row.failure is not None)
+            self._prefixes.remove(sequence)
+        self._cache.free(sequence, has_nan=sequence.failure is not None)
 
-    def give_way(self) -> Sequence | None:
-        """Memory ran out: half of the rows go back to wait. Returns the row if it was alone: it can't be run.
+    def preempt_half(self) -> CachedSequence | None:
+        """Memory ran out: half of the sequences wait again, and start over.
 
-        Where nothing runs, memory ran out for the first row that waits. What a donor takes is given back first.
+        Returns the sequence that has no memory even alone; where nothing runs, that is the first one that waits. A kept
+        prefix source is freed first.
         """
-        self.usage.num_out_of_memory += 1
-        had_donor = self._donor is not None
-        self._drop_donor()
-        num_rows = len(self.running)
-        if had_donor and num_rows <= 1:
+        self.stats.num_out_of_memory += 1
+        had_source = self._kept_source is not None
+        self._free_kept_source()
+        num_sequences = len(self.running)
+        if had_source and num_sequences <= 1:
             return None
-        self._limit.fail(num_rows)
-        if num_rows == 0:
+        self._limit.fail(num_sequences)
+        if num_sequences == 0:
             self.running.append(self.waiting.pop(0))
-        if num_rows <= 1:
+        if num_sequences <= 1:
             return self.running[0]
-        for row in self.running[self._limit.max_rows :]:
+        for sequence in self.running[self._limit.max_sequences :]:
             if self._prefixes is not None:
-                self._prefixes.remove(row)
-            # What was being written when memory ran out is not known, so nothing is left of it.
-            self._unread.discard(row)
-            self._cache.release(row)
-            row.restart()
-            self.add(row)
-        del self.running[self._limit.max_rows :]
+                self._prefixes.remove(sequence)
+            # What was being written when memory ran out is unknown, so nothing of it is kept.
+            self._prefilled.discard(sequence)
+            self._cache.free(sequence)
+            sequence.restart()
+            self.add(sequence)
+        del self.running[self._limit.max_sequences :]
         return None
 
-    def suspend(self) -> None:
-        """The rows have outgrown the cache: the one taken in last waits again, and goes on from the answer it has.
+    def preempt(self) -> None:
+        """The sequences have outgrown the cache: the one admitted last waits again, and keeps its answer so far.
 
-        A donor that has ended is let go of first.
+        A kept prefix source is freed instead, if there is one.
         """
-        if self._donor is not None:
-            self._drop_donor()
+        if self._kept_source is not None:
+            self._free_kept_source()
             return
-        row = self.running.pop()
-        self.usage.num_suspended += 1
+        sequence = self.running.pop()
+        self.stats.num_preempted += 1
         if self._prefixes is not None:
-            self._prefixes.remove(row)
-        self._cache.release(row)
-        row.num_cached = 0
-        self.add(row)
-        self._pause = self._pace.admit_every
+            self._prefixes.remove(sequence)
+        self._cache.free(sequence)
+        sequence.num_cached = 0
+        self.add(sequence)
+        self._steps_to_admission = self._limits.admit_every
 
-    def _fill(self, step: Step, num_left: int) -> None:
-        """Admit rows that wait, as long as there are slots, memory and prompt tokens left in the step."""
+    def _admit_waiting(self, step: Step, num_left: int) -> None:
+        """Admit waiting sequences, as long as there are slots, memory and prompt tokens left in the step."""
         memory_left = True
-        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_rows:
-            row = self.waiting[0]
-            memory_left = self._has_room(row)
-            if not memory_left or self._should_wait(row, step):
+        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_sequences:
+            sequence = self.waiting[0]
+            memory_left = self._has_room(sequence)
+            if not memory_left or self._should_wait(sequence, step):
                 break
-            memory_left = self._admit(row)
+            memory_left = self._admit(sequence)
             if not memory_left:
                 break
-            num_left -= self._add_chunks(step, row, num_left)
-        self._num_slots = self._limit.max_rows if memory_left else len(self.running)
+            num_left -= self._add_chunks(step, sequence, num_left)
+        self._num_slots = self._limit.max_sequences if memory_left else len(self.running)
         if len(self.running) >= self._num_slots:
-            self._pause = self._pace.admit_every
+            self._steps_to_admission = self._limits.admit_every
 
-    def _has_room(self, row: Sequence) -> bool:
-        if not self._cache.has_room(row) and not self.running:
-            self._drop_donor()
-        return self._cache.has_room(row)
+    def _has_room(self, sequence: CachedSequence) -> bool:
+        if not self._cache.has_room(sequence) and not self.running:
+            self._free_kept_source()
+        return self._cache.has_room(sequence)
 
-    def _should_wait(self, row: Sequence, step: Step) -> bool:
-        """Whether a row that is being computed will have much of this one's prompt that none has yet."""
+    def _should_wait(self, sequence: CachedSequence, step: Step) -> bool:
+        """Whether a prompt that is being computed will share much more with this one than any cached prompt does."""
         if self._prefixes is None:
             return False
-        others = {*(chunk.row for chunk in step.chunks), *self._unread}
-        in_work = max((num_common(other, row) for other in others), default=0)
-        return in_work >= _WORTH_WAITING + self._prefixes.longest(row)[1]
+        others = {*(chunk.sequence for chunk in step.chunks), *self._prefilled}
+        in_work = max((num_common(other, sequence) for other in others), default=0)
+        return in_work >= _MIN_WAITED_FOR + self._prefixes.longest(sequence)[1]
 
-    def _admit(self, row: Sequence) -> bool:
-        """Take in the first row that waits. False, and it goes on waiting, when rows run and leave no memory for it."""
+    def _admit(self, sequence: CachedSequence) -> bool:
+        """Admit the first waiting sequence. False, and it keeps waiting, when those that run leave it no memory."""
         try:
             with allocator_errors():
-                self._cache.place(row, min(row.max_tokens, row.num_tokens + HEADROOM))
+                self._cache.allocate(sequence, min(sequence.max_tokens, sequence.num_tokens + HEADROOM))
         except OUT_OF_MEMORY:
             if not self.running:
                 raise
-            self.usage.num_out_of_memory += 1
+            self.stats.num_out_of_memory += 1
             return False
         del self.waiting[0]
-        self.running.append(row)
+        self.running.append(sequence)
         if self._prefixes is None:
             return True
-        donor, num_shared = self._prefixes.longest(row)
-        if donor is not None and num_shared >= MIN_SHARED:
-            self._cache.copy_prefix(donor, row, num_shared)
-            row.num_cached = num_shared
-            self.usage.num_shared_tokens += num_shared
+        source, num_shared = self._prefixes.longest(sequence)
+        if source is not None and num_shared >= MIN_SHARED:
+            self._cache.share_prefix(source, sequence, num_shared)
+            sequence.num_cached = num_shared
+            self.stats.num_shared_tokens += num_shared
         return True
 
-    def _add_chunks(self, step: Step, row: Sequence, max_tokens: int) -> int:
-        """Add the row's next chunks to the step, the last one as long as it is; return the number of their tokens."""
+    def _add_chunks(self, step: Step, sequence: CachedSequence, max_tokens: int) -> int:
+        """Add the sequence's next chunks to the step, the last one whole; return the number of their tokens."""
         num_tokens = 0
-        for chunk in Chunk(row, row.num_cached, row.num_tokens).cut(self._pace.chunk_tokens):
+        chunk = Chunk(sequence, sequence.num_cached, sequence.num_tokens)
+        for part in chunk.split(self._limits.chunk_tokens):
             if num_tokens >= max_tokens:
                 break
-            step.chunks.append(chunk)
-            num_tokens += chunk.stop - chunk.start
+            step.chunks.append(part)
+            num_tokens += part.stop - part.start
         return num_tokens
 
-    def _drop_donor(self) -> None:
-        if self._donor is not None and self._prefixes is not None:
-            self._prefixes.remove(self._donor)
-            self._cache.release(self._donor)
-            self._donor = None
+    def _free_kept_source(self) -> None:
+        if self._kept_source is not None and self._prefixes is not None:
+            self._prefixes.remove(self._kept_source)
+            self._cache.free(self._kept_source)
+            self._kept_source = None

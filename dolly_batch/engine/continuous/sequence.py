@@ -1,28 +1,27 @@
-"""A row on its way through the fast engine, and the work of one step."""
+"""A sequence of the continuous engine, and the work of one step."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dolly_batch.engine.plain.batch import Row
+from dolly_batch.engine.sequence import SequenceState
 
 
 @dataclass(eq=False)
-class Sequence(Row):
+class CachedSequence(SequenceState):
     """A request, its answer so far, and how many of its tokens have their keys and values in the cache.
 
-    `place` is where they lie, as the cache knows it; None while nothing does. `num_pending` counts the answer tokens
-    that have been chosen on the device and not been read yet.
+    `location` is where they are, as the cache knows it; None while nothing is allocated. `num_pending` counts the
+    answer tokens that a launched step chooses and the host has not collected yet.
     """
 
     num_cached: int = 0
     num_pending: int = 0
-    place: Any = None
+    location: Any = None
 
     @property
     def num_answer_tokens(self) -> int:
-        """Answer tokens so far, those not read yet among them."""
+        """Answer tokens so far, pending ones included."""
         return len(self.token_ids) + self.num_pending
 
     @property
@@ -32,7 +31,7 @@ class Sequence(Row):
 
     @property
     def is_full(self) -> bool:
-        """Whether it has all the tokens that it may have, and only their reading is outstanding."""
+        """Whether it has all the tokens that it may have, pending ones included."""
         return self.num_answer_tokens >= self.request.params.max_new_tokens
 
     @property
@@ -42,10 +41,10 @@ class Sequence(Row):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether exactly its newest answer token waits to be fed in."""
+        """Whether all but its newest answer token are cached."""
         return self.num_cached >= len(self.request.prompt_ids) and self.num_cached == self.num_tokens - 1
 
-    def ids(self, start: int, stop: int) -> SequenceOf[int]:
+    def ids(self, start: int, stop: int) -> Sequence[int]:
         """The token ids at positions `start` to `stop` of prompt and answer."""
         num_prompt = len(self.request.prompt_ids)
         if stop <= num_prompt:
@@ -55,38 +54,38 @@ class Sequence(Row):
         return [*self.request.prompt_ids[start:], *self.token_ids[: stop - num_prompt]]
 
     def restart(self) -> None:
-        """Forget the answer so far, and that anything of the row was in the cache."""
+        """Forget the answer so far, and that anything was cached."""
         super().restart()
         self.num_cached = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one row, at positions `start` to `stop`, that are fed in together."""
+    """Tokens of one sequence, at positions `start` to `stop`, that are fed in together."""
 
-    row: Sequence
+    sequence: CachedSequence
     start: int
     stop: int
 
     @property
     def is_last(self) -> bool:
-        """Whether the row's next token can be chosen after it."""
-        return self.stop == self.row.num_tokens
+        """Whether the sequence's next token can be chosen after it."""
+        return self.stop == self.sequence.num_tokens
 
-    def cut(self, size: int) -> "Iterator[Chunk]":
-        """It in parts that end at multiples of `size` in the row's own positions: no neighbour decides where."""
+    def split(self, size: int) -> "Iterator[Chunk]":
+        """Split the chunk at multiples of `size`, in absolute positions, so that chunks do not depend on the batch."""
         start = self.start
         while start < self.stop:
             stop = min(self.stop, (start // size + 1) * size)
-            yield Chunk(self.row, start, stop)
+            yield Chunk(self.sequence, start, stop)
             start = stop
 
 
 @dataclass(slots=True)
 class Step:
-    """What one forward runs: a token each of rows that decode, and chunks of others."""
+    """What one forward runs: one token of each decoding sequence, and chunks of others."""
 
-    decoding: list[Sequence] = field(default_factory=list)
+    decoding: list[CachedSequence] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
 
     def __bool__(self) -> bool:

@@ -1,1 +1,1 @@
-"""Triton kernels: attention over pages, sampling, int8 products. Importing them needs triton; nothing else does."""
+"""Compiled kernels: `cpu` by numba, `gpu` by Triton. Imported only where they are used."""

@@ -1,4 +1,4 @@
-"""How much goes into one batch, and what is learnt when memory runs out."""
+"""The size of a padded batch, and how it shrinks when memory runs out."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.models.sizing import layers_per_gpu
 from dolly_batch.records import Request
 
-MAX_ROWS = 256  # more rows hardly raise the throughput, and each needs its logits over the whole vocabulary
+MAX_SEQUENCES = 256  # more hardly raise the throughput, and each needs its logits over the whole vocabulary
 # Measured with pythia-160m's shape on one core: 8,192 and 16,384 take 10 to 20 % more CPU time, 2,048 12 %.
 _CPU_TOKENS = 4_096
 _CPU_CACHE_BYTES = 4 * 2**30
@@ -19,13 +19,13 @@ _CUDA_SHARE = 0.8
 def default_batch_tokens(loaded: LoadedModel) -> int:
     """Return how many tokens of cache a batch may hold, by the device's memory and the model's shape."""
     config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
-    cache_bytes = 2 * config.num_layers * config.hidden_size * item_bytes  # keys and values
+    cache_bytes = 2 * config.num_layers * config.kv_size * item_bytes  # keys and values
     if loaded.device.type != "cuda":
         return min(_CPU_TOKENS, _CPU_CACHE_BYTES // cache_bytes)
-    # Beside the cache: one layer's activations of the prefill and its mask, and the copy that growing the cache makes.
+    # In addition to the cache: a layer's activations and mask in the prefill, and the copy made when the cache grows.
     activation_bytes = 24 * config.hidden_size * item_bytes + 4 * config.max_positions
     layer_copy_bytes = 2 * cache_bytes // config.num_layers
-    logits_bytes = MAX_ROWS * config.vocab_size * 8
+    logits_bytes = MAX_SEQUENCES * config.vocab_size * 8
     devices = loaded.devices or (loaded.device,)
     room = []
     for device, num_layers in zip(devices, layers_per_gpu(config, len(devices)), strict=True):
@@ -37,26 +37,26 @@ def default_batch_tokens(loaded: LoadedModel) -> int:
 
 
 class TokenBudget:
-    """Bounds rows x (longest prompt + new tokens) of a batch; halved whenever a batch runs out of memory.
+    """Bounds sequences x (longest prompt + new tokens) of a batch; halved whenever a batch runs out of memory.
 
-    What a lower bound was learnt from stays learnt, except from a row that fails even alone: that says nothing about
-    other rows, so the bound is put back to what it was before the row's batches began to fail.
+    The lower bound stays, except after a sequence that fails even alone: it says nothing about others, so the bound
+    goes back to what it was before that sequence's batches began to fail.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self._proven = max_tokens
 
-    def num_rows(self, waiting: Sequence[Request]) -> int:
+    def num_sequences(self, waiting: Sequence[Request]) -> int:
         """How many of the first requests, longest first, make one batch: at least one where any waits."""
         longest_prompt = most_new = 0
-        for count, request in enumerate(waiting[: MAX_ROWS + 1]):
+        for count, request in enumerate(waiting[: MAX_SEQUENCES + 1]):
             longest_prompt = max(longest_prompt, len(request.prompt_ids))
             most_new = max(most_new, request.params.max_new_tokens)
             over = (count + 1) * (longest_prompt + most_new) > self.max_tokens
-            # Rows less than half as long wait for their own batch: padding them would cost more than one batch more.
+            # Those less than half as long wait for their own batch: padding them would cost more than another batch.
             short = 2 * num_positions(request) < num_positions(waiting[0])
-            if count == MAX_ROWS or (count and (over or short)):
+            if count == MAX_SEQUENCES or (count and (over or short)):
                 return count
         return len(waiting)
 

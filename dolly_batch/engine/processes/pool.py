@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dolly_batch.engine.protocol import no_heartbeat
-from dolly_batch.engine.requests import EqualRequests, num_positions
+from dolly_batch.engine.requests import Deduplication, num_positions, too_long
 from dolly_batch.errors import EngineError
 from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.models.folder import read_config
@@ -67,7 +67,7 @@ class WorkerPool:
         self._passed_on_at = time.monotonic()
         self._waiting: list[Request | ScoreRequest] = []  # longest first
         self._ended: list[Completion | Scores] = []
-        self._equals = EqualRequests()
+        self._deduplication = Deduplication()
         self._processes, self._parent_pipe, self._leader = _launch(spec, count)
         try:
             for process in self._processes:
@@ -80,11 +80,11 @@ class WorkerPool:
     def num_unfinished(self) -> int:
         """Requests submitted whose answer has not come out."""
         num_outstanding = sum(len(process.outstanding) for process in self._processes)
-        return len(self._waiting) + num_outstanding + len(self._ended) + self._equals.num_followers
+        return len(self._waiting) + num_outstanding + len(self._ended) + self._deduplication.num_duplicates
 
     def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request; one that can't be run comes out as a failure."""
-        if isinstance(request, ScoreRequest) or self._equals.leads(request):
+        if isinstance(request, ScoreRequest) or self._deduplication.is_primary(request):
             insort(self._waiting, request, key=lambda waiting: -_size(waiting))
 
     def step(self) -> list[Completion | Scores]:
@@ -96,13 +96,14 @@ class WorkerPool:
         ended, self._ended = self._ended, []
         answers: list[Completion | Scores] = []
         for answer in ended:
-            answers += [answer] if isinstance(answer, Scores) else self._equals.answer(answer)
+            answers += [answer] if isinstance(answer, Scores) else self._deduplication.with_duplicates(answer)
         return answers
 
     def score(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
         """Return the log-probability of each continuation's tokens after the prompt, in order."""
-        if not prompt_ids or len(prompt_ids) + max(map(len, continuations), default=0) > self.max_positions:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens and its continuations exceed {self.max_positions}")
+        failure = too_long(ScoreRequest("", tuple(prompt_ids), tuple(map(tuple, continuations))), self.max_positions)
+        if failure or not prompt_ids:
+            raise ValueError(failure.message if failure else "the prompt holds no tokens")
         process = min(self._processes, key=lambda process: len(process.outstanding))
         scores: list[float] = self._ask(process, {"score": [prompt_ids, continuations]})
         return scores

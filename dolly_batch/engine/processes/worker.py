@@ -35,13 +35,13 @@ def serve(channel: Channel, spec: EngineSpec, loaded: "LoadedModel", num_sharing
     """Answer the pool's requests until it closes the channel."""
     import torch
 
-    from dolly_batch.engine.load import fast_engine
+    from dolly_batch.engine.continuous.load import continuous_engine
 
     torch.set_num_threads(spec.num_threads or 1)
     reader: RecordReader[Request | ScoreRequest] = RecordReader()
     writer = RecordWriter()
     watchdog = Watchdog(spec.step_timeout_s, lambda: channel.send({"beat": True}))
-    engine: Any = fast_engine(spec, loaded, watchdog.beat, num_sharing)
+    engine: Any = continuous_engine(spec, loaded, watchdog.beat, num_sharing)
     channel.send({"ready": os.getpid()})
     while not channel.is_closed:
         for message in channel.receive(0 if engine.num_unfinished else None):
@@ -108,7 +108,7 @@ def main() -> None:
 
         # Before anything is computed: threads of the leader would not be there in the forked ones.
         torch.set_num_threads(1)
-        from dolly_batch.engine.load import load_packed
+        from dolly_batch.engine.continuous.load import load_packed
 
         loaded = load_packed(spec)
     except BaseException as error:  # the last chance to report it

@@ -1,10 +1,10 @@
-"""The forwards of scoring: what prompts have in common, the prompts, and the branches behind them, each run once.
+"""The forwards of scoring: the prompts' common prefix, the prompts, and the branches after them, each run once.
 
     prefix [1, known]    prompts [rows, rest]    branches [branches, nodes]
 
 A prompt sees the prefix. A branch is a part of a prompt's trie: its nodes see the prefix, their prompt and the nodes
-above them, by a mask of four dimensions, at the position that their depth gives. What tokens see before them is put
-together layer by layer and let go again, so that a prompt is kept once, however many branches it has.
+above them, by a mask of four dimensions, at the position that their depth gives. The keys and values before
+them are concatenated layer by layer and dropped again, so that a prompt is kept once, however many branches it has.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, [rows, h
 
 @dataclass(frozen=True)
 class Prefix:
-    """What prompts begin with."""
+    """A common prefix that has been run."""
 
     ids: tuple[int, ...] = ()
     layers: Sequence[tuple[Tensor, Tensor]] = ()
@@ -30,15 +30,15 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts that have been run: their tokens behind the prefix, and the hidden states of their last tokens."""
+    """Prompts that have been run: their lengths after the prefix, and the hidden states of their last tokens."""
 
     lengths: Sequence[int]
     layers: _Layers
     hidden: Tensor  # [prompts, hidden size]
 
 
-class _Seen(DynamicCache):
-    """What the tokens of one forward see before them: parts, one behind the other, and of each part these rows.
+class _PastLayers(DynamicCache):
+    """The keys and values before the tokens of one forward: parts, concatenated, with these rows of each part.
 
     None takes the part's only row for all. What the forward adds itself is in `layers_added`.
     """
@@ -51,7 +51,7 @@ class _Seen(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep a layer's new keys and values; return them behind those that are seen."""
+        """Keep a layer's new keys and values; return them after the past ones."""
         self.layers_added.append((key_states, value_states))
         parts = [(*layers[layer_idx], rows) for layers, rows in self._parts]
         num_rows = len(key_states)
@@ -67,8 +67,8 @@ def _taken(tensor: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:
 
 
 def run_prefix(model: Any, ids: tuple[int, ...]) -> Prefix:
-    """Run what prompts begin with."""
-    seen = _Seen()
+    """Run a common prefix."""
+    seen = _PastLayers()
     model.base_model(
         input_ids=torch.tensor([ids], device=model.device),
         position_ids=torch.arange(len(ids), device=model.device)[None],
@@ -79,17 +79,17 @@ def run_prefix(model: Any, ids: tuple[int, ...]) -> Prefix:
 
 
 def run_prompts(model: Any, prefix: Prefix, prompts: Sequence[tuple[int, ...]]) -> Prompts:
-    """Run prompts that begin with the prefix and go on behind it."""
+    """Run prompts that continue the prefix."""
     known = len(prefix.ids)
     lengths = [len(prompt) - known for prompt in prompts]
     width = max(lengths)
-    # Padding stands behind, where a causal mask hides it.
+    # Padding is on the right, where a causal mask hides it.
     ids = [[*prompt[known:], *[prompt[-1]] * (width - length)] for prompt, length in zip(prompts, lengths, strict=True)]
     mask = None
     if known:
         visible = torch.ones(width, known + width, dtype=torch.bool).tril(known)
         mask = _additive(visible, model)[None, None]
-    seen = _Seen((prefix.layers, None))
+    seen = _PastLayers((prefix.layers, None))
     hidden = model.base_model(
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=mask,
@@ -107,7 +107,7 @@ def run_branches(model: Any, prefix: Prefix, prompts: Prompts, branches: Sequenc
     width = max(trie.num_nodes for _, trie in branches)
     before = known + longest
     visible = torch.zeros(len(branches), width, before + width, dtype=torch.bool)
-    visible[:, range(width), range(before, before + width)] = True  # padding sees itself, and is seen by nobody else
+    visible[:, range(width), range(before, before + width)] = True  # padding sees itself alone, and nothing sees it
     ids, positions = [], []
     nodes: list[int] = []
     for row, (prompt, trie) in enumerate(branches):
@@ -123,13 +123,13 @@ def run_branches(model: Any, prefix: Prefix, prompts: Prompts, branches: Sequenc
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=_additive(visible, model)[:, None],
         position_ids=torch.tensor(positions, device=model.device),
-        past_key_values=_Seen((prefix.layers, None), (prompts.layers, rows)),
+        past_key_values=_PastLayers((prefix.layers, None), (prompts.layers, rows)),
         use_cache=True,
     ).last_hidden_state
     return hidden.flatten(0, 1)[torch.tensor(nodes, device=model.device)]
 
 
 def _additive(visible: Tensor, model: Any) -> Tensor:
-    """A mask to be added to attention's products: 0 where a token is visible, the lowest number elsewhere."""
+    """An additive attention mask: 0 where a token is visible, the lowest number elsewhere."""
     mask = torch.zeros(visible.shape, dtype=model.dtype)
     return mask.masked_fill_(~visible, torch.finfo(model.dtype).min).to(model.device)

@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens from hidden states, without holding the logits of the whole vocabulary at once.
 
-The vocabulary is gone through in pieces that stay in the processor's cache; log-softmax is in float32, or float64 where
+The vocabulary is processed in pieces that fit the processor's cache; log-softmax is in float32, or float64 where
 the logits are.
 """
 
@@ -36,7 +36,7 @@ def log_probs(head: Any, vocab_size: int, hidden: Tensor, edges: Sequence[tuple[
 
 
 def _of_rows(head: Any, vocab_size: int, hidden: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:
-    """The same for as many nodes as may go at once."""
+    """`log_probs` for as many nodes as are run at once."""
     picked = torch.empty(len(tokens), dtype=_wide(hidden.dtype), device=hidden.device)
     totals = []
     for start, logits in _pieces(head, vocab_size, hidden):
@@ -49,7 +49,7 @@ def _of_rows(head: Any, vocab_size: int, hidden: Tensor, nodes: Tensor, tokens: 
 
 
 def _pieces(head: Any, vocab_size: int, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first token, logits [nodes, tokens]) of each piece of the vocabulary; the logits are the caller's own."""
+    """Yield (first token, logits [nodes, tokens]) of each piece of the vocabulary; the caller may change the logits."""
     width = vocab_size if hidden.device.type == "cuda" else _COLUMNS
     whole = None if type(head) is nn.Linear else head(hidden)
     for start in range(0, vocab_size, width):

@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations: each prompt is run once, with all of its continuations behind it as a trie.
+"""Log-likelihoods of continuations: each prompt is run once, with all of its continuations after it as a trie.
 
 The output layer is run at the prompt's last token and at the trie's nodes alone. What the prompts of a batch have in
-common (the instruction and the list of labels of a classification) is run once, and kept for the next batch.
+common (the instruction and the labels of a classification) is run once, and kept for the next batch.
 """
 
 from bisect import insort
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.protocol import no_heartbeat
+from dolly_batch.engine.requests import refuse_score
 from dolly_batch.engine.scoring.forward import Prefix, Prompts, run_branches, run_prefix, run_prompts
 from dolly_batch.engine.scoring.log_probs import log_probs
 from dolly_batch.engine.scoring.trie import ROOT, Trie, branches, build_trie
@@ -67,14 +68,14 @@ class Scorer:
 
     def submit(self, request: ScoreRequest) -> None:
         """Take a request; one that can't be run comes out of the next step as a failure."""
-        failure = refuse(request, self._max_positions, self._model.config.vocab_size)
+        failure = refuse_score(request, self._model.config.vocab_size, self._max_positions)
         if failure:
             self._refused.append(Scores(request.key, (), failure, len(request.prompt_ids)))
         else:
             insort(self._waiting, request, key=lambda waiting: -_size(waiting))
 
     def step(self) -> list[Scores]:
-        """Score one batch. When memory runs out, halve the batch and try again; a row too big alone fails."""
+        """Score one batch. When memory runs out, halve the batch and try again; a request too big alone fails."""
         scores, self._refused = self._refused, []
         while self._waiting:
             batch = self._waiting[: self._num_requests()]
@@ -154,7 +155,7 @@ class Scorer:
                 yield part, [next(values) for node, _ in part.trie.edges if node != ROOT]
 
     def _num_branches(self, num_seen: int, waiting: Sequence[_Branch]) -> int:
-        """How many of the branches go into one forward: as many as their padded tokens and those they see allow."""
+        """How many of the branches go into one forward, by their padded tokens and the tokens that they see."""
         width = 0
         for count, part in enumerate(waiting):
             width = max(width, part.trie.num_nodes)
@@ -167,7 +168,7 @@ class Scorer:
         return log_probs(self._model.get_output_embeddings(), self._model.config.vocab_size, hidden, edges)
 
     def _common_prefix(self, prompts: Sequence[tuple[int, ...]]) -> Prefix:
-        """What all prompts begin with, their last tokens not counted; nothing where it is not worth keeping."""
+        """The prompts' common prefix, their last tokens not counted; empty where it is not worth keeping."""
         low, high = min(prompts), max(prompts)  # of sorted sequences, the first and the last differ first
         longest = min(len(prompt) for prompt in prompts) - 1
         length = next((at for at in range(longest) if low[at] != high[at]), longest)
@@ -196,25 +197,8 @@ def score_now(scorer: Scorer, prompt_ids: Sequence[int], continuations: Sequence
     return list(scores.log_probs)
 
 
-def refuse(request: ScoreRequest, max_positions: int, vocab_size: int) -> Failure | None:
-    """Why a request cannot be scored, or None."""
-    longest = max((len(continuation) for continuation in request.continuations), default=0)
-    if not request.prompt_ids:
-        return Failure("model_error", "the prompt holds no tokens")
-    if len(request.prompt_ids) + longest > max_positions:
-        message = (
-            f"{len(request.prompt_ids)} prompt tokens + {longest} of the longest continuation exceed "
-            f"{max_positions} positions"
-        )
-        return Failure("too_long", message)
-    ids = (request.prompt_ids, *request.continuations)
-    if any(not 0 <= min(part) <= max(part) < vocab_size for part in ids if part):
-        return Failure("model_error", f"the request holds ids outside of 0 to {vocab_size - 1}")
-    return None
-
-
 def _size(request: ScoreRequest) -> int:
-    """The tokens that a request's row will hold at most."""
+    """Most tokens that a request needs in a batch."""
     return len(request.prompt_ids) + min(MAX_NODES, build_trie(request.continuations).num_nodes)
 
 

@@ -61,8 +61,8 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> Trie:
     )
 
 
-# What it costs to let a token see another, and to put another's keys and values in front of it, as shares of a token's
-# own products: measured on one core. Both are divided by the hidden size.
+# The cost of attending to one token, and of copying its keys and values, relative to a token's own products: measured
+# on one core. Both are divided by the hidden size.
 _SEEING = 1 / 6
 _COPYING = 4.0
 _WIDTHS = (32, 64, 128, 256, 512, 1024)
@@ -74,13 +74,13 @@ def branches(
 ) -> tuple[tuple[tuple[int, ...], Trie], ...]:
     """The trie in branches of at most `max_nodes` nodes: the numbers of their continuations, and their own tries.
 
-    One branch would let every node look at all of the others; many small ones have the `num_seen` tokens before them
-    put in front of each. The width that costs least is taken.
+    In one branch every node attends to all others; many small ones copy the `num_seen` tokens before them for each.
+    The cheapest width is taken.
     """
     widths = [width for width in _WIDTHS if width < max_nodes] + [max_nodes]
     split_up = [list(split(continuations, width)) for width in widths]
     groups = min(split_up, key=lambda groups: _cost(continuations, groups, num_seen, hidden_size))
-    if len(groups) == 1:  # in their own order: the one tuple that the trie is kept under
+    if len(groups) == 1:  # in their own order: the tuple under which the trie is cached
         return ((tuple(range(len(continuations))), build_trie(continuations)),)
     return tuple((tuple(group), build_trie(tuple(continuations[index] for index in group))) for group in groups)
 
@@ -88,7 +88,7 @@ def branches(
 def _cost(
     continuations: Sequence[tuple[int, ...]], groups: Sequence[Sequence[int]], num_seen: int, hidden_size: int
 ) -> float:
-    """In products of a token: padded nodes, what they see, and what is put in front of each group."""
+    """In products of a token: padded nodes, attention, and copies for each group."""
     width = max((_num_nodes(continuations, group) for group in groups), default=0)
     each = width * (1 + _SEEING * (num_seen + width) / hidden_size) + _COPYING * num_seen / hidden_size
     return len(groups) * each

@@ -1,4 +1,4 @@
-"""One model over several GPUs: which part of it lies on which. accelerate moves what passes from one to the next."""
+"""One model over several GPUs: which part is on which. accelerate moves activations from one to the next."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def first_gpus(num_gpus: int) -> tuple[torch.device, ...]:
 def device_map(model: Any, config: ModelConfig, devices: Sequence[torch.device]) -> dict[str, torch.device]:
     """The device of each part of a model, as accelerate and transformers take it: layers in their order.
 
-    What is no layer (embeddings, last norm, output layer) lies on the first device: its names differ by version.
+    Everything else (embeddings, last norm, output layer) is on the first device: its names differ by version.
     """
     modules = dict(model.named_modules())
     layers = next(name for name, module in modules.items() if isinstance(module, torch.nn.ModuleList))

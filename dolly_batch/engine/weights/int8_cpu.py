@@ -1,7 +1,7 @@
 """int8: weights with a scale per output channel, activations with a scale per row, integer products.
 
-The sums are integers, so they are exact in any order: no neighbour and no number of rows can change an answer. On CPUs
-it is oneDNN's kernel for packed weights, after a trial; GPUs have layers of their own (`int8_cuda.py`).
+The sums are integers, so they are exact in any order, and an answer does not depend on its batch. On CPUs
+oneDNN multiplies packed weights, where a self test finds it exact; for GPUs see `int8_gpu.py`.
 
 CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of products in 16 bits, where two of 255 x 127
 saturate. There weights have 7 bits: two of 255 x 64 fit.
@@ -27,7 +27,7 @@ Multiply = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Int8Product:
-    """A way to multiply that keeps its largest sums here: `make(weight, scales)`, for weights up to `max_weight`."""
+    """A way to multiply: `make(weight, scales)`, exact for weights up to `max_weight`."""
 
     make: Callable[[Tensor, Tensor], Multiply]
     max_weight: int
@@ -86,7 +86,7 @@ def quantize(
     dtype: torch.dtype | None = None,
     product: Int8Product | None = None,
 ) -> None:
-    """Put every linear layer of a model into int8, in place; each layer's original is released as soon as it is packed.
+    """Quantize every linear layer of a model, in place; each original is released as soon as its layer is packed.
 
     For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
     goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
@@ -142,7 +142,7 @@ def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
 
 
 def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
-    """The same by torch's own integer product."""
+    """As `_packed_product`, by torch's integer product."""
     transposed = weight.t()
 
     def multiply(rows: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
 
 
 def is_exact(product: Int8Product) -> bool:
-    """Whether a product is there and keeps its largest sums, and its smallest."""
+    """Whether a product is available, and exact for its largest and smallest sums."""
     numbers = torch.Generator().manual_seed(0)
     largest = product.max_weight
     weight = torch.randint(-largest, largest + 1, (64, 256), generator=numbers, dtype=torch.int8)

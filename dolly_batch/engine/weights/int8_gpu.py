@@ -1,4 +1,4 @@
-"""int8 linear layers on a GPU: the arithmetic of `quantize`, by tensor cores.
+"""int8 linear layers on a GPU: the arithmetic of `int8_cpu.Int8Linear`, on tensor cores.
 
 Few rows (decoding) are limited by reading the weights: one Triton kernel multiplies, scales and adds the bias, so that
 nothing but weights, rows and outputs moves. Many rows (prompts) are cuBLAS's, through `torch._int_mm`, and scaled by a

@@ -1,4 +1,4 @@
-"""Loading a model: weights and modules are Hugging Face's own, the class and the config are chosen by us.
+"""Loading a model: weights and modules are Hugging Face's, class and config those of `models/architectures.py`.
 
 Nothing from the folder is executed: safetensors only, no remote code, and the config object is built from the checked
 settings alone (`config.py`), not from the file.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+import transformers
 from transformers.utils.logging import disable_progress_bar
 
 from dolly_batch.engine.weights.device_map import device_map, first_gpus
@@ -20,6 +20,7 @@ from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.records import EngineSpec
 
 _DTYPES = {
     "float64": torch.float64,
@@ -35,7 +36,7 @@ _OLD_BUFFERS = re.compile(r"\.(attention|attn)\.(bias|masked_bias|rotary_emb\.in
 class LoadedModel:
     """A model on its device, in evaluation mode, with the encoder of the same folder."""
 
-    model: Any  # transformers' GPTNeoXForCausalLM or GPTJForCausalLM, which are untyped
+    model: Any  # a causal language model of transformers, which is untyped
     encoder: TextEncoder
     device: torch.device
     dtype: torch.dtype
@@ -82,6 +83,19 @@ def load_model(
     return LoadedModel(model, encoder, on, resolved, checked, devices)
 
 
+def load_from_spec(spec: EngineSpec, device: str) -> LoadedModel:
+    """Load the model that a spec names onto a device, or over the first `spec.gpus` GPUs; see `load_model`."""
+    return load_model(
+        spec.model_folder,
+        dtype=spec.dtype,
+        device=device,
+        expected_sha256=spec.model_sha256,
+        prompt_format=spec.prompt_format,
+        num_gpus=spec.gpus,
+        quantization=spec.quantization,
+    )
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the torch dtype for a name or `auto`. Raises ConfigError when the device lacks it, or is not there."""
     if dtype != "auto" and dtype not in _DTYPES:
@@ -90,7 +104,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         if not torch.cuda.is_available():
             raise ConfigError(
                 f"this process was given a GPU, and torch {torch.__version__} cannot use one here: install a torch "
-                "with CUDA, mend the driver, or ask for no GPUs"
+                "with CUDA, fix the driver, or ask for no GPUs"
             )
         capability = torch.cuda.get_device_capability(device)
         if dtype == "bfloat16" and capability < (8, 0):
@@ -119,15 +133,12 @@ def _load_weights(
     device: torch.device,
     devices: tuple[torch.device, ...] = (),
 ) -> Any:
-    # Without token ids: what starts and ends a text is the encoder's and the engine's business.
-    settings: dict[str, Any] = {**folder.config.settings, "bos_token_id": None, "eos_token_id": None}
-    model_class: Any = GPTNeoXForCausalLM
-    config: Any
-    if folder.architecture == "gpt_neox":
-        # Eager attention takes its softmax in float32 whatever the dtype; sdpa keeps float64 and is the faster one.
-        config, attention = GPTNeoXConfig(**settings), "sdpa"
-    else:
-        model_class, config, attention = GPTJForCausalLM, GPTJConfig(**settings), "eager"  # its only one
+    architecture = folder.architecture
+    config_class, model_class = (
+        getattr(transformers, name) for name in (architecture.config_class, architecture.model_class)
+    )
+    # Without token ids: the encoder and the engine know what starts and ends a text.
+    config = config_class(**folder.config.settings, bos_token_id=None, eos_token_id=None)
     # Straight onto the device where accelerate is there, without a copy of all weights in the host's memory.
     direct = device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
     places: Any = {"": device} if direct else None
@@ -139,7 +150,7 @@ def _load_weights(
         folder.path,
         config=config,
         dtype=dtype,
-        attn_implementation=attention,
+        attn_implementation=architecture.attention,
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
@@ -151,7 +162,7 @@ def _load_weights(
 
 
 def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:
-    """Transformers fills what it didn't find with random numbers and goes on; a model like that must not answer."""
+    """Refuse a model with missing weights: transformers fills them with random numbers."""
     unexpected = sorted(name for name in info["unexpected_keys"] if not _OLD_BUFFERS.search(name))
     problems = {
         "missing": sorted(info["missing_keys"]),
@@ -160,6 +171,7 @@ def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:
     }
     for problem, names in problems.items():
         if names:
+            model_type = folder.architecture.model_type
             raise ModelError(
-                f"{folder.path}: {len(names)} weights are {problem} for {folder.architecture}, the first is {names[0]}"
+                f"{folder.path}: {len(names)} weights are {problem} for {model_type}, the first is {names[0]}"
             )

@@ -1,4 +1,4 @@
-"""bfloat16 weights in oneDNN's own layout: the same sums, without rearranging the weights for every product."""
+"""bfloat16 weights packed in oneDNN's layout: the same sums, without repacking the weights for every product."""
 
 from typing import Any
 

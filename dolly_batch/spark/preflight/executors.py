@@ -17,7 +17,7 @@ from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
-from dolly_batch.models.sizing import QUERY, misfit, parse_gpus
+from dolly_batch.models.sizing import QUERY, parse_gpus, why_not_fits
 from dolly_batch.spark.files import Files, LocalFiles
 from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
 from dolly_batch.spark.preflight.package import check_package
@@ -101,7 +101,7 @@ def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folde
     slots, config = num_slots(spark), read_config(Path(model_folder))
     described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
     for gpu in sorted({gpu for row in described for gpu in parse_gpus(row[0])}, key=lambda gpu: gpu.name):
-        fault = misfit([gpu] * model.gpus, config, model.dtype, model.quantization)
+        fault = why_not_fits([gpu] * model.gpus, config, model.dtype, model.quantization)
         if fault:
             raise ConfigError(f"{model.path}: {fault}")
 

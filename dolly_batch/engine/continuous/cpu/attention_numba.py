@@ -1,9 +1,9 @@
-"""Attention over pools by compiled kernels: one pass over a row's keys and values, in the order in which they lie.
+"""Attention over pools by compiled kernels: one pass over a sequence's keys and values, in the order of memory.
 
-Each row gets the same bits however many rows run with it: no sum goes beyond a row, or depends on another one.
+Each sequence gets the same bits whatever runs with it: no sum goes beyond one sequence.
 """
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.sequence import Chunk, Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk
 from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words
 
-Arrays = SequenceOf[Any]  # by layer, each [2, slots, capacity, heads, words of a head]
+Arrays = Sequence[Any]  # by layer, each [2, slots, capacity, heads, words of a head]
 
 
 @dataclass(frozen=True, slots=True)
-class Stays:
-    """The decoding rows of one pool in one step."""
+class DecodeSequences:
+    """The decoding sequences of one pool in one step."""
 
     arrays: Arrays
-    slots: Any  # [rows]
-    positions: Any  # [rows]
-    tokens: slice  # of the packed tokens, one for each row
+    slots: Any  # [sequences]
+    positions: Any  # [sequences]
+    tokens: slice  # of the packed tokens, one for each sequence
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A chunk of one row in one step."""
+class PrefillChunk:
+    """A chunk of one sequence in one step."""
 
     arrays: Arrays
     slot: int
@@ -43,20 +43,20 @@ class CompiledAttention:
     def __init__(
         self,
         kernels: PoolKernels,
-        pools: SequenceOf[tuple[Arrays, SequenceOf[tuple[int, Sequence]]]],
-        chunks: SequenceOf[tuple[Arrays, int, Chunk]],
+        pools: Sequence[tuple[Arrays, Sequence[tuple[int, CachedSequence]]]],
+        chunks: Sequence[tuple[Arrays, int, Chunk]],
     ) -> None:
-        """Each pool's decoding rows with their slots, and chunks with theirs, packed in this order."""
+        """Each pool's decoding sequences with their slots, and chunks with theirs, packed in this order."""
         self._kernels = kernels
-        self._stays: list[Stays] = []
-        self._visits: list[Visit] = []
+        self._decoding: list[DecodeSequences] = []
+        self._chunks: list[PrefillChunk] = []
         self._num_tokens = 0
-        for arrays, rows in pools:
-            slots = np.array([slot for slot, _ in rows])
-            positions = np.array([row.num_cached for _, row in rows])
-            self._stays.append(Stays(arrays, slots, positions, self._next_tokens(len(rows))))
+        for arrays, sequences in pools:
+            slots = np.array([slot for slot, _ in sequences])
+            positions = np.array([sequence.num_cached for _, sequence in sequences])
+            self._decoding.append(DecodeSequences(arrays, slots, positions, self._next_tokens(len(sequences))))
         for arrays, slot, chunk in chunks:
-            self._visits.append(Visit(arrays, slot, chunk.start, self._next_tokens(chunk.stop - chunk.start)))
+            self._chunks.append(PrefillChunk(arrays, slot, chunk.start, self._next_tokens(chunk.stop - chunk.start)))
 
     def _next_tokens(self, count: int) -> slice:
         tokens = slice(self._num_tokens, self._num_tokens + count)
@@ -70,14 +70,12 @@ class CompiledAttention:
         key_value = as_words(torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1))
         attended = np.empty_like(queries)
         attended[self._num_tokens :] = 0  # padding
-        for stays in self._stays:
-            at = stays.tokens
+        for rows in self._decoding:
+            at = rows.tokens
             self._kernels.decode(
-                stays.arrays[layer], stays.slots, stays.positions, queries[at], key_value[at], attended[at]
+                rows.arrays[layer], rows.slots, rows.positions, queries[at], key_value[at], attended[at]
             )
-        for visit in self._visits:
-            at = visit.tokens
-            self._kernels.prefill(
-                visit.arrays[layer], visit.slot, visit.start, queries[at], key_value[at], attended[at]
-            )
+        for part in self._chunks:
+            at = part.tokens
+            self._kernels.prefill(part.arrays[layer], part.slot, part.start, queries[at], key_value[at], attended[at])
         return torch.from_numpy(attended).to(query.dtype)[None]

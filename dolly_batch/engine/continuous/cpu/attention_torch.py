@@ -1,46 +1,48 @@
 """Attention over pools by torch: for each pool one product of queries and keys, a softmax, one product with the values.
 
-Each row gets the same bits however many rows or queries run with it: a pool's products are batched by row and head, and
-the queries of a chunk are padded to multiples of eight. Keys beyond a row's end have weight exactly 0. Where numba is
-there, compiled kernels do the same (`compiled_attention.py`).
+Each sequence gets the same bits whatever runs with it: a pool's products are batched by sequence and head, and the
+queries of a chunk are padded to multiples of eight. Keys beyond a sequence's end have weight exactly 0. With numba,
+compiled kernels do the same (`attention_numba.py`).
 """
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.sequence import Chunk, Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk
 
 _KEYS_STEP = 32
 QUERIES_STEP = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """The decoding rows of one pool in one step."""
+class DecodeSequences:
+    """The decoding sequences of one pool in one step."""
 
-    layers: SequenceOf[Tensor]  # each [2, slots, heads, capacity, head size]
-    tokens: slice  # of the packed tokens, one for each row
-    slots: Tensor  # [rows]
-    positions: Tensor  # [rows]
-    token_of_slot: Tensor | None  # [slots in use]; None where slots and rows are the same in number and order
-    bias: Tensor  # [slots in use, 1, capacity]: 0 for the row's own keys, -inf for the others
+    layers: Sequence[Tensor]  # each [2, slots, heads, capacity, head size]
+    tokens: slice  # of the packed tokens, one for each sequence
+    slots: Tensor  # [sequences]
+    positions: Tensor  # [sequences]
+    token_of_slot: Tensor | None  # [slots in use]; None where slots and sequences are the same in number and order
+    bias: Tensor  # [slots in use, 1, capacity]: 0 for the sequence's own keys, -inf for the others
 
     @classmethod
-    def of(cls, layers: SequenceOf[Tensor], rows: SequenceOf[tuple[int, Sequence]], start: int) -> "Stay":
-        """The pool's rows with their slots, in the order of slots, which are packed from `start` on."""
-        num_slots = rows[-1][0] + 1
+    def of(
+        cls, layers: Sequence[Tensor], sequences: Sequence[tuple[int, CachedSequence]], start: int
+    ) -> "DecodeSequences":
+        """The pool's sequences with their slots, in the order of slots; their tokens are packed from `start` on."""
+        num_slots = sequences[-1][0] + 1
         lengths, token_of_slot = [1] * num_slots, [start] * num_slots
-        for index, (slot, row) in enumerate(rows):
-            lengths[slot], token_of_slot[slot] = row.num_cached + 1, start + index
+        for index, (slot, sequence) in enumerate(sequences):
+            lengths[slot], token_of_slot[slot] = sequence.num_cached + 1, start + index
         return cls(
             layers,
-            slice(start, start + len(rows)),
-            torch.tensor([slot for slot, _ in rows]),
-            torch.tensor([row.num_cached for _, row in rows]),
-            None if num_slots == len(rows) else torch.tensor(token_of_slot),
+            slice(start, start + len(sequences)),
+            torch.tensor([slot for slot, _ in sequences]),
+            torch.tensor([sequence.num_cached for _, sequence in sequences]),
+            None if num_slots == len(sequences) else torch.tensor(token_of_slot),
             _bias(torch.tensor(lengths)[:, None, None], layers[0].shape[3], layers[0].dtype),
         )
 
@@ -60,10 +62,10 @@ class Stay:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A chunk of one row in one step: its queries see the row's tokens up to themselves."""
+class PrefillChunk:
+    """A chunk of one sequence in one step: its queries see the sequence's tokens up to themselves."""
 
-    layers: SequenceOf[Tensor]
+    layers: Sequence[Tensor]
     slot: int
     tokens: slice
     positions: slice
@@ -72,8 +74,8 @@ class Visit:
     bias: Tensor  # [queries, keys]
 
     @classmethod
-    def of(cls, layers: SequenceOf[Tensor], slot: int, chunk: Chunk, start: int) -> "Visit":
-        """The chunk of the row at `slot`, packed from `start` on."""
+    def of(cls, layers: Sequence[Tensor], slot: int, chunk: Chunk, start: int) -> "PrefillChunk":
+        """The chunk of the sequence at `slot`, packed from `start` on."""
         num_queries = chunk.stop - chunk.start
         padding = -num_queries % QUERIES_STEP
         num_keys = -(-chunk.stop // _KEYS_STEP) * _KEYS_STEP
@@ -89,10 +91,10 @@ class Visit:
         )
 
     def attend(self, layer: int, query: Tensor, key_value: Tensor, output: Tensor) -> None:
-        """As for a stay."""
-        row = self.layers[layer][:, self.slot]  # [2, heads, capacity, head size]
-        row[:, :, self.positions] = key_value[self.tokens].permute(1, 2, 0, 3)
-        keys, values = row[:, :, : self.num_keys]
+        """Same shapes as `DecodeSequences.attend`."""
+        pool_slot = self.layers[layer][:, self.slot]  # [2, heads, capacity, head size]
+        pool_slot[:, :, self.positions] = key_value[self.tokens].permute(1, 2, 0, 3)
+        keys, values = pool_slot[:, :, : self.num_keys]
         queries = query[self.tokens].transpose(0, 1)
         if self.padding:
             queries = torch.nn.functional.pad(queries, (0, 0, 0, self.padding))
@@ -104,7 +106,7 @@ class Visit:
 class PoolAttention:
     """The attention of one step over all pools."""
 
-    def __init__(self, parts: SequenceOf[Stay | Visit]) -> None:
+    def __init__(self, parts: Sequence[DecodeSequences | PrefillChunk]) -> None:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

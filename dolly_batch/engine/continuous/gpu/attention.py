@@ -1,12 +1,11 @@
-"""Attention over pages: decoding rows by one kernel, chunks of prompts packed one behind the other.
+"""Attention over pages: decoding sequences by one kernel, chunks of prompts packed one behind the other.
 
-A chunk that starts a prompt attends to itself; where a step has chunks that go on after what their rows have already,
-the keys and values of all of its rows are gathered from their pages first, a small part of a prompt's work.
+A chunk that starts a prompt attends to itself. Where a step has chunks that continue cached sequences, the keys and
+values of all of its sequences are gathered from their pages first, a small part of a prompt's work.
 """
 
 import inspect
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,16 +21,16 @@ from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How rows lie behind one another: of each its queries, and its keys, of which the last are the queries' own."""
+    """How sequences are packed: the queries of each, and its keys, of which the last are the queries' own."""
 
     num_queries: tuple[int, ...]
     num_keys: tuple[int, ...]
-    query_starts: Tensor  # [rows + 1], int32
+    query_starts: Tensor  # [sequences + 1], int32
     key_starts: Tensor
 
     @classmethod
-    def of(cls, num_queries: SequenceOf[int], num_keys: SequenceOf[int], device: torch.device) -> "Packing":
-        """The packing of rows of so many queries and keys."""
+    def of(cls, num_queries: Sequence[int], num_keys: Sequence[int], device: torch.device) -> "Packing":
+        """The packing of sequences of so many queries and keys."""
         return cls(
             tuple(num_queries),
             tuple(num_keys),
@@ -40,12 +39,12 @@ class Packing:
         )
 
 
-# (queries, keys, values, packing, scaling) -> [queries, heads, head size]; a query sees its row's keys up to its own.
+# (queries, keys, values, packing, scaling) -> [queries, heads, head size]; a query sees the keys up to its own.
 Prefiller = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
 
 
 def prefill_by_sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
-    """Row by row through torch's own attention, on any device and in any dtype."""
+    """Sequence by sequence through torch's own attention, on any device and in any dtype."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     query_at = key_at = 0
     for num_queries, num_keys in zip(packing.num_queries, packing.num_keys, strict=True):
@@ -64,18 +63,18 @@ def prefill_by_sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
 
 
 def varlen_prefill() -> Prefiller:
-    """All rows in one launch of torch's FlashAttention; raises ImportError where this torch has none.
+    """All sequences in one launch of torch's FlashAttention; raises ImportError where this torch has none.
 
-    Which GPUs and dtypes it takes is left to a trial: compute capability 8.0 and newer, in two bytes.
+    Which GPUs and dtypes it takes is left to the self test: compute capability 8.0 and newer, in two bytes.
     """
     from torch.nn.attention import varlen
 
     attend: Any = varlen.varlen_attn
     known = inspect.signature(attend).parameters
-    # Torch 2.10 has a flag of its own; there, as in GPT-NeoX, the scaling is that of the head size.
+    # Torch 2.10 has a flag of its own, and always scales by the head size, as our models do.
     causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "num_splits" in known:
-        causal["num_splits"] = 1  # left to itself it splits keys by the longest row, and so by a row's neighbours
+        causal["num_splits"] = 1  # left to itself it splits keys by the longest row, and so by a sequence's neighbours
 
     def prefill(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
         settings = {**causal, "scale": scaling} if "scale" in known else causal
@@ -94,19 +93,19 @@ def varlen_prefill() -> Prefiller:
     return prefill
 
 
-def reach(position: int) -> int:
-    """The furthest position that rows can stand at whose keys are cut into no more parts, a power of two of them."""
+def round_up_position(position: int) -> int:
+    """The largest position whose keys are split into no more parts than this one's, rounded up to a power of two."""
     num_splits = -(-max(1, position) // SPLIT_KEYS)
     return SPLIT_KEYS * (1 << (num_splits - 1).bit_length())
 
 
 class Decode:
-    """Rows that decode a token each. `slots` and `positions` are on the device, [rows]."""
+    """Decoding sequences. `slots` and `positions` are on the device, [sequences]."""
 
     def __init__(
         self,
-        layers: SequenceOf[Tensor],
-        tables: Tensor,
+        layers: Sequence[Tensor],
+        block_tables: Tensor,
         tokens: slice,
         slots: Tensor,
         positions: Tensor,
@@ -115,7 +114,7 @@ class Decode:
     ) -> None:
         self.tokens = tokens
         self._layers = layers
-        self._tables = tables
+        self._block_tables = block_tables
         self._slots = slots
         self._positions = positions
         self._attend = decode_by_sdpa
@@ -124,13 +123,13 @@ class Decode:
             from dolly_batch.engine.kernels.gpu.decode import paged_decode  # needs triton
 
             self._attend = paged_decode
-            self._num_splits = reach(max_position) // SPLIT_KEYS
+            self._num_splits = round_up_position(max_position) // SPLIT_KEYS
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store keys and values and return what was attended to; all [rows, heads, head size]."""
+        """Store keys and values and return the attended values; all [sequences, heads, head size]."""
         pages = self._layers[layer]
         return self._attend(
-            query, key, value, pages, self._tables, self._slots, self._positions, scaling, self._num_splits
+            query, key, value, pages, self._block_tables, self._slots, self._positions, scaling, self._num_splits
         )
 
 
@@ -145,7 +144,7 @@ def decode_by_sdpa(
     scaling: float,
     num_splits: int,
 ) -> Tensor:
-    """As the kernel's `paged_decode`, row by row through torch's own attention: slow, exact in any dtype."""
+    """As the kernel's `paged_decode`, sequence by sequence through torch's own attention: slow, exact in any dtype."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     _, _, num_heads, page, head_size = pages.shape
     for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
@@ -160,50 +159,50 @@ def decode_by_sdpa(
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Places of tokens: page and number within it, both [tokens]."""
+class _Positions:
+    """Where tokens are stored: their pages and offsets within them, both [tokens]."""
 
     pages: Tensor
     offsets: Tensor
 
     @classmethod
-    def of(cls, chunks: SequenceOf[tuple[list[int], int, int]], page: int, device: torch.device) -> "_Places":
-        """The places of the tokens `start` to `stop` of rows with these pages."""
+    def of(cls, chunks: Sequence[tuple[list[int], int, int]], page: int, device: torch.device) -> "_Positions":
+        """Where the tokens `start` to `stop` of sequences with these pages are."""
         flat = [pages[at // page] * page + at % page for pages, start, stop in chunks for at in range(start, stop)]
-        places = upload(flat, torch.int64, device)
-        return cls(places // page, places % page)
+        indices = upload(flat, torch.int64, device)
+        return cls(indices // page, indices % page)
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Chunks of prompts: `tokens` of the packed ones, in the chunks' order."""
 
-    layers: SequenceOf[Tensor]
+    layers: Sequence[Tensor]
     tokens: slice
     packing: Packing
-    own: _Places
-    all_keys: _Places | None  # None where every chunk starts its row
+    own: _Positions
+    all_keys: _Positions | None  # None where every chunk starts its sequence
     prefill: Prefiller
 
     @classmethod
-    def of(cls, layers: SequenceOf[Tensor], chunks: SequenceOf[Chunk], start: int, prefill: Prefiller) -> "Prefill":
+    def of(cls, layers: Sequence[Tensor], chunks: Sequence[Chunk], start: int, prefill: Prefiller) -> "Prefill":
         """The chunks, packed from `start` on."""
         page, device = layers[0].shape[3], layers[0].device
         num_queries = [chunk.stop - chunk.start for chunk in chunks]
         all_keys = None
         if any(chunk.start for chunk in chunks):
-            all_keys = _Places.of([(chunk.row.place.pages, 0, chunk.stop) for chunk in chunks], page, device)
+            all_keys = _Positions.of([(chunk.sequence.location.pages, 0, chunk.stop) for chunk in chunks], page, device)
         return cls(
             layers,
             slice(start, start + sum(num_queries)),
             Packing.of(num_queries, [chunk.stop for chunk in chunks], device),
-            _Places.of([(chunk.row.place.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
+            _Positions.of([(chunk.sequence.location.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
             all_keys,
             prefill,
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store keys and values and return what was attended to; all [tokens, heads, head size]."""
+        """Store keys and values and return the attended values; all [tokens, heads, head size]."""
         pages = self.layers[layer]
         pages[0, self.own.pages, :, self.own.offsets] = key
         pages[1, self.own.pages, :, self.own.offsets] = value
@@ -213,9 +212,9 @@ class Prefill:
 
 
 class PageAttention:
-    """The attention of one step: rows that decode, then chunks."""
+    """The attention of one step: decoding sequences, then chunks."""
 
-    def __init__(self, parts: SequenceOf[Decode | Prefill]) -> None:
+    def __init__(self, parts: Sequence[Decode | Prefill]) -> None:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fast engine for a model on a GPU: what it uses there, and how much of the memory is for keys and values."""
+"""Loading the continuous engine on a GPU: its backend, and how the memory is shared out."""
 
 import logging
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.gpu.engine import MAX_ROWS, PACE, STEP_TOKENS, GpuEngine
+from dolly_batch.engine.continuous.gpu.engine import GPU_LIMITS, MAX_SEQUENCES, STEP_TOKENS, GpuEngine
 from dolly_batch.engine.continuous.gpu.pages import GATHERED_KEYS, Pages
-from dolly_batch.engine.continuous.gpu.self_test import Backend, Unfit, choose_backend
+from dolly_batch.engine.continuous.gpu.self_test import Backend, Unsupported, choose_backend
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -18,7 +18,7 @@ from dolly_batch.records import EngineSpec
 
 log = logging.getLogger("dolly_batch.engine")
 
-_MIN_ROWS = 64
+_MIN_SEQUENCES = 64
 MEMORY_FRACTION = 0.95  # of what is left after weights and activations; those are counted amply
 _LIBRARY_BYTES = 512 << 20  # work space of cuBLAS, and what falls between the allocator's blocks
 # Of one packed token, in hidden sizes, at the widest place of a layer: its inputs, queries, keys and values before and
@@ -27,21 +27,21 @@ _HIDDEN_SIZES = 16
 
 
 def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], None]) -> Engine:
-    """The fast engine over a model on a GPU, or the plain one, with a warning, where a part of it fails its trial.
+    """The continuous engine over a model on a GPU; the plain one, with a warning, where a part fails its self test.
 
-    Raises ConfigError there when the fast one was asked for by name.
+    Raises ConfigError instead when `engine.kind` is fast.
     """
     try:
         backend = choose_backend(loaded)
-    except Unfit as unfit:
+    except Unsupported as unsupported:
         if spec.kind == "fast":
             raise ConfigError(
-                f"engine.kind is 'fast', which cannot run on this GPU: {unfit}; use auto or plain"
-            ) from unfit
-        log.warning("the fast engine cannot run on this GPU, the plain one runs instead: %s", unfit)
+                f"engine.kind is 'fast', which cannot run on this GPU: {unsupported}; use auto or plain"
+            ) from unsupported
+        log.warning("the fast engine cannot run on this GPU, the plain one runs instead: %s", unsupported)
         return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)
     if backend.why_not_varlen is not None:
-        log.warning("prompts are run row by row through torch's SDPA: %s", backend.why_not_varlen)
+        log.warning("prompts run one by one through torch's SDPA: %s", backend.why_not_varlen)
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
     size = StepSize.within(free_bytes, loaded)
@@ -51,28 +51,28 @@ def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], No
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """The largest step: so many rows, and so many tokens of prompts."""
+    """The largest step: so many sequences, and so many tokens of prompts."""
 
-    max_rows: int = MAX_ROWS
+    max_sequences: int = MAX_SEQUENCES
     step_tokens: int = STEP_TOKENS
 
     @classmethod
     def within(cls, free_bytes: int, loaded: LoadedModel) -> "StepSize":
         """The largest that takes no more than a quarter of what the weights leave free, or a small one."""
         size = cls()
-        while size.max_rows > _MIN_ROWS and size.working_bytes(loaded) > free_bytes // 4:
-            size = cls(size.max_rows // 2, size.step_tokens // 2)
+        while size.max_sequences > _MIN_SEQUENCES and size.working_bytes(loaded) > free_bytes // 4:
+            size = cls(size.max_sequences // 2, size.step_tokens // 2)
         return size
 
     def working_bytes(self, loaded: LoadedModel) -> int:
-        """Bytes that such a step needs beside weights, keys and values."""
+        """Bytes that such a step needs in addition to weights, keys and values."""
         config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
         num_tokens = self.step_tokens + config.max_positions  # the last prompt of a step is run whole
         num_keys = GATHERED_KEYS + config.max_positions
-        activations = (_HIDDEN_SIZES * num_tokens + 2 * num_keys) * config.hidden_size * item_bytes
-        recorded = 2 * _HIDDEN_SIZES * self.max_rows * config.hidden_size * item_bytes
+        activations = (_HIDDEN_SIZES * num_tokens * config.hidden_size + 2 * num_keys * config.kv_size) * item_bytes
+        recorded = 2 * _HIDDEN_SIZES * self.max_sequences * config.hidden_size * item_bytes
         # Logits as they come and in float32, whether they are finite, and their best.
-        logits = (self.max_rows + num_tokens // 64) * config.vocab_size * (item_bytes + 4 + 1 + 4)
+        logits = (self.max_sequences + num_tokens // 64) * config.vocab_size * (item_bytes + 4 + 1 + 4)
         return activations + recorded + logits + _LIBRARY_BYTES
 
 
@@ -88,7 +88,7 @@ def engine_over_pages(
     pages = Pages(
         CacheShape.of(loaded),
         num_bytes,
-        max_rows=size.max_rows,
+        max_sequences=size.max_sequences,
         max_positions=loaded.folder.max_positions,
         prefill=backend.prefill,
         use_kernel=backend.use_kernels,
@@ -96,9 +96,9 @@ def engine_over_pages(
     return GpuEngine(
         loaded,
         pages,
-        max_rows=size.max_rows,
+        max_sequences=size.max_sequences,
         prefix_sharing=spec.prefix_sharing,
-        pace=replace(PACE, step_tokens=size.step_tokens),
+        limits=replace(GPU_LIMITS, step_tokens=size.step_tokens),
         use_kernels=backend.use_kernels,
         use_graphs=backend.use_graphs,
         heartbeat=heartbeat,

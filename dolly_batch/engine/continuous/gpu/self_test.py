@@ -1,11 +1,10 @@
-"""What the fast engine uses on a GPU, each part tried against torch's own attention before it is trusted with a row.
+"""Self test of the continuous engine on a GPU: each part is compared with torch's own attention before it is used.
 
 Kernels are compiled on the user's machine, by what is installed there, for the GPU and the model at hand: so they are
-tried there, with the model's own shape and dtype, once when it is loaded. Where one part fails, `Unfit` names it.
+tested there, with the model's shape and dtype, once when it is loaded. Where one part fails, `Unsupported` names it.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from dolly_batch.engine.continuous.gpu.attention import (
 )
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages
-from dolly_batch.engine.continuous.sequence import Chunk, Sequence, Step
+from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
@@ -37,8 +36,8 @@ _MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100)
 
 
-class Unfit(Exception):
-    """A part of the engine does not run here, or gives other numbers than it should."""
+class Unsupported(Exception):
+    """A part of the engine does not run here, or its numbers are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +51,30 @@ class Backend:
 
 
 def choose_backend(loaded: LoadedModel) -> Backend:
-    """Try everything with a model on its GPU. Raises Unfit where the fast engine cannot run there."""
+    """Test every part with a model on its GPU. Raises Unsupported where the continuous engine cannot run there."""
     shape = CacheShape.of(loaded)
     if shape.dtype not in _ATTENTION_ERROR:
-        raise Unfit(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
+        raise Unsupported(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
     if loaded.device.index is not None:
         torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     max_positions = loaded.folder.max_positions
-    _try("the decode kernel", lambda: check_decode(shape, max_positions))
-    _try("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
+    _run_check("the decode kernel", lambda: check_decode(shape, max_positions))
+    _run_check("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
     why_not = None
     try:
-        found = _try("varlen_attn", varlen_prefill)
-        _try("varlen_attn", lambda: check_prefill(found, shape))
+        found = _run_check("varlen_attn", varlen_prefill)
+        _run_check("varlen_attn", lambda: check_prefill(found, shape))
         prefill = found
-    except Unfit as unfit:
-        why_not = str(unfit)
-    _try("a recorded decode step", lambda: check_model(loaded, prefill, use_kernels=True, use_graphs=True))
+    except Unsupported as unsupported:
+        why_not = str(unsupported)
+    _run_check("a recorded decode step", lambda: check_model(loaded, prefill, use_kernels=True, use_graphs=True))
     return Backend(prefill, why_not, use_kernels=True, use_graphs=True)
 
 
-def check_decode(shape: CacheShape, max_positions: int, tried: SequenceOf[int] = _POSITIONS) -> None:
-    """Hold the decode kernel against attention in float64, over rows whose pages lie anywhere among broken ones."""
-    from dolly_batch.engine.continuous.gpu.attention import reach
+def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _POSITIONS) -> None:
+    """Compare the decode kernel with attention in float64, over scattered pages; all others hold NaN."""
+    from dolly_batch.engine.continuous.gpu.attention import round_up_position
     from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
     from dolly_batch.engine.kernels.gpu.decode import paged_decode
 
@@ -88,18 +87,18 @@ def check_decode(shape: CacheShape, max_positions: int, tried: SequenceOf[int] =
     wide = pages.double()
     scaling = shape.head_size**-0.5
     expected = decode_by_sdpa(query.double(), key.double(), value.double(), wide, tables, slots, at, scaling, 1)
-    num_splits = reach(max(positions)) // SPLIT_KEYS
+    num_splits = round_up_position(max(positions)) // SPLIT_KEYS
     found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits)
     for row, position in enumerate(positions):
-        _hold(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
-    _hold(pages.nan_to_num(), wide.nan_to_num(), 1e-6, "in what it stores")
+        _assert_close(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
+    _assert_close(pages.nan_to_num(), wide.nan_to_num(), 1e-6, "in what it stores")
     alone = paged_decode(query[:1], key[:1], value[:1], pages, tables, slots[:1], at[:1], scaling, 1)
     if not torch.equal(alone[0], found[0]):
-        raise Unfit("a row's numbers change with its neighbours")
+        raise Unsupported("a sequence's numbers change with its neighbours")
 
 
 def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
-    """Hold attention over packed prompts, some of them going on after keys that are there, against float64."""
+    """Compare attention over packed prompts, some of them with cached keys, with attention in float64."""
     numbers = torch.Generator(shape.device).manual_seed(2)
     num_queries, num_before = (1, 7, 64, 129, 300, 20), (0, 0, 0, 0, 0, 0)
     for before in (num_before, (0, 9, 16, 0, 23, 200)):
@@ -115,12 +114,12 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
         for own, keys in zip(num_queries, num_keys, strict=True):
             rows = slice(start, start + own)
             error = _ATTENTION_ERROR[shape.dtype]
-            _hold(found[rows], expected[rows], error, f"with {own} tokens after {keys - own}")
+            _assert_close(found[rows], expected[rows], error, f"with {own} tokens after {keys - own}")
             start += own
 
 
 def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_rows: int = 32) -> None:
-    """Hold the sampling kernel against the sampler that it stands for."""
+    """Compare the sampling kernel with `choose_tokens`."""
     from dolly_batch.engine.kernels.gpu.sample import choose
 
     numbers = torch.Generator(device).manual_seed(3)
@@ -140,23 +139,23 @@ def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_
     )
     num_other = int((found != expected).sum())
     if num_other > 1:  # one, where a number falls within rounding of a border
-        raise Unfit(f"{num_other} of {len(params)} tokens are others than they should be")
+        raise Unsupported(f"{num_other} of {len(params)} tokens are others than they should be")
 
 
 def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, use_graphs: bool) -> None:
-    """Hold the whole model over pages against itself through Hugging Face's own attention: prompts, then two tokens."""
+    """Compare the whole model over pages with Hugging Face's own attention: prompts, then two tokens."""
     max_positions = min(256, loaded.folder.max_positions)
     install(loaded.model)
     pages = Pages(
-        CacheShape.of(loaded), 0, max_rows=4, max_positions=max_positions, prefill=prefill, use_kernel=use_kernels
+        CacheShape.of(loaded), 0, max_sequences=4, max_positions=max_positions, prefill=prefill, use_kernel=use_kernels
     )
-    last_ids = torch.zeros(len(pages.tables), dtype=torch.int64, device=loaded.device)
+    last_ids = torch.zeros(len(pages.block_tables), dtype=torch.int64, device=loaded.device)
     decoder = Decoder(loaded.model, pages, last_ids, 4, record_at=1 if use_graphs else None)
     texts = [[7 * (at + length) % loaded.folder.vocab_size for at in range(length)] for length in (5, 18, 33)]
-    rows = [Sequence(Request(str(row), tuple(text[:-2]), GenerationParams(3))) for row, text in enumerate(texts)]
+    rows = [CachedSequence(Request(str(row), tuple(text[:-2]), GenerationParams(3))) for row, text in enumerate(texts)]
     step = Step()
     for row in rows:
-        pages.place(row, row.max_tokens)
+        pages.allocate(row, row.max_tokens)
         step.chunks.append(Chunk(row, 0, row.num_tokens))
     with torch.inference_mode():
         ids = [token for text in texts for token in text[:-2]]
@@ -166,18 +165,18 @@ def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, u
         ends = [len(text) - 2 for text in texts]
         found = [hidden[torch.tensor(ends).cumsum(0) - 1]]
         for number in (2, 1):  # the first run is recorded, the second one replayed
-            slots = [row.place.slot for row in rows]
+            slots = [row.location.slot for row in rows]
             last_ids[pages.upload(slots)] = pages.upload([text[-number] for text in texts])
             found.append(decoder.run(slots, [len(text) - number for text in texts]).clone())
         for number, text in enumerate(texts):
             expected = loaded.model.base_model(input_ids=pages.upload(text)[None], use_cache=False).last_hidden_state[0]
             for back, part in zip((3, 2, 1), found, strict=True):
                 error = _MODEL_ERROR[loaded.dtype]
-                _hold(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt")
+                _assert_close(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt")
 
 
 def _scattered_pages(shape: CacheShape, positions: list[int], numbers: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tables and pages of rows that have `positions` keys; whatever no row owns is NaN."""
+    """Block tables and pages of sequences that have `positions` keys; everything else is NaN."""
     widths = [position // PAGE_TOKENS + 1 for position in positions]
     num_pages = sum(widths) + 3
     order = (torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(5)) + 1).tolist()
@@ -198,18 +197,18 @@ def _random(shape: CacheShape, sizes: tuple[int, ...], numbers: torch.Generator)
     return torch.randn((*sizes, shape.head_size), generator=numbers, device=shape.device).to(shape.dtype)
 
 
-def _hold(found: Tensor, expected: Tensor, limit: float, where: str) -> None:
+def _assert_close(found: Tensor, expected: Tensor, limit: float, where: str) -> None:
     distance = float((found.double() - expected.double()).norm() / expected.double().norm())
     if not distance <= limit:  # a NaN is not
-        raise Unfit(f"off by {distance:.1e} {where}, where {limit:.0e} is to be expected")
+        raise Unsupported(f"off by {distance:.1e} {where}, where {limit:.0e} is to be expected")
 
 
-def _try(name: str, check: Callable[[], Result]) -> Result:
-    """Run a check; whatever goes wrong in it is put in one sentence. Compilers raise many kinds of errors."""
+def _run_check(name: str, check: Callable[[], Result]) -> Result:
+    """Run a check; put whatever goes wrong in one sentence. Compilers raise many kinds of errors."""
     try:
         return check()
-    except Unfit as unfit:
-        raise Unfit(f"{name}: {unfit}") from unfit
+    except Unsupported as unsupported:
+        raise Unsupported(f"{name}: {unsupported}") from unsupported
     except Exception as error:
         text = str(error).strip().partition("\n")[0][:300]
-        raise Unfit(f"{name}: {type(error).__name__}: {text}") from error
+        raise Unsupported(f"{name}: {type(error).__name__}: {text}") from error

@@ -1,4 +1,4 @@
-"""What kernels compiled by numba have in common: numbers by their bits, and flags.
+"""Shared by the numba kernels: numbers by their bits, and compiler flags.
 
 `FLAGS` let the compiler use vectors; none of them lets it assume that there are no NaN: a NaN in a row's numbers has to
 come out, so that the row fails.
@@ -37,7 +37,7 @@ def as_bits(typing_context, number):
 
 
 def prefetcher(num_bytes: int) -> Callable[..., None]:
-    """The function that has that much memory, from an array's first number on, brought into the second cache.
+    """Return a function that prefetches so many bytes, from an array's first number on, into the L2 cache.
 
     It may lie anywhere, even where there is none: nothing is read.
     """

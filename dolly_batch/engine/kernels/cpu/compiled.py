@@ -1,4 +1,4 @@
-"""The CPU kernels that numba compiles, each held against torch before it is trusted; None where one is not to be had.
+"""The CPU kernels that numba compiles, each compared with torch before it is used; None where one is not available.
 
 Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once in a
 process, in three or four seconds; processes that are forked later have them too.
@@ -26,7 +26,7 @@ _MAX_ERROR = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class RowKernels:
-    """What surrounds an integer product: see `kernels.int8_rows`."""
+    """Before and after an integer product: see `int8_rows`."""
 
     quantize: Kernel
     finish: Kernel
@@ -34,14 +34,14 @@ class RowKernels:
 
 @dataclass(frozen=True, slots=True)
 class PoolKernels:
-    """Attention over a pool: see `kernels.pool_decode` and `kernels.pool_prefill`."""
+    """Attention over a pool: see `pool_decode` and `pool_prefill`."""
 
     decode: Kernel
     prefill: Kernel
 
 
-class _Wrong(Exception):
-    """A kernel gives other numbers than it should."""
+class Mismatch(Exception):
+    """A kernel's numbers are wrong."""
 
 
 def find_pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
@@ -53,20 +53,20 @@ def find_pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> Poo
 def find_row_kernels(
     input_dtype: torch.dtype, output_dtype: torch.dtype, smallest: float, zero_point: int
 ) -> RowKernels | None:
-    """`kernels.int8_rows` from one dtype to another."""
+    """`int8_rows` from one dtype to another."""
 
-    def compile_and_try() -> RowKernels:
+    def compile_and_check() -> RowKernels:
         from dolly_batch.engine.kernels.cpu.int8_rows import compile_finish, compile_quantize
 
         kernels = RowKernels(
             compile_quantize(smallest, zero_point, is_bfloat16=input_dtype == torch.bfloat16),
             compile_finish(is_bfloat16=output_dtype == torch.bfloat16),
         )
-        _try_rows(kernels, input_dtype, output_dtype, zero_point)
+        _check_row_kernels(kernels, input_dtype, output_dtype, zero_point)
         return kernels
 
     is_known = input_dtype in _DTYPES and output_dtype in _DTYPES
-    return _found("int8's quantization", compile_and_try) if is_known else None
+    return _compile_or_none("int8's quantization", compile_and_check) if is_known else None
 
 
 def as_array(tensor: Tensor) -> Any:
@@ -75,13 +75,13 @@ def as_array(tensor: Tensor) -> Any:
 
 
 def as_words(tensor: Tensor) -> Any:
-    """The same memory for numpy in the words of `kernels.pairs`: of bfloat16 two numbers in each."""
+    """The same memory for numpy in the words of `pairs`: of bfloat16 two numbers in each."""
     return tensor.view(torch.int32).numpy().view(np.uint32) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 @functools.cache
 def _pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
-    def compile_and_try() -> PoolKernels:
+    def compile_and_check() -> PoolKernels:
         from dolly_batch.engine.kernels.cpu.pool_decode import compile_decode
         from dolly_batch.engine.kernels.cpu.pool_prefill import compile_prefill
 
@@ -90,27 +90,27 @@ def _pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKer
             compile_decode(num_heads, head_size, is_bfloat16=is_bfloat16),
             compile_prefill(num_heads, head_size, is_bfloat16=is_bfloat16),
         )
-        _try_pool(kernels, num_heads, head_size, dtype)
+        _check_pool_kernels(kernels, num_heads, head_size, dtype)
         return kernels
 
     is_known = dtype in _DTYPES and head_size % 2 == 0
-    return _found("the attention", compile_and_try) if is_known else None
+    return _compile_or_none("the attention", compile_and_check) if is_known else None
 
 
-def _found(name: str, compile_and_try: Callable[[], Any]) -> Any:
-    """What it returns, or None and a line in the log. Compilers raise many kinds of errors."""
+def _compile_or_none(name: str, compile_and_check: Callable[[], Any]) -> Any:
+    """Return the checked kernels, or log why not and return None. Compilers raise many kinds of errors."""
     try:
-        return compile_and_try()
+        return compile_and_check()
     except ModuleNotFoundError:
         log.info("numba is not installed: torch does %s, more slowly", name)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0][:300]
-        log.warning("torch does %s, more slowly: compiled, %s: %s", name, type(error).__name__, said)
+        reason = str(error).strip().partition("\n")[0][:300]
+        log.warning("torch does %s, more slowly: compiled, %s: %s", name, type(error).__name__, reason)
     return None
 
 
-def _try_pool(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch.dtype) -> None:
-    """Hold both against attention in float64: rows that end anywhere, beside broken ones, and chunks of one of them."""
+def _check_pool_kernels(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch.dtype) -> None:
+    """Compare both with attention in float64: rows of any length, next to NaN, and chunks of one of them."""
     numbers = torch.Generator().manual_seed(4)
     num_rows = len(_POSITIONS)
 
@@ -127,41 +127,43 @@ def _try_pool(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch
     found = torch.empty_like(query)
     slots, positions = np.arange(1, num_rows + 1), np.array(_POSITIONS)
     kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy())
-    _hold(found, torch.stack(expected), _MAX_ERROR)
+    _assert_close(found, torch.stack(expected), _MAX_ERROR)
     for start, stop in ((0, 1), (1, 39), (39, 72)):
         query, key_value = random(stop - start), random(stop - start, 2).to(dtype)
         found = torch.empty_like(query)
         kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
         keys, values = pool[:, 0, :stop]
-        _hold(found, _attend(query, keys, values), _MAX_ERROR)
+        _assert_close(found, _attend(query, keys, values), _MAX_ERROR)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Of the last tokens of a row, each over those up to itself, in float64; all [tokens, heads, head size]."""
+    """Causal attention of a row's last tokens, in float64; all [tokens, heads, head size]."""
     own, keys, values = (part.double().transpose(0, 1) for part in (query, keys, values))
     scores = own @ keys.transpose(1, 2)
     hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys[0]) - len(query) + 1)
     return (scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values).transpose(0, 1)
 
 
-def _try_rows(kernels: RowKernels, input_dtype: torch.dtype, output_dtype: torch.dtype, zero_point: int) -> None:
-    """Hold them against the same in float64, for rows of very small numbers and of very large ones."""
+def _check_row_kernels(
+    kernels: RowKernels, input_dtype: torch.dtype, output_dtype: torch.dtype, zero_point: int
+) -> None:
+    """Compare both with the same in float64, for rows of very small numbers and of very large ones."""
     numbers = torch.Generator().manual_seed(5)
     rows = (torch.randn((9, 203), generator=numbers) * torch.logspace(-9, 9, 9)[:, None]).to(input_dtype)
     quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows))
     kernels.quantize(as_array(rows), quantized.numpy(), scales.numpy())
     expected_scales = rows.double().abs().amax(dim=1) / 127
-    _hold(scales / expected_scales, torch.ones(len(rows)), 1e-6)
-    _hold(quantized, rows.double() / expected_scales[:, None] + zero_point, 0.501)
+    _assert_close(scales / expected_scales, torch.ones(len(rows)), 1e-6)
+    _assert_close(quantized, rows.double() / expected_scales[:, None] + zero_point, 0.501)
     products, bias = torch.randn(rows.shape, generator=numbers), torch.randn(rows.shape[1], generator=numbers)
     outputs = torch.empty(rows.shape, dtype=output_dtype)
     kernels.finish(products.numpy(), scales.numpy(), bias.numpy(), as_array(outputs))
     scaled = products.double() * scales[:, None].double()
     sizes = scaled.abs() + bias.abs()
-    _hold(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
+    _assert_close(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
 
 
-def _hold(found: Tensor, expected: Tensor, limit: float) -> None:
+def _assert_close(found: Tensor, expected: Tensor, limit: float) -> None:
     distance = float((found.double() - expected.double()).abs().max())
     if not distance <= limit:  # a NaN is not
-        raise _Wrong(f"off by {distance:.1e} where {limit:.0e} is to be expected")
+        raise Mismatch(f"off by {distance:.1e} where {limit:.0e} is to be expected")

@@ -1,4 +1,4 @@
-"""What surrounds an integer product on the CPU, each in one pass over its numbers; compiled by numba.
+"""Quantizing the inputs of an integer product and scaling its outputs, each in one pass; compiled by numba.
 
 Without fast-math flags: each operation rounds as torch's does, so that the bits are those of torch's passes. A row that
 holds NaN or an infinity gets a scale of NaN, so that all of its outputs are.

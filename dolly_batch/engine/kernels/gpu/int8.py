@@ -1,6 +1,6 @@
 """Triton kernels for int8 linear layers on a GPU. Imported only where such a layer is made: CPU builds have no triton.
 
-The arithmetic is that of `quantize.Int8Linear` to the last bit: division and sums round as IEEE says, the integer sums
+The arithmetic is that of `int8_cpu.Int8Linear` to the last bit: division and sums round as IEEE says, the integer sums
 are exact, and scaling is not fused with adding the bias. No kernel's choice of tile depends on anything but shapes, and
 nothing is read back, so that all of them can be recorded in CUDA graphs.
 """

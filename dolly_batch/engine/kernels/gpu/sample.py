@@ -1,4 +1,4 @@
-"""Choosing the next tokens on the GPU, one program a row, so that the host need not wait for them.
+"""Sampling on the GPU, one program a row, so that the host need not wait for the tokens.
 
 What `sampling.py` says of the distribution holds here: temperature, top-k, top-p, in that order; a draw by inverse CDF
 in vocabulary order is accepted if the mass that ranks above it is less than top_p, of equal scores the higher id
@@ -39,6 +39,64 @@ def _keep(weights, ranks, last, above, needed, num_equal, num_before):
     num_higher = num_equal - num_before - tl.cumsum(is_last.to(tl.int32), axis=0)
     kept = (ranks > last) | (is_last & (above + num_higher.to(tl.float64) * weights < needed))
     return tl.where(kept, weights, 0.0)
+
+
+@triton.jit
+def _find_last_rank(logits, vocab_size, limit, temperature, highest, largest, needed, total, BLOCK: tl.constexpr):
+    """The lowest rank that top-p keeps, and the weights above it, which are less than `needed`; by bisection."""
+    lane = tl.arange(0, BLOCK)
+    last = _rank(tl.where(largest == 0.0, 0.0, largest))
+    low = last * 0 - 2147483648
+    above = total * 0.0
+    while last - low > 1:
+        middle = low + (last - low) // 2
+        sums = tl.zeros((BLOCK,), tl.float64)
+        for start in range(0, vocab_size, BLOCK):
+            ids = start + lane
+            values, weights = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
+            sums += tl.where(_rank(values) > middle, weights, 0.0)
+        mass = tl.sum(sums, axis=0)
+        is_enough = mass < needed
+        above = tl.where(is_enough, mass, above)
+        last = tl.where(is_enough, middle, last)
+        low = tl.where(is_enough, low, middle)
+    return last, above
+
+
+@triton.jit
+def _draw_kept(
+    logits, vocab_size, limit, temperature, highest, last, above, needed, number, total, BLOCK: tl.constexpr
+):
+    """Draw a token from those that top-p keeps, by inverse CDF in vocabulary order."""
+    lane = tl.arange(0, BLOCK)
+    counts = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + lane
+        values, _ = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
+        counts += ((_rank(values) == last) & (ids < vocab_size)).to(tl.int32)
+    num_equal = tl.sum(counts, axis=0)
+    kept_total = total * 0.0
+    num_before = num_equal * 0
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + lane
+        values, weights = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
+        ranks = _rank(values)
+        kept_total += tl.sum(_keep(weights, ranks, last, above, needed, num_equal, num_before), axis=0)
+        num_before += tl.sum((ranks == last).to(tl.int32), axis=0)
+    target = number * kept_total
+    before = total * 0.0
+    num_before = num_equal * 0
+    num_passed = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + lane
+        there = ids < vocab_size
+        values, weights = _read(logits, ids, there, limit, temperature, highest)
+        ranks = _rank(values)
+        kept = _keep(weights, ranks, last, above, needed, num_equal, num_before)
+        num_passed += ((before + tl.cumsum(kept, axis=0) <= target) & there).to(tl.int32)
+        before += tl.sum(kept, axis=0)
+        num_before += tl.sum((ranks == last).to(tl.int32), axis=0)
+    return tl.minimum(tl.sum(num_passed, axis=0), vocab_size - 1)
 
 
 @triton.jit
@@ -106,50 +164,13 @@ def _choose(
             attempt += 1
 
         if is_chosen == 0:
-            # The last rank that is kept is the lowest with less than `needed` above it: found by halving.
-            last = _rank(tl.where(largest == 0.0, 0.0, largest))
-            low = last * 0 - 2147483648
-            above = total * 0.0
-            while last - low > 1:
-                middle = low + (last - low) // 2
-                sums = tl.zeros((BLOCK,), tl.float64)
-                for start in range(0, vocab_size, BLOCK):
-                    ids = start + lane
-                    values, weights = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
-                    sums += tl.where(_rank(values) > middle, weights, 0.0)
-                mass = tl.sum(sums, axis=0)
-                is_enough = mass < needed
-                above = tl.where(is_enough, mass, above)
-                last = tl.where(is_enough, middle, last)
-                low = tl.where(is_enough, low, middle)
-            counts = tl.zeros((BLOCK,), tl.int32)
-            for start in range(0, vocab_size, BLOCK):
-                ids = start + lane
-                values, _ = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
-                counts += ((_rank(values) == last) & (ids < vocab_size)).to(tl.int32)
-            num_equal = tl.sum(counts, axis=0)
-            kept_total = total * 0.0
-            num_before = num_equal * 0
-            for start in range(0, vocab_size, BLOCK):
-                ids = start + lane
-                values, weights = _read(logits, ids, ids < vocab_size, limit, temperature, highest)
-                ranks = _rank(values)
-                kept_total += tl.sum(_keep(weights, ranks, last, above, needed, num_equal, num_before), axis=0)
-                num_before += tl.sum((ranks == last).to(tl.int32), axis=0)
-            target = tl.load(numbers + MAX_ATTEMPTS) * kept_total
-            before = total * 0.0
-            num_before = num_equal * 0
-            num_passed = tl.zeros((BLOCK,), tl.int32)
-            for start in range(0, vocab_size, BLOCK):
-                ids = start + lane
-                there = ids < vocab_size
-                values, weights = _read(logits, ids, there, limit, temperature, highest)
-                ranks = _rank(values)
-                kept = _keep(weights, ranks, last, above, needed, num_equal, num_before)
-                num_passed += ((before + tl.cumsum(kept, axis=0) <= target) & there).to(tl.int32)
-                before += tl.sum(kept, axis=0)
-                num_before += tl.sum((ranks == last).to(tl.int32), axis=0)
-            drawn = tl.minimum(tl.sum(num_passed, axis=0), vocab_size - 1)
+            last, above = _find_last_rank(
+                logits, vocab_size, limit, temperature, highest, largest, needed, total, BLOCK
+            )
+            number = tl.load(numbers + MAX_ATTEMPTS)
+            drawn = _draw_kept(
+                logits, vocab_size, limit, temperature, highest, last, above, needed, number, total, BLOCK
+            )
             _, own_weight = _read(logits, drawn, drawn < vocab_size, limit, temperature, highest)
             token = tl.where(own_weight > 0, drawn, token)
     tl.store(tokens + row, token.to(tl.int64))

@@ -18,17 +18,17 @@ PARAMS = GenerationParams(max_new_tokens=4, do_sample=False)
 
 
 class ShortOfMemory(PlainEngine):
-    """Has memory for `max_rows` rows, at the prefill or some steps later; never for the row named `poison`."""
+    """Has memory for `max_sequences` rows, at the prefill or some steps later; never for the row named `poison`."""
 
-    max_rows = 64
+    max_sequences = 64
     fails_at_step = 0
     poison = ""
     num_failures = 0
 
     def _forward(self, batch: Batch) -> Tensor:
-        keys = [row.request.key for row in batch.rows]
-        num_steps = len(batch.rows[0].token_ids)
-        if num_steps == self.fails_at_step and (len(keys) > self.max_rows or self.poison in keys):
+        keys = [row.request.key for row in batch.sequences]
+        num_steps = len(batch.sequences[0].token_ids)
+        if num_steps == self.fails_at_step and (len(keys) > self.max_sequences or self.poison in keys):
             self.num_failures += 1
             raise torch.OutOfMemoryError(f"for {len(keys)} rows")
         return super()._forward(batch)
@@ -53,23 +53,23 @@ def answer(engine: PlainEngine, requests: Sequence[Request]) -> dict[str, Comple
 
 
 @pytest.mark.parametrize("fails_at_step", [0, 2])
-@pytest.mark.parametrize("max_rows", [64, 32, 16, 8, 4, 2, 1])
+@pytest.mark.parametrize("max_sequences", [64, 32, 16, 8, 4, 2, 1])
 def test_out_of_memory_halves_the_batch_and_is_remembered(
-    loaded: LoadedModel, max_rows: int, fails_at_step: int
+    loaded: LoadedModel, max_sequences: int, fails_at_step: int
 ) -> None:
     requests = equal_length_requests(loaded, 128)
     engine = ShortOfMemory(loaded, max_batch_tokens=16_384)  # all 128 rows at once
-    engine.max_rows, engine.fails_at_step = max_rows, fails_at_step
+    engine.max_sequences, engine.fails_at_step = max_sequences, fails_at_step
     assert answer(engine, requests) == answer(PlainEngine(loaded), requests)
-    assert engine.num_failures == (128 // max_rows).bit_length() - 1
+    assert engine.num_failures == (128 // max_sequences).bit_length() - 1
 
 
-@pytest.mark.parametrize("max_rows", [64, 8, 1])
+@pytest.mark.parametrize("max_sequences", [64, 8, 1])
 @pytest.mark.parametrize("poison", ["0", "31", "63"])
-def test_a_row_without_memory_even_alone_fails_alone(loaded: LoadedModel, max_rows: int, poison: str) -> None:
+def test_a_row_without_memory_even_alone_fails_alone(loaded: LoadedModel, max_sequences: int, poison: str) -> None:
     requests = equal_length_requests(loaded, 64)
     engine = ShortOfMemory(loaded)
-    engine.max_rows, engine.poison = max_rows, poison
+    engine.max_sequences, engine.poison = max_sequences, poison
     found, expected = answer(engine, requests), answer(PlainEngine(loaded), requests)
     failed = found.pop(poison)
     assert failed.failure is not None

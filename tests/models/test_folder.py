@@ -60,7 +60,7 @@ def test_facts_of_a_folder(folder: Path) -> None:
     verify_hashes(found)
     assert (found.vocab_size, found.source, found.revision) == (400, "random", "0")
     config = json.loads((folder / "config.json").read_text())
-    assert found.architecture == config["model_type"]
+    assert found.architecture.model_type == config["model_type"]
     assert found.max_positions == config.get("max_position_embeddings", config.get("n_positions"))
     assert set(found.weight_files) == {path.name for path in folder.glob("*.safetensors")}
 

@@ -1,28 +1,34 @@
 """The fast engine's answers are the oracle's, and a row's are the same bits whatever runs beside it."""
 
 import random
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.scheduler import CHUNK_TOKENS
-from dolly_batch.engine.continuous.sequence import Sequence
+from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.engine.weights.onednn import PackedLinear, pack
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer, fast_engine
+from tests.engine.engines import answer, continuous_engine
 from tests.engine.questions import Expected, dolly, generate_alone, mixed_requests
-from tests.engine.test_engine_equality import NEAR_TIE, differing, first_difference
+from tests.engine.test_plain_equality import NEAR_TIE, differing, first_difference
 from tests.random_models import write_random_model
 
 # Engines that cut, share, wait and move in different ways: all must give the same answers.
-WAYS = [{}, {"max_rows": 5}, {"prefix_sharing": False}, {"kv_bytes": 200_000}, {"max_rows": 1, "prefix_sharing": False}]
+WAYS = [
+    {},
+    {"max_sequences": 5},
+    {"prefix_sharing": False},
+    {"kv_bytes": 200_000},
+    {"max_sequences": 1, "prefix_sharing": False},
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +52,31 @@ def test_float64_equals_the_reference_in_all_rows(
     double: LoadedModel, requests: list[Request], expected: dict[str, Expected], way: dict[str, int]
 ) -> None:
     order = random.Random(str(way)).sample(requests, len(requests))
-    assert differing(answer(fast_engine(double, **way), order), expected) == []
+    assert differing(answer(continuous_engine(double, **way), order), expected) == []
     assert max(len(row.prompt_ids) for row in requests) > CHUNK_TOKENS
 
 
 def test_float32_differs_only_where_the_reference_is_undecided(neox_folder: Path, requests: list[Request]) -> None:
     loaded = load_model(neox_folder, dtype="float32", device="cpu")
     reference = generate_alone(load_model(neox_folder, dtype="float32", device="cpu"), requests)
-    found = answer(fast_engine(loaded), requests)
+    found = answer(continuous_engine(loaded), requests)
     keys = differing(found, reference)
     for key in keys:
         assert reference[key].leads[first_difference(found[key], reference[key])] < NEAR_TIE
     assert len(keys) < len(requests) / 20
 
 
-class LateByOne(FastEngine):
+class LateByOne(ContinuousEngine):
     """Places every answer token one position too far from its prompt."""
 
-    def _positions(self, decoding: SequenceOf[Sequence]) -> list[int]:
+    def _positions(self, decoding: Sequence[CachedSequence]) -> list[int]:
         return [position + 1 for position in super()._positions(decoding)]
 
 
 def test_equality_sees_positions_shifted_by_one(
     double: LoadedModel, requests: list[Request], expected: dict[str, Expected]
 ) -> None:
-    assert len(differing(answer(fast_engine(double, LateByOne), requests), expected)) > len(requests) / 4
+    assert len(differing(answer(continuous_engine(double, LateByOne), requests), expected)) > len(requests) / 4
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
@@ -89,7 +95,7 @@ def test_needles_get_the_same_bits_alone_and_among_others(
     needles = draw.sample(rows, 50)
     bits = {row.key: LogitBits(loaded) for row in needles}
     alone = {row.key: answer(engine, [row])[row.key] for row in needles for engine in [bits[row.key].engine]}
-    for way in ({"max_rows": 5}, {"kv_bytes": 200_000, "prefix_sharing": False}):
+    for way in ({"max_sequences": 5}, {"kv_bytes": 200_000, "prefix_sharing": False}):
         among = LogitBits(loaded, **way)
         found = answer(among.engine, draw.sample(rows, len(rows)))
         assert {key: found[key] for key in alone} == alone
@@ -105,7 +111,7 @@ class LogitBits:
         self.seen: dict[str, list[int]] = {}
         note = self.seen
 
-        class Noting(FastEngine):
+        class Noting(ContinuousEngine):
             def _forward(self, step):  # type: ignore[no-untyped-def]
                 rows, logits = super()._forward(step)
                 for row, row_logits in zip(rows, logits, strict=True):
@@ -113,7 +119,7 @@ class LogitBits:
                     note.setdefault(row.request.key, []).append(hash(tuple(bits)))
                 return rows, logits
 
-        self.engine = fast_engine(loaded, Noting, **way)
+        self.engine = continuous_engine(loaded, Noting, **way)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 31, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1025])
@@ -125,7 +131,7 @@ def test_borders_of_chunks_and_classes(double: LoadedModel, num_tokens: int) -> 
     request = Request("it", prompt, params)
     twin = Request("twin", (*prompt[:-1], 5, 6, 7), params)  # starts with all but the last token of the other
     rows = [request, twin]
-    engine = fast_engine(double)
+    engine = continuous_engine(double)
     assert differing(answer(engine, rows), generate_alone(double, rows)) == []
     assert engine.stats()["num_shared_tokens"] == (num_tokens - 1 if num_tokens > 16 else 0)
 
@@ -134,20 +140,20 @@ def test_rows_move_through_the_classes_and_leave_nothing(double: LoadedModel) ->
     draw = random.Random(5)
     params = GenerationParams(max_new_tokens=150, do_sample=True)
     rows = [Request(str(row), tuple(draw.choices(range(4, 390), k=40 + row)), params, row) for row in range(24)]
-    engine = fast_engine(double)
+    engine = continuous_engine(double)
     found = answer(engine, rows)
     assert found == answer(PlainEngine(double), rows)
     pools = engine._cache
     assert pools.num_moves > 24
     assert engine.stats()["peak_kv_bytes"] < 24 * 6 * 64 * pools.shape.token_bytes
-    # The last row stays as a donor of Dolly's prefix, nothing else does.
+    # The last row stays as the source of Dolly's prefix, nothing else does.
     assert pools.num_bytes <= 16 * 256 * pools.shape.token_bytes
 
 
 def test_equal_greedy_requests_are_computed_once(double: LoadedModel) -> None:
     one = mixed_requests(dolly(double), 1, do_sample=False)[0]
     rows = [replace(one, key=str(copy)) for copy in range(30)]
-    engine = fast_engine(double)
+    engine = continuous_engine(double)
     found = answer(engine, rows)
     assert len({completion.token_ids for completion in found.values()}) == 1
     assert engine.stats()["num_answer_tokens"] == found["0"].num_completion_tokens
@@ -161,7 +167,7 @@ def test_a_common_prefix_is_computed_once(double: LoadedModel) -> None:
     start = tuple(draw.choices(range(4, 390), k=200))
     params = GenerationParams(max_new_tokens=3, do_sample=False)
     rows = [Request(str(row), (*start, *draw.choices(range(4, 390), k=20)), params) for row in range(100)]
-    engine, without = fast_engine(double), fast_engine(double, prefix_sharing=False)
+    engine, without = continuous_engine(double), continuous_engine(double, prefix_sharing=False)
     assert answer(engine, rows) == answer(without, rows)
     assert without.stats()["num_prompt_tokens"] == 100 * 220
     # Some happen to share a token more.
@@ -181,6 +187,6 @@ def test_slots_are_refilled_at_once(tmp_path: Path) -> None:
         )
         for row in range(300)
     ]
-    engine = fast_engine(loaded, max_rows=16)
+    engine = continuous_engine(loaded, max_sequences=16)
     answer(engine, rows)
     assert engine.stats()["occupancy"] > 0.95

@@ -73,7 +73,11 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
 
 
 def test_unknown_weights_are_refused_and_old_buffers_are_not(folder: Path) -> None:
-    layer = "gpt_neox.layers.0.attention" if "neox" in inspect_folder(folder).architecture else "transformer.h.0.attn"
+    layer = (
+        "gpt_neox.layers.0.attention"
+        if inspect_folder(folder).architecture.title == "GPT-NeoX"
+        else "transformer.h.0.attn"
+    )
     buffers = {f"{layer}.bias": torch.ones(4, dtype=torch.bool), f"{layer}.masked_bias": torch.tensor(-1e9)}
     if "neox" in layer:
         buffers[f"{layer}.rotary_emb.inv_freq"] = torch.ones(2)

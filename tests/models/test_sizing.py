@@ -12,10 +12,10 @@ from dolly_batch.models.sizing import (
     Gpu,
     layer_parameters,
     layers_per_gpu,
-    misfit,
     num_parameters,
     num_weight_bytes,
     parse_gpus,
+    why_not_fits,
 )
 
 T4 = Gpu("Tesla T4", 15_360 << 20, (7, 5))
@@ -54,7 +54,7 @@ def test_parameters_are_counted_as_the_model_cards_have_them(size: str, billions
     ],
 )
 def test_what_fits_is_let_through(gpu: Gpu, size: str, dtype: str, quantization: str) -> None:
-    assert misfit([gpu], dolly(size), dtype, quantization) is None
+    assert why_not_fits([gpu], dolly(size), dtype, quantization) is None
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_what_fits_is_let_through(gpu: Gpu, size: str, dtype: str, quantization:
     ],
 )
 def test_what_cannot_run_is_told_by_name(gpu: Gpu, size: str, dtype: str, words: list[str]) -> None:
-    message = misfit([gpu], dolly(size), dtype, "none")
+    message = why_not_fits([gpu], dolly(size), dtype, "none")
     assert message is not None
     assert not [word for word in words if word not in message]
 
 
 def test_int8_is_named_where_it_would_fit_and_refused_where_it_has_no_tensor_cores() -> None:
-    assert "use model.quantization: int8," in str(misfit([A10], dolly("12b"), "bfloat16", "none"))
-    assert "int8" not in str(misfit([Gpu("NVIDIA T4G", 8 << 30, (7, 5))], dolly("12b"), "auto", "none"))
-    message = str(misfit([V100], dolly("7b"), "auto", "int8"))
+    assert "use model.quantization: int8," in str(why_not_fits([A10], dolly("12b"), "bfloat16", "none"))
+    assert "int8" not in str(why_not_fits([Gpu("NVIDIA T4G", 8 << 30, (7, 5))], dolly("12b"), "auto", "none"))
+    message = str(why_not_fits([V100], dolly("7b"), "auto", "int8"))
     assert not [word for word in ("V100", "7.0", "7.5", "model.quantization: none") if word not in message]
 
 
@@ -89,11 +89,11 @@ def test_int8_is_counted_as_it_is_packed(neox_folder: Path) -> None:
 
 
 def test_a_model_over_two_gpus_has_the_memory_of_both() -> None:
-    alone = misfit([A10], dolly("12b"), "bfloat16", "none")
+    alone = why_not_fits([A10], dolly("12b"), "bfloat16", "none")
     assert alone is not None
     assert "model.gpus: 2" in alone
-    assert misfit([A10, A10], dolly("12b"), "bfloat16", "none") is None
-    refused = misfit([T4, T4], dolly("12b"), "float32", "none")
+    assert why_not_fits([A10, A10], dolly("12b"), "bfloat16", "none") is None
+    refused = why_not_fits([T4, T4], dolly("12b"), "float32", "none")
     assert refused is not None
     assert "of them on one GPU" in refused
     assert "model.gpus: 4" in refused

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dolly_batch.engine.load import load_engine, runs_fast
+from dolly_batch.engine.load import choose_engine, load_engine
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.device_map import device_map
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.architectures import ARCHITECTURES
 from dolly_batch.records import EngineSpec, GenerationParams
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 from tests.engine.questions import dolly, mixed_requests
 
+NEOX = ARCHITECTURES["gpt_neox"]
 GPUS = (torch.device("cuda:0"), torch.device("cuda:1"))
 
 
@@ -61,10 +63,10 @@ def test_what_cannot_run_over_several_gpus_is_refused_by_name(neox_folder: Path)
     with pytest.raises(ConfigError, match="there are no GPUs"):
         load_engine(spec, "cpu")
     with pytest.raises(ConfigError, match="a model over several GPUs"):
-        runs_fast(replace(spec, kind="fast"), "gpt_neox", on_cpu=False)
+        choose_engine(replace(spec, kind="fast"), NEOX, "cuda")
     with pytest.raises(ConfigError, match="a model over several GPUs cannot have"):
-        runs_fast(replace(spec, quantization="int8"), "gpt_neox", on_cpu=False)
-    assert not runs_fast(spec, "gpt_neox", on_cpu=False)
+        choose_engine(replace(spec, quantization="int8"), NEOX, "cuda")
+    assert choose_engine(spec, NEOX, "cuda") == "plain"
     num_seen = torch.cuda.device_count()
     with pytest.raises(ConfigError, match=f"the engine sees {num_seen} GPUs"):
         load_model(neox_folder, num_gpus=num_seen + 2)

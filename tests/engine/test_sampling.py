@@ -21,7 +21,7 @@ from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.sampling import choose_tokens, penalize_repetition, uniform
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams
-from tests.engine.fast import fast_engine
+from tests.engine.engines import continuous_engine
 from tests.engine.questions import dolly, mixed_requests
 
 NUM_DRAWS = 8_000
@@ -177,7 +177,7 @@ def test_penalized_answers_are_those_of_generate(neox_folder: Path) -> None:
     requests = mixed_requests(dolly(loaded), 12, do_sample=False)
     penalized = [replace(row, params=replace(row.params, repetition_penalty=1.3)) for row in requests]
     changed = 0
-    for engine in (PlainEngine(loaded), fast_engine(loaded)):
+    for engine in (PlainEngine(loaded), continuous_engine(loaded)):
         found = {c.key: c.token_ids for c in generate(engine, penalized)}
         changed += sum(c.token_ids != found[c.key] for c in generate(engine, requests))
         for row in penalized:

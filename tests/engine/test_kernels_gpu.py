@@ -14,16 +14,16 @@ pytest.importorskip("triton")
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.gpu import self_test
 from dolly_batch.engine.continuous.gpu.attention import prefill_by_sdpa
-from dolly_batch.engine.continuous.gpu.engine import Flight, GpuEngine
+from dolly_batch.engine.continuous.gpu.engine import GpuEngine, InFlightStep
 from dolly_batch.engine.continuous.gpu.pages import Pages
-from dolly_batch.engine.continuous.gpu.self_test import Unfit, check_choice, check_decode, check_prefill
+from dolly_batch.engine.continuous.gpu.self_test import Unsupported, check_choice, check_decode, check_prefill
 from dolly_batch.engine.continuous.sequence import Step
 from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode, sample
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams, Request
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 
 # Of lanes that are masked afterwards; a GPU does not mention them.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -61,13 +61,13 @@ def test_the_trial_sees_a_fault_of_the_decode_kernel(fault: str, monkeypatch: py
         return right(query, key, value, pages, tables, slots, positions, scaling, num_splits)
 
     monkeypatch.setattr(decode, "paged_decode", wrong)
-    with pytest.raises(Unfit, match="off by"):
+    with pytest.raises(Unsupported, match="off by"):
         check_decode(shape(48, torch.bfloat16), 2048, (40, 17, 18))
 
 
 def test_the_trial_sees_a_fault_in_attention_over_prompts() -> None:
     check_prefill(prefill_by_sdpa, shape(48, torch.float32, 2))
-    with pytest.raises(Unfit, match=r"off by .* with 7 tokens after 9"):
+    with pytest.raises(Unsupported, match=r"off by .* with 7 tokens after 9"):
         # As an attention would that aligns its mask at the keys' beginning instead of their end.
         check_prefill(
             lambda query, key, value, packing, scaling: torch.cat(
@@ -141,7 +141,7 @@ def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: p
     check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
     right = self_test.uniform
     monkeypatch.setattr(self_test, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
-    with pytest.raises(Unfit, match="tokens are others"):
+    with pytest.raises(Unsupported, match="tokens are others"):
         check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
 
 
@@ -157,19 +157,19 @@ class NeverAsked(TorchDispatchMode):
 class Launching(GpuEngine):
     """Launches its steps under that guard."""
 
-    def _launch(self, step: Step) -> Flight:
+    def _launch(self, step: Step) -> InFlightStep:
         with NeverAsked():
             return super()._launch(step)
 
 
 def test_the_engine_with_kernels_answers_as_the_plain_one_and_never_waits_in_a_step(neox_folder: Path) -> None:
     loaded = load_model(neox_folder, dtype="float32", device=str(DEVICE))
-    pages = Pages(CacheShape.of(loaded), 2**20, max_rows=4, max_positions=2048, use_kernel=True)
+    pages = Pages(CacheShape.of(loaded), 2**20, max_sequences=4, max_positions=2048, use_kernel=True)
     rows = [
         Request("greedy", (5, 6, 7) * 6, GenerationParams(3, do_sample=False)),
         Request("sampled", (5, 6, 7) * 6, GenerationParams(3, top_p=0.8, top_k=50), 7),
     ]
-    found = answer(Launching(loaded, pages, max_rows=4, use_kernels=True), rows)
+    found = answer(Launching(loaded, pages, max_sequences=4, use_kernels=True), rows)
     assert found == answer(PlainEngine(loaded), rows)
 
 
@@ -177,10 +177,8 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dolly_batch.engine.continuous.gpu.engine import Flight, GpuEngine
 from dolly_batch.engine.kernels.gpu import decode
 from dolly_batch.engine.kernels.gpu import sample
-from dolly_batch.engine.weights.loading import load_model
 
 def build(kernel, types, constants, capability, num_warps):
     names = kernel.arg_names

@@ -42,7 +42,7 @@ def first_difference(found: Completion, expected: Expected) -> int:
 
 def num_rows(loaded: LoadedModel) -> int:
     """GPT-J's `generate` is several times slower."""
-    return 200 if loaded.folder.architecture == "gpt_neox" else 60
+    return 200 if loaded.folder.architecture.model_type == "gpt_neox" else 60
 
 
 def orders(requests: list[Request]) -> list[list[Request]]:

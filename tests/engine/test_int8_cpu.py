@@ -22,7 +22,7 @@ from dolly_batch.engine.weights.int8_cpu import (
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 
 PACKAGE = Path(dolly_batch.__file__).parent
 TINY = PACKAGE / "tiny" / "model"

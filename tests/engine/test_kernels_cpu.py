@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.cpu.pools import Pools
-from dolly_batch.engine.continuous.engine import FastEngine
+from dolly_batch.engine.continuous.cpu.pools import KVPools
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words, find_pool_kernels, find_row_kernels
 from dolly_batch.engine.weights.int8_cpu import Int8Linear, cpu_product
 from dolly_batch.engine.weights.loading import load_model
-from tests.engine.fast import answer
+from tests.engine.engines import answer
 from tests.engine.questions import mixed_requests
 
 HEADS, HEAD_SIZE, CAPACITY = 3, 18, 192
@@ -185,7 +185,7 @@ def test_answers_are_the_same_with_the_kernels_and_without(neox_folder: Path) ->
     shape = CacheShape.of(loaded)
     kernels = find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype)
     assert kernels is not None
-    with_them, without = (FastEngine(loaded, Pools(shape, 2**27, found)) for found in (kernels, None))
+    with_them, without = (ContinuousEngine(loaded, KVPools(shape, 2**27, found)) for found in (kernels, None))
     assert answer(with_them, requests) == answer(without, requests)
 
 

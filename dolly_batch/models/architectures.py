@@ -1,0 +1,119 @@
+"""The model architectures that run, one entry each. Standard library only.
+
+To add one, add an entry: its modules are Hugging Face's, found by name, and everything that differs between
+architectures is read from here. `continuous` and `int8` come last, when `tests/engine` holds for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class SizeKeys:
+    """The keys of config.json that give a model's sizes. None, or a key that is not set, means the default."""
+
+    hidden_size: str
+    num_layers: str
+    num_heads: str
+    max_positions: str
+    inner_size: str
+    """Default: four times the hidden size."""
+    num_kv_heads: str | None = None
+    """Default: as many as heads."""
+    head_size: str | None = None
+    """Default: hidden size / heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What this package needs to know of one architecture."""
+
+    model_type: str
+    """As config.json names it."""
+    title: str
+    """As messages name it."""
+    models: str
+    """Well-known models that have it, for messages."""
+    config_class: str
+    """Class of `transformers`, as is `model_class`."""
+    model_class: str
+    attention: Literal["sdpa", "eager"]
+    """Transformers' implementation to load the model with."""
+    embedding: str
+    """Name of the token embedding's tensor, [vocabulary, hidden size]."""
+    sizes: SizeKeys
+    required: tuple[str, ...]
+    """Keys that must be integers above 0."""
+    optional: tuple[str, ...]
+    """Further keys that shape the model."""
+    rotary: Mapping[str, tuple[str, float]] | None = None
+    """Keys of `rope_parameters`, each with its older name and its default; None where the modules have no such key."""
+    num_mlp_matrices: int = 2
+    """Of hidden size x inner size, in each layer."""
+    prompt_format: str = "dolly"
+    """Of its models that follow instructions."""
+    continuous: bool = False
+    """Whether the continuous engine runs it."""
+    int8: bool = False
+    """Whether its linear layers may be quantized."""
+
+    @property
+    def rotary_keys(self) -> set[str]:
+        """Keys that rotary settings may have in config.json."""
+        if self.rotary is None:
+            return set()
+        old_keys = {old_key for old_key, _ in self.rotary.values()}
+        return {"rope_scaling", "rope_parameters", *self.rotary, *old_keys}
+
+
+_GPT_NEOX = Architecture(
+    model_type="gpt_neox",
+    title="GPT-NeoX",
+    models="Dolly v2, Pythia",
+    config_class="GPTNeoXConfig",
+    model_class="GPTNeoXForCausalLM",
+    # Eager attention takes its softmax in float32 whatever the dtype; sdpa keeps float64 and is the faster one.
+    attention="sdpa",
+    embedding="gpt_neox.embed_in.weight",
+    sizes=SizeKeys(
+        hidden_size="hidden_size",
+        num_layers="num_hidden_layers",
+        num_heads="num_attention_heads",
+        max_positions="max_position_embeddings",
+        inner_size="intermediate_size",
+    ),
+    required=(
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ),
+    optional=("hidden_act", "layer_norm_eps", "use_parallel_residual", "attention_bias", "tie_word_embeddings"),
+    rotary={"rope_theta": ("rotary_emb_base", 10000), "partial_rotary_factor": ("rotary_pct", 0.25)},
+    continuous=True,
+    int8=True,
+)
+
+_GPTJ = Architecture(
+    model_type="gptj",
+    title="GPT-J",
+    models="Dolly v1, GPT-J",
+    config_class="GPTJConfig",
+    model_class="GPTJForCausalLM",
+    attention="eager",  # its only one
+    embedding="transformer.wte.weight",
+    sizes=SizeKeys(
+        hidden_size="n_embd",
+        num_layers="n_layer",
+        num_heads="n_head",
+        max_positions="n_positions",
+        inner_size="n_inner",
+    ),
+    required=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "rotary_dim"),
+    optional=("activation_function", "layer_norm_epsilon", "tie_word_embeddings", "n_inner"),
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = {entry.model_type: entry for entry in (_GPT_NEOX, _GPTJ)}

@@ -1,0 +1,59 @@
+"""Engines for tests, and answers by key."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.cpu.pools import KVPools
+from dolly_batch.engine.continuous.engine import ContinuousEngine
+from dolly_batch.engine.continuous.gpu.engine import GpuEngine
+from dolly_batch.engine.continuous.gpu.pages import Pages
+from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
+from dolly_batch.engine.protocol import Engine, generate
+from dolly_batch.engine.weights.loading import LoadedModel
+from dolly_batch.records import Completion, Request
+
+ROOMY = 2**30
+TIGHT = 1  # byte: pages for one sequence of the model's full length, and no more
+
+
+def continuous_engine(
+    loaded: LoadedModel, kind: type[ContinuousEngine] = ContinuousEngine, *, kv_bytes: int = ROOMY, **settings: int
+) -> ContinuousEngine:
+    shape = CacheShape.of(loaded)
+    pools = KVPools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
+    return kind(loaded, pools, **settings)  # type: ignore[arg-type]
+
+
+def gpu_engine(
+    loaded: LoadedModel,
+    kind: type[GpuEngine] = GpuEngine,
+    pages: type[Pages] = Pages,
+    *,
+    kv_bytes: int = ROOMY,
+    max_sequences: int = 64,
+    **settings: object,
+) -> GpuEngine:
+    """An engine whose pages are full of NaN at first."""
+    cache = pages(CacheShape.of(loaded), min(kv_bytes, 2**24), max_sequences=max_sequences, max_positions=2048)
+    cache.data.fill_(torch.nan)
+    return kind(loaded, cache, max_sequences=max_sequences, **settings)  # type: ignore[arg-type]
+
+
+def assert_empty(engine: GpuEngine) -> None:
+    """Nothing is held but what one ended row may leave for the next ones, its prompt."""
+    pages, source = engine._pages, engine._scheduler._kept_source
+    held = set(source.location.pages) if source else set()
+    assert pages.num_bytes == len(held) * pages.page_bytes
+    assert sorted([*pages._free_pages, *held]) == list(range(1, pages.num_pages))
+    assert [page for page, number in enumerate(pages._ref_counts) if number] == sorted(held)
+    assert pages._num_expected == (source.location.num_expected if source else 0)
+    assert pages._num_sequences == bool(source)
+    assert engine._in_flight is None
+
+
+def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, Completion]:
+    completions = list(generate(engine, requests))
+    assert len(completions) == len(requests)
+    return {completion.key: completion for completion in completions}
