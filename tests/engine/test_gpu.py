@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.test_begun import cut_at
 
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.load import StepSize, engine_over_pages
@@ -26,7 +27,6 @@ from dolly_batch.records import Completion, EngineSpec, GenerationParams, Reques
 from tests.engine.fast import answer
 from tests.engine.over_pages import TIGHT, assert_empty, gpu_engine
 from tests.engine.questions import dolly, mixed_requests
-from tests.engine.test_begun import cut_at
 
 PATIENT = Pace(chunk_tokens=2**30, step_tokens=300, admit_every=3)
 IN_CHUNKS = Pace(chunk_tokens=48, step_tokens=96)

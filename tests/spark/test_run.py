@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from dolly_batch import Options
 from dolly_batch.errors import Stopped
-from dolly_batch.spark.generate.progress import busy_hours
-from dolly_batch.spark.run import Options
+from dolly_batch.spark.generate.budget import busy_hours
 from tests.spark.desk import Desk, questions
 
 OURS = [
