@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from pyarrow import parquet
+from pyspark.sql import SparkSession
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dolly_batch.config.job import JobConfig, check_job
@@ -35,9 +36,8 @@ from dolly_batch.engine.protocol import Engine
 from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Request
-from dolly_batch.report import Report
 from dolly_batch.spark.model import resolve_model
-from dolly_batch.spark.run import Options, run_job
+from dolly_batch.spark.run import run_job
 from dolly_batch.tiny import MODEL_FOLDER
 
 GATE = 0.92
@@ -111,8 +111,8 @@ def measure(
     """Tokens per second of job and engine, in turns."""
     new_tokens = arguments.new_tokens
     warm = job(folder, model, "warm", "warm", new_tokens)
-    spark = run_job(warm, Options(), Report("warm"))
-    spec = resolve_model(spark, warm, str(folder / "work"), print).engine_spec(warm)
+    run_job(warm)
+    spec = resolve_model(SparkSession.active(), warm, str(folder / "work"), print).engine_spec(warm)
     engine = load_engine(spec, "cpu")
     prompts = encoder.encode_batch([(row["instruction"], row["context"]) for row in rows])
     params = warm.generation.params
@@ -120,9 +120,8 @@ def measure(
     alone(engine, requests[:WARM_ROWS])
     found = []
     for pair in range(arguments.pairs):
-        report, before = Report(f"pair-{pair}"), cpu_seconds()
-        began = time.monotonic()
-        run_job(job(folder, model, "rows", f"pair-{pair}", new_tokens), Options(), report)
+        before, began = cpu_seconds(), time.monotonic()
+        report = run_job(job(folder, model, "rows", f"pair-{pair}", new_tokens))
         wall_s = time.monotonic() - began
         between = cpu_seconds()
         engine_s, texts = alone(engine, requests)

@@ -4,20 +4,30 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from dolly_batch import __version__
+import dolly_batch
 from dolly_batch.config.evaluation import load_evaluation
 from dolly_batch.config.job import JobConfig, load_job
+from dolly_batch.console import (
+    plans_page,
+    print_evaluation,
+    print_plan,
+    print_plans,
+    print_rows,
+    print_summary,
+    say,
+)
 from dolly_batch.errors import DollyBatchError, UsageError
-from dolly_batch.evaluate.report import EvaluateReport, print_evaluation
-from dolly_batch.report import ERROR_STATUSES, Report, print_plan, print_rows, print_summary, say
+from dolly_batch.evaluate.report import EvaluateReport
+from dolly_batch.report import Report
 
+DESCRIPTION = "Bulk instruction following with the Dolly family of language models over tables, on Apache Spark."
 EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
-4 refused before any work, output untouched; 5 stopped, the same command goes on; 6 another start is active"""
+4 refused before any work, output untouched; 5 stopped, the same command resumes; 6 another start is active"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _log_to_terminal() -> None:
-    """Warnings of the libraries, but for py4j's: it writes a stack trace of what it also raises, and we tell once."""
+    """Log the libraries' warnings, except py4j's: it logs a stack trace of each error that it also raises."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_not_py4j)
@@ -47,7 +57,7 @@ def _not_py4j(record: logging.LogRecord) -> bool:
 
 
 def run_script(command: str) -> NoReturn:
-    """Run one command as a script's whole work: what spark-submit starts."""
+    """Run one command and exit with its code: what spark-submit starts."""
     code = main([command, *sys.argv[1:]])
     sys.stdout.flush()
     sys.exit(code)
@@ -59,31 +69,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dolly-batch", description=__import__("dolly_batch").__doc__, epilog=EPILOG)
-    parser.add_argument("--version", action="version", version=f"dolly_batch {__version__}")
+    parser = _Parser(prog="dolly-batch", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"dolly_batch {dolly_batch.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    run = commands.add_parser("run", help="answer what is left of a table; starts or goes on", epilog=EPILOG)
+    run = commands.add_parser("run", help="answer the rows of a table; starts or resumes", epilog=EPILOG)
     _add_job(run)
     run.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
     run.add_argument(
-        "--retry", metavar="STATUS,...", help="Delta: answer rows of these statuses again; truncated ones go on"
+        "--retry",
+        metavar="STATUS,...",
+        help="Delta: answer rows of these statuses again; truncated answers are resumed",
     )
     run.add_argument("--abandon", action="store_true", help="close the open plan without finishing it")
     run.add_argument("--show", type=_positive, metavar="N", help="print N rows of the output at the end")
 
-    plan = commands.add_parser("plan", help="count rows, tokens and time, without running anything", epilog=EPILOG)
+    plan = commands.add_parser("plan", help="count rows, tokens and time without generating", epilog=EPILOG)
     _add_job(plan)
     plan.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows by row key")
     plan.add_argument("--retry", metavar="STATUS,...", help="as for run")
 
-    status = commands.add_parser("status", help="how a job stands", epilog=EPILOG)
+    status = commands.add_parser("status", help="show how a job stands", epilog=EPILOG)
     _add_job(status)
-    status.add_argument("--full", action="store_true", help="look over the whole output, for rows that are there twice")
+    status.add_argument(
+        "--full", action="store_true", help="also count the rows of the whole output, and repeated ones"
+    )
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="score a model on the model card's seven benchmarks; measure finished tables against a gold column",
+        help="score a model on the model card's seven benchmarks; compare finished tables with a gold column",
         epilog=EPILOG,
     )
     _add_file(evaluate, "evaluation", "EVAL.yaml", "the evaluation file (conf/evaluate.yaml explains its keys)")
@@ -91,16 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--quantization",
         metavar="Q,...",
-        help="score the model in each of these (none, int8) and show what the later ones cost",
+        help="score the model in each of these (none, int8) and compare them with the first",
     )
 
-    stage = commands.add_parser("stage-model", help="make a checked folder of safetensors of a model")
+    stage = commands.add_parser("stage-model", help="convert a model to a checked folder of safetensors")
     stage.add_argument("source", metavar="SOURCE", help="a hub id, modelscope:ORG/NAME, a folder, or tiny")
-    stage.add_argument("dest", metavar="DEST", help="the folder to make")
+    stage.add_argument("dest", metavar="DEST", help="the folder to create")
     stage.add_argument("--revision", help="branch, tag or commit of the hub's repository")
 
-    reported = commands.add_parser("report", help="all plans under a work folder: a table, and a page beside them")
-    reported.add_argument("work_dir", metavar="WORK_DIR", help="the work_dir of jobs, a plain folder or a mount")
+    reported = commands.add_parser("report", help="list all plans under a work folder, also as WORK_DIR/report.html")
+    reported.add_argument("work_dir", metavar="WORK_DIR", help="the work_dir of jobs: a plain folder or a mount")
     reported.add_argument("--json", action="store_true", help="print the plans as one JSON list on the last line")
     return parser
 
@@ -111,7 +125,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
 
 def _add_file(parser: argparse.ArgumentParser, name: str, metavar: str, help_text: str) -> None:
     parser.add_argument(name, metavar=metavar, help=help_text)
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="put a value over the file's")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a value of the file")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object on the last line")
 
 
@@ -123,17 +137,17 @@ def _positive(text: str) -> int:
 
 
 def _with_report(arguments: argparse.Namespace) -> int:
-    """Run a command that ends in a report; every fault and every signal becomes a message and an exit code."""
+    """Run a command that ends in a report; every exception and every signal becomes a message and an exit code."""
     from dolly_batch.spark.signals import stopping_on_signals
 
-    evaluating = arguments.command == "evaluate"
-    report = EvaluateReport(name=arguments.evaluation) if evaluating else Report(name=arguments.job)
+    evaluates = arguments.command == "evaluate"
+    report = EvaluateReport(name=arguments.evaluation) if evaluates else Report(name=arguments.job)
     with stopping_on_signals():
         try:
             if isinstance(report, EvaluateReport):
                 _evaluate(arguments, report)
             else:
-                _carry_out(arguments, report)
+                _run(arguments, report)
         except BaseException as error:
             if isinstance(error, SystemExit):
                 raise
@@ -143,16 +157,23 @@ def _with_report(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _carry_out(arguments: argparse.Namespace, report: Report) -> None:
+def _run(arguments: argparse.Namespace, report: Report) -> None:
+    """Run, plan or describe a job."""
     job = load_job(arguments.job, arguments.set)
     report.name = job.name
-    spark = _COMMANDS[arguments.command](job, arguments, report)
-    if arguments.command == "plan":
-        print_plan(report)
-    else:
+    if arguments.command == "status":
+        dolly_batch.read_status(job, arguments.full, report=report)
         print_summary(report)
-    if getattr(arguments, "show", None):
-        _show(spark, job, arguments.show)
+        return
+    retry = tuple(part.strip() for part in (arguments.retry or "").split(",") if part.strip())
+    if arguments.command == "plan":
+        dolly_batch.plan_job(job, dolly_batch.Options(retry, arguments.limit), report=report)
+        print_plan(report)
+        return
+    dolly_batch.run_job(job, dolly_batch.Options(retry, arguments.limit, arguments.abandon), report=report)
+    print_summary(report)
+    if arguments.show:
+        _show(job, arguments.show)
 
 
 def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
@@ -163,62 +184,31 @@ def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
         overrides.append(f"quantizations=[{arguments.quantization}]")
     config = load_evaluation(arguments.evaluation, overrides)
     report.name = config.name
-    from dolly_batch.evaluate.run import run_evaluation
-
-    run_evaluation(config, report)
+    dolly_batch.run_evaluation(config, report=report)
     print_evaluation(report)
 
 
 def _fail(error: BaseException, report: Report | EvaluateReport) -> None:
-    from dolly_batch.spark.signals import as_dolly_error, pass_over_signals
+    from dolly_batch.spark.signals import as_dolly_error, ignore_signals
 
     if isinstance(error, KeyboardInterrupt):
-        pass_over_signals()  # for as long as the process lasts: pyspark has something to do at its end, too
-    fault = as_dolly_error(error)
-    report.outcome, report.exit_code, report.message = type(fault).__name__, fault.exit_code, str(fault)
+        ignore_signals()  # until the process ends: pyspark's own shutdown must not be interrupted either
+    known = as_dolly_error(error)
+    report.outcome, report.exit_code, report.message = type(known).__name__, known.exit_code, str(known)
     if not isinstance(error, (DollyBatchError, KeyboardInterrupt)):
         logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)
-    say(f"dolly-batch: {fault}")
+    say(f"dolly-batch: {known}")
 
 
-def _options(arguments: argparse.Namespace) -> Any:
-    from dolly_batch.spark.run import Options
-
-    retry = tuple(part.strip() for part in (getattr(arguments, "retry", None) or "").split(",") if part.strip())
-    return Options(retry, getattr(arguments, "limit", None), getattr(arguments, "abandon", False))
-
-
-def _run(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
-    from dolly_batch.spark.run import run_job
-
-    return run_job(job, _options(arguments), report)
-
-
-def _plan(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
-    from dolly_batch.spark.run import plan_job
-
-    return plan_job(job, _options(arguments), report)
-
-
-def _status(job: JobConfig, arguments: argparse.Namespace, report: Report) -> Any:
-    from dolly_batch.spark.status import read_status
-
-    return read_status(job, arguments.full, report)
-
-
-_COMMANDS: dict[str, Callable[[JobConfig, argparse.Namespace, Report], Any]] = {
-    "run": _run,
-    "plan": _plan,
-    "status": _status,
-}
-
-
-def _show(spark: Any, job: JobConfig, num_rows: int) -> None:
+def _show(job: JobConfig, num_rows: int) -> None:
     """Print rows of the output: ids, the start of the answer, and its status."""
+    from pyspark.sql import SparkSession
+
     from dolly_batch.spark.tables.columns import first_rows
     from dolly_batch.spark.tables.input import open_input
     from dolly_batch.spark.tables.output import open_output
 
+    spark = SparkSession.active()
     target = open_output(spark, job, open_input(spark, job))
     table = target.read()
     if table is not None:
@@ -239,8 +229,7 @@ def _stage_model(arguments: argparse.Namespace) -> int:
 
 
 def _report_plans(arguments: argparse.Namespace) -> int:
-    from dolly_batch.report_page import plans_page, print_plans
-    from dolly_batch.spark.overview import read_plans
+    from dolly_batch.spark.status import read_plans
 
     work_dir = arguments.work_dir.removeprefix("file:")
     try:
@@ -251,7 +240,7 @@ def _report_plans(arguments: argparse.Namespace) -> int:
     print_plans(plans)
     page = Path(work_dir, "report.html")
     try:
-        page.write_text(plans_page(f"Plans under {work_dir}", plans, ERROR_STATUSES), encoding="utf-8")
+        page.write_text(plans_page(f"Plans under {work_dir}", plans), encoding="utf-8")
         say(f"page: {page}")
     except OSError as error:
         say(f"dolly-batch: {page} could not be written: {error}")

@@ -26,9 +26,9 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from dolly_batch.config.job import check_job
 from dolly_batch.config.task import check_task
+from dolly_batch.console import say
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
-from dolly_batch.report import say
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_columns
 from dolly_batch.spark.model import resolve_model

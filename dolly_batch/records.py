@@ -5,6 +5,10 @@ from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 
+# The statuses of output rows; the share of those in ERROR_STATUSES is what `limits.max_error_share` limits.
+ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
+STATUSES = ("ok", "truncated", "empty_response", "null_instruction", "empty_instruction", *ERROR_STATUSES)
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:

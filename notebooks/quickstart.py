@@ -11,10 +11,8 @@
 
 import tempfile
 
+import dolly_batch
 import dolly_batch.functions
-from dolly_batch.config.job import check_job
-from dolly_batch.report import Report
-from dolly_batch.spark.run import Options, run_job
 
 # On a cluster of more than one machine: a folder that the driver and all executors see, such as a Volume.
 FOLDER = tempfile.mkdtemp(prefix="dolly-batch-quickstart-")
@@ -86,7 +84,7 @@ person = people.select(functions.extract("text", "name STRING, city STRING, age 
 
 # COMMAND ----------
 
-job = check_job(
+job = dolly_batch.check_job(
     {
         "name": "quickstart",
         "model": MODEL,
@@ -98,8 +96,7 @@ job = check_job(
     },
     "the quickstart's job",
 )
-report = Report(name=job.name)
-run_job(job, Options(), report)
+report = dolly_batch.run_job(job)
 answers = spark.read.parquet(f"{FOLDER}/answers")
 by_job = {row.id: row.response for row in answers.collect()}
 print(report.message)

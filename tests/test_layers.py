@@ -27,12 +27,14 @@ LAYERS: dict[str, set[str]] = {
     "prompt": {"errors"},
     "ipc": {"errors", "records"},
     "process": {"errors"},
+    "watchdog": set(),
+    "file_lock": set(),
     "models": {"errors"},
     "tiny": set(),
     "tasks": {"errors", "records", "prompt"},
-    "engine": {"errors", "records", "prompt", "models", "ipc", "process"},
-    "host": {"errors", "records", "prompt", "ipc", "process", "engine", ""},
-    "staging": {"errors", "prompt", "models", "engine", "process", "tiny", ""},
+    "engine": {"errors", "records", "prompt", "models", "ipc", "process", "watchdog"},
+    "host": {"errors", "records", "prompt", "ipc", "process", "watchdog", "file_lock", "engine", ""},
+    "staging": {"errors", "prompt", "models", "engine", "process", "file_lock", "tiny", ""},
     "config": {"errors", "records", "tasks"},
     "report": {"records"},
     "console": {"records", "report", "evaluate"},
@@ -69,6 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
     "spark": {*SPARK, "filelock"},
     "evaluate": {*SPARK, "pydantic", "rouge_score"},
     "functions": SPARK,
+    "cli": {"pyspark"},
 }
 # What crosses to executors: their Python need not hold pydantic, yaml, rich, torch or transformers.
 ON_EXECUTORS = {

@@ -11,8 +11,8 @@ from pyspark.sql import types as T
 from dolly_batch.config.evaluation import QualityConfig
 from dolly_batch.errors import InputError
 from dolly_batch.evaluate.accuracy import Accuracy, mean_of
-from dolly_batch.evaluate.fields import FieldCounts, parse_object
-from dolly_batch.evaluate.labels import LabelScore, score_labels
+from dolly_batch.evaluate.label_scores import LabelScore, score_labels
+from dolly_batch.evaluate.object_fields import FieldCounts, parse_object
 from dolly_batch.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
 from dolly_batch.evaluate.table import Table, share
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column

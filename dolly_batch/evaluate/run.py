@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.config.evaluation import EvaluateConfig
+from dolly_batch.config.evaluation import EvaluateConfig, load_evaluation
+from dolly_batch.console import say
 from dolly_batch.errors import ConfigError, OutputError
 from dolly_batch.evaluate.accuracy import score_benchmark
 from dolly_batch.evaluate.benchmark_files import read_questions
@@ -22,13 +23,11 @@ from dolly_batch.evaluate.scoring import Scoring
 from dolly_batch.evaluate.table import (
     BenchmarkRow,
     ScoredModel,
-    Table,
     benchmark_rows,
     benchmark_tables,
     to_markdown,
 )
 from dolly_batch.models.folder import inspect_folder
-from dolly_batch.report import Stopwatch, say
 from dolly_batch.spark.files import Files, LocalFiles, files_for
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, resolve_model
@@ -48,13 +47,15 @@ NOTES = (
 )
 
 
-def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
-    """Run an evaluation to its end. `report` is filled as it goes.
+def run_evaluation(config: EvaluateConfig | str | Path, *, report: EvaluateReport | None = None) -> EvaluateReport:
+    """Run an evaluation, given as such or as the path of its file, to its end, and return its numbers.
 
-    Raises the exceptions of errors.py. After a crash the same call goes on: benchmarks that were scored are not scored
-    again.
+    A `report` that is given is filled as it proceeds. Raises the exceptions of errors.py. After a crash the same call
+    resumes: benchmarks that were scored are not scored again.
     """
-    with Stopwatch(report, "session"):
+    config = config if isinstance(config, EvaluateConfig) else load_evaluation(config)
+    report = report or EvaluateReport(config.name)
+    with report.timed("session"):
         uses_delta = any(entry.format == "delta" for entry in config.quality)
         spark = start_session(config.name, config.spark, uses_delta=uses_delta)
     files, work = files_for(spark, config.work_dir)
@@ -70,40 +71,39 @@ def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
             out if isinstance(out_files, LocalFiles) else None,
             model,
         )
+        rows: list[BenchmarkRow] = []
         if model is not None:
             for quantization in config.quantizations:  # one may fit the GPU where another does not
                 scored_as = config.model_copy(update={"model": config.quantized(quantization)})
                 check_gpus(spark, scored_as, model.folder)
-        rows: list[BenchmarkRow] = []
-        if model is not None:
             scoring = Scoring(spark, files, _scores_folder(work, config), model.max_positions, lock.check)
-            with Stopwatch(report, "score"):
+            with report.timed("score"):
                 rows = _score(config, model, scoring, questions, report)
-        with Stopwatch(report, "quality"):
+        with report.timed("quality"):
             measured = [row for entry in finished for row in measure(entry)]
         lock.check()
-        tables = [*(benchmark_tables(rows) if rows else []), *quality_tables(measured)]
-        _fill(config, report, rows, measured, tables, out)
-        _write(spark, config, report, out_files, out, rows, measured)
+        _fill(config, report, rows, measured, out)
+        _write(spark, config, report, out_files, rows, measured)
         files.delete(_scores_folder(work, config))
+    return report
 
 
 def _scores_folder(work: str, config: EvaluateConfig) -> str:
-    """Where the scores of benchmarks lie until the results are written."""
+    """Where the scores of benchmarks are kept until the results are written."""
     return f"{work}/evaluate-{config.name}"
 
 
 def _check_output(files: Files, out: str) -> None:
-    """Refuse a folder that is not an evaluation's own, so that nobody's tables are replaced."""
-    ours = set(files.list_names(out))
-    if {"benchmarks", "quality"} & ours and MARKDOWN not in ours:
+    """Raise OutputError for a folder with tables that no evaluation wrote: they would be replaced."""
+    names = set(files.list_names(out))
+    if {"benchmarks", "quality"} & names and MARKDOWN not in names:
         raise OutputError(
             f"output.path: {out} holds a folder `benchmarks` or `quality` that no evaluation wrote; name another one"
         )
 
 
 def _check_executors(spark: SparkSession, work: str | None, out: str | None, model: ModelFacts | None) -> None:
-    """Check that executors have what they need, and see the model and the plain folders that are given."""
+    """Check that executors have the packages they need, and see the model and these plain folders."""
     shared = {} if work is None else {"work_dir": work}
     if out is not None:
         shared["output.path"] = str(Path(out).parent)
@@ -124,9 +124,9 @@ def _score(
     for quantization in config.quantizations:
         spec = model.scoring_spec(config, quantization)
         scores = []
-        for name, asked in questions.items():
-            say(f"{name}: scoring {len(asked):,} questions with {config.model.path} ({quantization})")
-            scores.append(score_benchmark(BENCHMARKS[name], asked, scoring.score(spec, name, asked)))
+        for name, of_benchmark in questions.items():
+            say(f"{name}: scoring {len(of_benchmark):,} questions with {config.model.path} ({quantization})")
+            scores.append(score_benchmark(BENCHMARKS[name], of_benchmark, scoring.score(spec, name, of_benchmark)))
         scored = ScoredModel(config.model.path, model.revision, quantization, config.model.dtype, card)
         rows += benchmark_rows(scored, scores)
     report.model_loads = sum(scoring.loads.values())
@@ -134,15 +134,15 @@ def _score(
 
 
 def _card_model(config: EvaluateConfig, model: ModelFacts) -> str | None:
-    """The card's model to show: the one that was asked for, else the one that is scored, by its name or its source."""
+    """The card's model to compare with: the configured one, else the one that is scored, by its name or its source."""
     if config.card is not None:
-        found = card_row(config.card)
-        if found is None:
+        row = card_row(config.card)
+        if row is None:
             raise ConfigError(f"card: the model card has no {config.card!r}; it has {', '.join(CARD)}")
-        return found[0]
+        return row[0]
     source = inspect_folder(Path(model.folder)).source or ""
-    found = card_row(config.model.path) or card_row(source)
-    return None if found is None else found[0]
+    row = card_row(config.model.path) or card_row(source)
+    return None if row is None else row[0]
 
 
 def _fill(
@@ -150,13 +150,12 @@ def _fill(
     report: EvaluateReport,
     rows: Sequence[BenchmarkRow],
     measured: Sequence[QualityRow],
-    tables: list[Table],
     out: str,
 ) -> None:
     report.outcome, report.exit_code, report.output = "complete", 0, out
     report.benchmarks = [asdict(row) for row in rows]
     report.quality = [asdict(row) for row in measured]
-    report.tables = tables
+    report.tables = [*(benchmark_tables(rows) if rows else []), *quality_tables(measured)]
     num_benchmarks, num_tables = len(config.tasks.paths), len(config.quality)
     report.message = f"{config.name}: {num_benchmarks} benchmark(s) scored, {num_tables} finished table(s) measured"
 
@@ -166,18 +165,17 @@ def _write(
     config: EvaluateConfig,
     report: EvaluateReport,
     files: Files,
-    out: str,
     rows: Sequence[BenchmarkRow],
     measured: Sequence[QualityRow],
 ) -> None:
     """Write the Parquet tables, and last the page that marks the folder as an evaluation's."""
-    now = datetime.now(UTC)
+    now, out = datetime.now(UTC), str(report.output)
     if not files.exists(f"{out}/{MARKDOWN}"):
         files.write(f"{out}/{MARKDOWN}", f"# {config.name}\n\nbeing written\n")
-    for name, kind, found in (("benchmarks", BenchmarkRow, rows), ("quality", QualityRow, measured)):
-        if found:
-            records = [(config.name, now, *asdict(row).values()) for row in found]
-            table = spark.createDataFrame(records, _schema(kind)).coalesce(1)
+    for name, kind, records in (("benchmarks", BenchmarkRow, rows), ("quality", QualityRow, measured)):
+        if records:
+            values = [(config.name, now, *asdict(record).values()) for record in records]
+            table = spark.createDataFrame(values, _schema(kind)).coalesce(1)
             table.write.mode(config.output.mode).parquet(f"{out}/{name}")
         elif config.output.mode == "overwrite":
             files.delete(f"{out}/{name}")
@@ -188,10 +186,10 @@ def _write(
     files.write(f"{out}/{MARKDOWN}", to_markdown(config.name, facts, report.tables, [notes]))
 
 
-def _schema(kind: Any) -> T.StructType:
-    """A dataclass of plain fields as a schema, behind the columns of the run."""
-    kinds = get_type_hints(kind)
-    own = [
-        T.StructField(one.name, _TYPES[(get_args(kinds[one.name]) or (kinds[one.name],))[0]]) for one in fields(kind)
+def _schema(kind: type[BenchmarkRow] | type[QualityRow]) -> T.StructType:
+    """A dataclass of plain fields as a schema, after the columns of the evaluation."""
+    types = get_type_hints(kind)
+    columns = [
+        T.StructField(one.name, _TYPES[(get_args(types[one.name]) or (types[one.name],))[0]]) for one in fields(kind)
     ]
-    return T.StructType([*_RUN_FIELDS, *own])
+    return T.StructType([*_RUN_FIELDS, *columns])

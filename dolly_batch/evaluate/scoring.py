@@ -1,14 +1,12 @@
 """Scoring questions on executors: a table of prompts and choices in, a table of log-likelihoods out.
 
-A benchmark is one Spark job that ends in a folder of scores, which stays until the evaluation is written: a crashed one
-goes on with the next benchmark. The folder is named by a hash of the model, its engine and the questions.
+A benchmark is one Spark job that ends in a folder of scores, which stays until the evaluation is written: a crashed
+evaluation resumes with the next benchmark. The folder is named by a hash of the model, its engine and the questions.
 """
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -17,16 +15,17 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 import dolly_batch
+from dolly_batch.console import ProgressLine
 from dolly_batch.errors import EngineError
 from dolly_batch.evaluate.question import Question
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.records import EngineSpec, ScoreRow
-from dolly_batch.report import ProgressLine
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.generate.cancel import JobTag
 from dolly_batch.spark.generate.device import task_device
-from dolly_batch.spark.generate.shard import ROWS_PER_BATCH, Progress
+from dolly_batch.spark.generate.jobs import run_watched, whole_folder
+from dolly_batch.spark.generate.progress import TaskProgress, read_progress
+from dolly_batch.spark.generate.shard import ROWS_PER_BATCH
 from dolly_batch.spark.preflight.gpus import generation_slots, gpu_profile
 
 SHARDS_PER_SLOT = 4
@@ -58,7 +57,7 @@ Prompted = tuple[int, list[int], str, list[str]]
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """What crosses to the executors: which engine, and where to tell how far a task is."""
+    """What crosses to the executors: which engine, and where to report progress."""
 
     spec: EngineSpec
     progress: str | None
@@ -71,10 +70,10 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
         return
     with EngineClient.connect(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
         rows = (
-            ScoreRow(str(place), context, None, tuple(continuations), with_end=False, format="plain")
-            for place, (_, _, context, continuations) in enumerate(prompts)
+            ScoreRow(str(index), context, None, tuple(continuations), with_end=False, format="plain")
+            for index, (_, _, context, continuations) in enumerate(prompts)
         )
-        progress, scored = Progress(task.progress), []
+        progress, scored = TaskProgress(task.progress), []
         for scores in client.score(rows):
             question, choices, _, _ = prompts[int(scores.key)]
             failure = None if scores.failure is None else f"{scores.failure.status}: {scores.failure.message}"
@@ -84,7 +83,7 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
                 yield pd.DataFrame(scored, columns=SCORED_SCHEMA.names)
                 scored = []
         yield pd.DataFrame(scored, columns=SCORED_SCHEMA.names)
-        progress.finish()
+        progress.write()
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Scoring:
     folder: str
     max_positions: int
     check: Callable[[], None]
-    """Raises when this start must not go on (another one has taken over)."""
+    """Raises when this start must stop because another one has taken over."""
     loads: dict[str, int] = field(default_factory=dict)
     """By engine, how many models it has loaded."""
 
@@ -139,61 +138,28 @@ class Scoring:
                     yield from ((number, [choice], prompt.context, [text]) for choice, text in pairs)
 
     def _run(self, spec: EngineSpec, name: str, prompts: list[Prompted], scored: str) -> None:
-        """Score into a folder of this start's own, and rename it when it is whole."""
-        own = f"{self.folder}/.{name}-{uuid.uuid4().hex[:12]}"
-        told = f"{own}.progress"
-        progress = told if isinstance(self.files, LocalFiles) else None
-        most = generation_slots(self.spark, spec.gpus) * SHARDS_PER_SLOT
-        num_shards = max(1, min(most, -(-len(prompts) // MIN_SHARD_ROWS)))
+        num_shards = generation_slots(self.spark, spec.gpus) * SHARDS_PER_SLOT
+        num_shards = max(1, min(num_shards, -(-len(prompts) // MIN_SHARD_ROWS)))
+        with whole_folder(self.files, scored) as draft, ProgressLine(len(prompts), f"scoring {name}") as line:
+            progress = f"{draft}.progress" if isinstance(self.files, LocalFiles) else None
 
-        def work() -> None:
-            table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)
-            task, profile = ScoreTask(spec, progress), gpu_profile(self.spark, spec.gpus)
-            answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=profile)
-            answered.write.parquet(own)
+            def work() -> None:
+                table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)
+                task, profile = ScoreTask(spec, progress), gpu_profile(self.spark, spec.gpus)
+                answered = table.mapInPandas(partial(score_shard, task), SCORED_SCHEMA, profile=profile)
+                answered.write.parquet(draft)
 
-        try:
-            with ProgressLine(len(prompts), f"scoring {name}") as line:
-                run_watched(self.spark, work, lambda: line.update(*_told(self.files, told)))
+            try:
+                run_watched(self.spark, [work], 1, lambda: line.update(*read_progress(progress)))
+            finally:
+                if progress is not None:
+                    self.files.delete(progress)
             self.check()
-            self.files.rename(own, scored)
-        finally:
-            self.files.delete(own)
-            self.files.delete(told)
 
 
 def _key(spec: EngineSpec, prompts: Sequence[Prompted]) -> str:
-    """What the scores depend on. Not where the model's files lie, nor how long to wait for them."""
-    told = asdict(spec)
-    identity = [told[name] for name in ("kind", "model_sha256", "dtype", "quantization", "prompt_format")]
+    """What the scores depend on: not the path of the model, and no timeouts."""
+    settings = asdict(spec)
+    identity = [settings[name] for name in ("kind", "model_sha256", "dtype", "quantization", "prompt_format")]
     text = json.dumps([dolly_batch.__version__, identity, prompts], ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def run_watched(spark: SparkSession, work: Callable[[], None], tick: Callable[[], None]) -> None:
-    """Run Spark jobs in a thread and `tick` about four times a second; any exception, Ctrl-C too, cancels the jobs."""
-    tag = JobTag(spark)
-
-    def tagged() -> None:
-        tag.mark()
-        work()
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(tagged)
-        try:
-            while wait([running], timeout=0.25).not_done:
-                tick()
-            running.result()
-        except BaseException:
-            tag.cancel_all([running])
-            raise
-
-
-def _told(files: Files, folder: str) -> tuple[int, int]:
-    """Prompts scored and tokens read so far, from the tasks' own small files."""
-    total_rows = total_tokens = 0
-    for name in files.list_names(folder):
-        numbers = (files.read(f"{folder}/{name}") or "").split()
-        if not name.startswith(".") and len(numbers) == 2:
-            total_rows, total_tokens = total_rows + int(numbers[0]), total_tokens + int(numbers[1])
-    return total_rows, total_tokens

@@ -1,4 +1,4 @@
-"""The audit: planned keys against published rows. Only when none is missing and none is twice is a run complete."""
+"""The audit compares planned keys with published rows: a run is complete when none is missing and none repeated."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -7,8 +7,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import AuditError
-from dolly_batch.report import STATUSES
+from dolly_batch.records import STATUSES
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO
 from dolly_batch.spark.publish import snapshot
 from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -29,22 +30,22 @@ def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
     """Compare planned keys with published ones. Raises AuditError, with the counts, for a missing or a repeated row."""
     table = target.read()
     if table is None:
-        raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} is not there")
+        raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} does not exist")
     keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
     num_rows, missing, repeated, by_status, tokens = _compare(
         _planned_keys(target, folder, plan), _read_rows(target, table), keys
     )
-    if missing or repeated or num_rows != plan.num_planned + plan.num_reused:
+    num_expected = plan.num_planned + plan.num_carried_over
+    if missing or repeated or num_rows != num_expected:
         raise AuditError(
-            f"plan {plan.plan_id}: of {plan.num_planned + plan.num_reused} planned rows {missing} are missing and "
-            f"{repeated} are there too often in {target.job.output.name}; "
-            f"its snapshot and answers are kept in {folder.path}"
+            f"plan {plan.plan_id}: of {num_expected} planned rows {missing} are missing and "
+            f"{repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}"
         )
     return Findings(num_rows, missing, repeated, by_status, tokens)
 
 
 def audit_table(target: OutputTable, table: DataFrame) -> Findings:
-    """Look over the whole table for rows that are there twice: nothing is raised, only counted."""
+    """Count rows and repeated rows of the whole table; nothing is raised."""
     keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
     rows = _read_rows(target, table)
     answered = rows.filter(F.col("status") != "duplicate_id")
@@ -59,14 +60,14 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
     return {row[0]: row[1] for row in counted}, sum(row[2] or 0 for row in counted)
 
 
-def _compare(planned: DataFrame, found: DataFrame, keys: list[str]) -> tuple[int, int, int, dict[str, int], int]:
-    """Planned rows, how many of them are missing, how many too many, and the statuses and tokens of those found.
+def _compare(planned: DataFrame, published: DataFrame, keys: list[str]) -> tuple[int, int, int, dict[str, int], int]:
+    """Count planned rows, missing ones and repeated ones, and the statuses and tokens of the published ones.
 
     Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
     """
     none = F.lit(None)
     sides = planned.select(*keys, F.lit(1).alias("want"), none.cast("string").alias("status"), F.lit(0).alias("tokens"))
-    sides = sides.unionByName(found.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
+    sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
     by_key = sides.groupBy(*keys).agg(
         F.sum("want").alias("want"),
         F.count("status").alias("have"),
@@ -91,6 +92,6 @@ def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
 
 
 def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    parts = ["aside", *(["todo"] if plan.waves else []), *(["reused"] if plan.num_reused else [])]
+    parts = [SKIPPED, *([TODO] if plan.waves else []), *([CARRIED_OVER] if plan.num_carried_over else [])]
     keys = [snapshot(target, folder, part).select("row_key", "request_key") for part in parts]
     return reduce(DataFrame.unionByName, keys)

@@ -16,7 +16,7 @@ from dolly_batch.models.folder import ModelFolder, inspect_folder
 from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import LocalFiles, files_for
-from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.stage import stage_under
@@ -61,12 +61,6 @@ class ModelFacts:
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
         """As `engine_spec`, for plain prompts: base models, without Dolly's markers, are scored too."""
         return replace(self.engine_spec(job), quantization=quantization, prompt_format="none")
-
-    def progress_folder(self, folder: PlanFolder, wave: int) -> str | None:
-        """The folder of a wave's progress files, None where that is not a plain path."""
-        if not isinstance(folder.files, LocalFiles):
-            return None
-        return folder.of("progress", f"wave={wave}")
 
 
 def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[[str], None]) -> ModelFacts:

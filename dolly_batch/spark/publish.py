@@ -64,7 +64,7 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
         asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *PARTIAL_COLUMNS)
         todo = snapshot(target, folder, "todo").drop(*asked)
         rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
-    if plan.num_reused:
+    if plan.num_carried_over:
         rows = rows.unionByName(_reused(target, folder))
     return rows
 

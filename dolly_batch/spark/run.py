@@ -1,25 +1,27 @@
-"""One start of a job: refuse, plan (or take up the open plan), generate, publish, audit.
+"""One start of a job: refuse, plan (or resume the open plan), generate, publish, audit.
 
-A newcomer reads `run_job` here, `answer_shard` in partition.py, and the engine's `step`: the rest lies between them.
+A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the engine's `step`: the rest is between them.
 """
 
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
+from dolly_batch.console import say
 from dolly_batch.errors import ConfigError, Refused
-from dolly_batch.report import ERROR_STATUSES, Report, Stopwatch, say
+from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.generate.progress import generate
-from dolly_batch.spark.generate.waves import Generation
+from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
+from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
 from dolly_batch.spark.plan.keys import asked_settings, read_settings, request_header
 from dolly_batch.spark.plan.manifest import (
     ABANDONED,
@@ -30,7 +32,7 @@ from dolly_batch.spark.plan.manifest import (
     open_plan,
     plan_folders,
 )
-from dolly_batch.spark.plan.planner import Request, make_plan, sweep_drafts
+from dolly_batch.spark.plan.planner import delete_drafts, make_plan
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session.session import open_session
@@ -38,22 +40,12 @@ from dolly_batch.spark.signals import stopping_on_signals
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
-RETRYABLE = (*ERROR_STATUSES, "truncated", "empty_response")
-BEGUN_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line adds to the job file."""
-
-    retry: tuple[str, ...] = ()
-    limit: int | None = None
-    abandon: bool = False
+RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A plan that is being worked on, and all that the steps after planning need."""
+    """A plan that is being worked on, and what the steps after planning need."""
 
     folder: PlanFolder
     plan: Plan
@@ -61,45 +53,53 @@ class Opened:
     model: ModelFacts
 
 
-def run_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
-    """Run a job to its end. `report` is filled as it goes, and holds what was reached when an exception leaves.
+def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, report: Report | None = None) -> Report:
+    """Run a job, given as such or as the path of its file, to its end, and return its numbers.
 
-    Raises the exceptions of errors.py. Whatever is raised, finished waves are kept, and the same call goes on.
+    A `report` that is given is filled as the run proceeds, so that it holds what was reached when an exception leaves.
+    Raises the exceptions of errors.py. Whatever is raised, finished waves are kept, and the same call resumes the run.
     """
-    _check_options(job, options)
-    with Stopwatch(report, "session"):
+    job = loaded(job)
+    report = report or Report(job.name)
+    options.check(job)
+    with report.timed("session"):
         spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
-        sweep_drafts(files, work, job.name)
-        _sweep(files, work, job)
+        delete_drafts(files, work, job.name)
+        _delete_old_rows(files, work, job)
         if options.abandon:
             _abandon(files, work, job, report)
-            return spark
-        with Stopwatch(report, "plan"):
+            return report
+        with report.timed("plan"):
             opened = _resumed(spark, job, options, files, work) or _planned(spark, job, options, files, work, report)
         if opened is None:
-            return spark
+            return report
         _describe(opened, report)
         if not opened.folder.has(PUBLISHED):
-            with Stopwatch(report, "generate"):
+            with report.timed("generate"):
                 generate(Generation(spark, job, opened.folder, opened.plan, opened.model, lock.check))
             lock.check()
-            with Stopwatch(report, "publish"):
+            with report.timed("publish"):
                 publish(opened.target, opened.folder, opened.plan)
             lock.check()
             opened.folder.mark(PUBLISHED, _staged_facts(opened))
-        with Stopwatch(report, "audit"):
+        with report.timed("audit"):
             findings = audit(opened.target, opened.folder, opened.plan)
         _complete(job, opened, findings, report)
-        _sweep(files, work, job)
-    return spark
+        _delete_old_rows(files, work, job)
+    return report
 
 
-def plan_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
-    """Make the plan of a job without opening it: counts, tokens, time; nothing is written but the staged model."""
-    _check_options(job, options)
+def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, report: Report | None = None) -> Report:
+    """Count what a run of the job would take: rows, tokens, time. Writes nothing except the staged model.
+
+    Arguments, result and exceptions are those of `run_job`.
+    """
+    job = loaded(job)
+    report = report or Report(job.name)
+    options.check(job)
     spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
@@ -107,31 +107,20 @@ def plan_job(job: JobConfig, options: Options, report: Report) -> SparkSession:
     target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, say)
     check_executors(spark, target, model.folder)
-    made = make_plan(spark, Request(job, options.retry, options.limit, dry=True), source, target, model, files, work)
-    plan = made if isinstance(made, Plan) else made[1]
+    plan = make_plan(options, source, target, model, files, work, dry=True).plan
     _fill(report, plan, target)
-    report.by_status = plan.aside
+    report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
-    num_todo = plan.num_rows - plan.num_held - plan.num_reused - plan.num_aside
+    num_todo = plan.num_rows - plan.num_answered_before - plan.num_skipped
     report.message = (
-        f"{job.name}: {plan.num_rows:,} input rows, {plan.num_held + plan.num_reused:,} answered already, "
-        f"{plan.num_aside:,} set aside, {num_todo:,} to answer with {job.model.path} "
+        f"{job.name}: {plan.num_rows:,} input rows, {plan.num_answered_before:,} already answered, "
+        f"{plan.num_skipped:,} skipped, {num_todo:,} to answer with {job.model.path} "
         f"({plan.num_prompt_tokens:,} prompt tokens, {plan.slots} slots)"
     )
-    limit = job.limits.max_rows
-    if limit is not None and num_todo > limit:
-        report.message += f"; `run` will refuse that: limits.max_rows is {limit}"
-    return spark
-
-
-def _check_options(job: JobConfig, options: Options) -> None:
-    for status in options.retry:
-        if status not in RETRYABLE:
-            raise ConfigError(f"--retry {status}: not one of {', '.join(RETRYABLE)}")
-    if "duplicate_id" in options.retry:
-        raise ConfigError("--retry duplicate_id: mend the ids in the input; rows with new ids are new rows")
-    if options.retry and job.output.format == "parquet":
-        raise ConfigError("--retry needs output.format delta: rows of a Parquet table cannot be replaced")
+    max_rows = job.limits.max_rows
+    if max_rows is not None and num_todo > max_rows:
+        report.message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
+    return report
 
 
 def _check_work_dir(files: Files, work: str) -> None:
@@ -146,16 +135,16 @@ def _check_work_dir(files: Files, work: str) -> None:
 
 
 def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
-    """The job's open plan, if it has one. Its input is not looked at again."""
-    found = open_plan(files, work, job.name)
-    if found is None:
+    """The job's open plan, if it has one. Its input is not read again."""
+    opened = open_plan(files, work, job.name)
+    if opened is None:
         return None
-    folder, plan = found
+    folder, plan = opened
     target = output_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
     same = (
         plan.header == request_header(job, plan.model_identity)
-        and plan.asked in ("", asked_settings(job))  # plans of earlier versions do not tell
-        and plan.reads in ("", read_settings(job, options.limit))
+        and plan.task_settings in ("", asked_settings(job))
+        and plan.input_settings in ("", read_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)
@@ -163,12 +152,11 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     if not same:
         raise Refused(
             f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, input, "
-            "output, --limit or --retry): finish it with those, or close it with --abandon and start anew"
+            "output, --limit or --retry): finish it with those, or close it with --abandon and start again"
         )
     model = planned_model(spark, plan, job)
     check_shared(spark, files, work, target, model.folder)
-    num_done = len(folder.staged_waves())
-    say(f"going on with plan {plan.plan_id}: {num_done} of {len(plan.waves)} waves are finished")
+    say(f"resuming plan {plan.plan_id}: {len(folder.staged_waves())} of {len(plan.waves)} waves are finished")
     return Opened(folder, plan, target, model)
 
 
@@ -181,14 +169,13 @@ def _planned(
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
-    made = make_plan(spark, Request(job, options.retry, options.limit), source, target, model, files, work)
-    if isinstance(made, Plan):
-        _fill(report, made, target)
+    planned = make_plan(options, source, target, model, files, work)
+    if planned.folder is None:
+        _fill(report, planned.plan, target)
         report.outcome, report.exit_code = "nothing_to_do", 0
-        report.message = f"{job.name}: all {made.num_rows:,} rows are answered already; nothing was written"
+        report.message = f"{job.name}: all {planned.plan.num_rows:,} rows are already answered; nothing was written"
         return None
-    folder, plan = made
-    return Opened(folder, plan, target, model)
+    return Opened(planned.folder, planned.plan, target, model)
 
 
 def _describe(opened: Opened, report: Report) -> None:
@@ -197,7 +184,7 @@ def _describe(opened: Opened, report: Report) -> None:
     report.num_resumed_waves = len(opened.folder.staged_waves())
     say(
         f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer (shards: {report.num_shards}, "
-        f"waves: {len(plan.waves)}), {plan.num_aside:,} set aside, {plan.num_held + plan.num_reused:,} answered before"
+        f"waves: {len(plan.waves)}), {plan.num_skipped:,} skipped, {plan.num_answered_before:,} already answered"
     )
 
 
@@ -206,26 +193,26 @@ def _fill(report: Report, plan: Plan, target: OutputTable) -> None:
     report.output = target.path or target.job.output.table
     report.model, report.model_revision = plan.model, plan.model_revision
     report.num_input_rows = plan.num_rows
-    report.num_held_rows = plan.num_held + plan.num_reused
+    report.num_held_rows = plan.num_answered_before
     report.num_prompt_tokens = plan.num_prompt_tokens
     report.num_waves, report.num_shards = len(plan.waves), sum(wave.num_shards for wave in plan.waves)
     report.token_histogram, report.estimated_s = plan.token_histogram, plan.estimated_s
 
 
 def _staged_facts(opened: Opened) -> dict[str, object]:
-    """Counts of the staged answers, for the manifest: rows by status, and how often a model was loaded."""
+    """Counts of the staged answers: rows by status, resumed answers, model loads."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
-    by_status, loads, begun = dict(opened.plan.aside), dict[str, int](), [0, 0, 0]
+    by_status, loads, resumed = dict(opened.plan.skipped), dict[str, int](), [0, 0, 0]
     tokens = F.col("num_begun_tokens")
-    begun_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
-    grouped = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load"), *begun_sums)
-    for status, engine_id, count, load, *more in grouped.collect():
+    resumed_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
+    grouped = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load"), *resumed_sums)
+    for status, engine_id, count, load, *counts in grouped.collect():
         by_status[status] = by_status.get(status, 0) + count
         loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
-        begun = [total + (number or 0) for total, number in zip(begun, more, strict=True)]
+        resumed = [total + (number or 0) for total, number in zip(resumed, counts, strict=True)]
     return {
         "by_status": by_status,
-        **dict(zip(BEGUN_COUNTS, begun, strict=True)),
+        **dict(zip(RESUMED_COUNTS, resumed, strict=True)),
         "model_loads": sum(loads.values()),
         "num_published": opened.plan.num_planned,
     }
@@ -236,13 +223,13 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
     report.by_status = findings.by_status
     report.num_completion_tokens = findings.num_completion_tokens
     report.model_loads = facts.get("model_loads", 0)
-    for name in BEGUN_COUNTS:
+    for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned
     report.num_answered_by_model = opened.plan.num_todo
     report.outcome = "complete"
-    report.judge_errors(job.limits.max_error_share)
-    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none lost, none twice"
+    report.check_errors(job.limits.max_error_share)
+    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated"
     if report.exit_code == 3:
         report.message += (
             f"; {report.error_share:.1%} of them are errors, more than limits.max_error_share = "
@@ -254,18 +241,18 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
     report.outcome, report.exit_code = "abandoned", 0
-    found = open_plan(files, work, job.name)
-    if found is None:
+    opened = open_plan(files, work, job.name)
+    if opened is None:
         report.message = f"{job.name}: there is no open plan"
         return
-    folder, plan = found
+    folder, plan = opened
     folder.mark(ABANDONED, {})
     folder.discard_rows()
     report.plan_id = plan.plan_id
-    report.message = f"{job.name}: plan {plan.plan_id} is closed; its {plan.num_todo:,} rows are open again"
+    report.message = f"{job.name}: plan {plan.plan_id} is closed; the next run plans its {plan.num_todo:,} rows again"
 
 
-def _sweep(files: Files, work: str, job: JobConfig) -> None:
+def _delete_old_rows(files: Files, work: str, job: JobConfig) -> None:
     """Delete the prompts and answers of this job's finished plans, `work.keep_days` after they were planned."""
     for folder in plan_folders(files, work):
         plan = folder.plan()

@@ -1,68 +1,115 @@
-"""How a job stands: its open plan, or its last finished one; and with `--full`, the whole output looked over."""
+"""How a job stands, by its open or its last finished plan; and all plans of a work folder."""
 
 import json
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.errors import AuditError
-from dolly_batch.report import Report
+from dolly_batch.errors import AuditError, Refused
+from dolly_batch.report import PlanReport, Report
 from dolly_batch.spark.audit import audit_table
-from dolly_batch.spark.files import files_for
-from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
+from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.options import loaded
+from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
 
-def read_status(job: JobConfig, full: bool, report: Report) -> SparkSession:
-    """Fill the report with where the job stands. With `full`, raises AuditError when the output holds a row twice."""
+def read_status(job: JobConfig | str | Path, full: bool = False, *, report: Report | None = None) -> Report:
+    """Report how a job stands, and with `full` count the rows of its whole output.
+
+    A `report` that is given is filled. Raises AuditError when `full` finds a row that is repeated in the output.
+    """
+    job = loaded(job)
+    report = report or Report(job.name)
     spark = open_session(job)
     files, work = files_for(spark, job.work_dir)
     report.outcome, report.exit_code = "status", 0
-    found = open_plan(files, work, job.name)
-    if found is not None:
-        _describe_open(*found, report)
+    opened = open_plan(files, work, job.name)
+    if opened is not None:
+        _describe_open(*opened, report)
     else:
-        _describe_last(_finished(plan_folders(files, work), job.name), job, report)
+        _describe_last(files, work, job, report)
     if full:
-        _look_over(spark, job, found[1] if found is not None else None, report)
-    return spark
+        _audit_output(spark, job, opened[1] if opened is not None else None, report)
+    return report
+
+
+def read_plans(work_dir: str) -> list[PlanReport]:
+    """The plans of all jobs under a plain folder, newest first; needs no Spark session.
+
+    Raises Refused where there is no such folder, or no plan in it.
+    """
+    if not Path(work_dir).is_dir():
+        raise Refused(f"WORK_DIR {work_dir}: no such folder here; `report` reads plain folders and mounts")
+    plans = [_plan_report(folder, plan) for folder in plan_folders(LocalFiles(), work_dir) if (plan := folder.plan())]
+    if not plans:
+        raise Refused(f"WORK_DIR {work_dir}: holds no plans; give the work_dir of a job that has run")
+    return sorted(plans, key=lambda plan: plan.created_at, reverse=True)
+
+
+def _plan_report(folder: PlanFolder, plan: Plan) -> PlanReport:
+    return PlanReport(
+        plan_id=plan.plan_id,
+        name=plan.name,
+        created_at=plan.created_at,
+        state=_state(folder, plan),
+        model=plan.model,
+        num_input_rows=plan.num_rows,
+        num_answered=plan.num_todo if folder.has(PUBLISHED) else _num_staged_rows(folder, plan),
+        num_todo=plan.num_todo,
+        token_histogram=plan.token_histogram,
+        report=_stored_report(folder),
+    )
+
+
+def _state(folder: PlanFolder, plan: Plan) -> str:
+    if folder.has(COMPLETE):
+        return "complete"
+    if folder.has(ABANDONED):
+        return "abandoned"
+    if folder.has(PUBLISHED):
+        return "published, not audited"
+    return f"open, {len(folder.staged_waves())} of {len(plan.waves)} waves"
+
+
+def _num_staged_rows(folder: PlanFolder, plan: Plan) -> int:
+    staged = folder.staged_waves()
+    return sum(wave.num_rows for wave in plan.waves if wave.number in staged)
+
+
+def _stored_report(folder: PlanFolder) -> dict[str, Any]:
+    """The content of report.json, empty before the plan is complete."""
+    stored: dict[str, Any] = json.loads(folder.files.read(folder.of("report.json")) or "{}")
+    return stored
 
 
 def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
-    staged = folder.staged_waves()
-    done = sum(wave.num_rows for wave in plan.waves if wave.number in staged)
-    step = (
-        "published, not yet audited" if folder.has(PUBLISHED) else f"{len(staged)} of {len(plan.waves)} waves finished"
-    )
+    num_answered = _num_staged_rows(folder, plan)
+    waves = f"{len(folder.staged_waves())} of {len(plan.waves)} waves finished"
     report.plan_id, report.model, report.model_revision = plan.plan_id, plan.model, plan.model_revision
-    report.num_input_rows, report.num_held_rows = plan.num_rows, plan.num_held + plan.num_reused
-    report.num_waves, report.num_answered_by_model = len(plan.waves), done
+    report.num_input_rows, report.num_held_rows = plan.num_rows, plan.num_answered_before
+    report.num_waves, report.num_answered_by_model = len(plan.waves), num_answered
     report.outcome = "open"
     report.message = (
-        f"{plan.name}: plan {plan.plan_id} of {plan.created_at[:19]} UTC is open: {step}, "
-        f"{done:,} of {plan.num_todo:,} rows answered; `run` goes on with it, `run --abandon` closes it"
+        f"{plan.name}: plan {plan.plan_id} of {plan.created_at[:19]} UTC is open: "
+        f"{'published, not yet audited' if folder.has(PUBLISHED) else waves}, "
+        f"{num_answered:,} of {plan.num_todo:,} rows answered; `run` resumes it, `run --abandon` closes it"
     )
 
 
-def _finished(folders: Iterator[PlanFolder], name: str) -> list[tuple[Plan, dict[str, Any]]]:
-    finished = []
-    for folder in folders:
-        plan = folder.plan()
-        if plan is not None and plan.name == name and folder.has(COMPLETE):
-            finished.append((plan, json.loads(folder.files.read(folder.of("report.json")) or "{}")))
-    return sorted(finished, key=lambda pair: pair[0].created_at)
-
-
-def _describe_last(finished: list[tuple[Plan, dict[str, Any]]], job: JobConfig, report: Report) -> None:
+def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> None:
+    plans = [(plan, folder) for folder in plan_folders(files, work) if folder.has(COMPLETE) and (plan := folder.plan())]
+    finished = [pair for pair in plans if pair[0].name == job.name]
     if not finished:
-        report.message = f"{job.name}: no plan is open and none has been finished under {job.work_dir}"
+        report.message = f"{job.name}: there is no open and no finished plan under {job.work_dir}"
         return
-    plan, last = finished[-1]
+    plan, folder = max(finished, key=lambda pair: pair[0].created_at)
+    last = _stored_report(folder)
     for key in ("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"):
         if key in last:
             setattr(report, key, last[key])
@@ -73,7 +120,7 @@ def _describe_last(finished: list[tuple[Plan, dict[str, Any]]], job: JobConfig, 
     )
 
 
-def _look_over(spark: SparkSession, job: JobConfig, plan: Plan | None, report: Report) -> None:
+def _audit_output(spark: SparkSession, job: JobConfig, plan: Plan | None, report: Report) -> None:
     target = _target(spark, job, plan)
     table = target.read()
     if table is None:
@@ -82,7 +129,7 @@ def _look_over(spark: SparkSession, job: JobConfig, plan: Plan | None, report: R
     findings = audit_table(target, table)
     report.by_status, report.num_completion_tokens = findings.by_status, findings.num_completion_tokens
     report.output = target.path or job.output.table
-    report.message += f"\nthe output holds {findings.num_rows:,} rows, {findings.num_repeated:,} of them more than once"
+    report.message += f"\nthe output has {findings.num_rows:,} rows, {findings.num_repeated:,} of them repeated"
     if findings.num_repeated:
         raise AuditError(report.message)
 

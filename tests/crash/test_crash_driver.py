@@ -1,4 +1,4 @@
-"""kill -9 of the driver at every step of a run: the same command goes on from there, and pays for no wave twice."""
+"""kill -9 of the driver at every step of a run: the same command resumes, and pays for no wave twice."""
 
 import contextlib
 import shutil
@@ -146,7 +146,7 @@ def test_a_jvm_that_dies_alone_stops_the_run_with_a_message(new_job: NewJob) -> 
     code, report = start.end()
     assert (code, report["exit_code"]) == (5, 5), start.said()
     assert start.said().splitlines()[-1].startswith("dolly-batch: the connection to Spark is lost")
-    assert "the same command goes on" in report["message"]
+    assert "run the same command to resume" in report["message"]
     finished = job.staged()
     hosts_are_gone(jvm, folders)
     code, report = job.start().end()
@@ -192,7 +192,7 @@ def test_without_the_guard_of_the_commit_the_audit_stops_the_run(new_job: NewJob
     code, report = job.start(without=unguarded).end()
     assert len(job.rows()) == 2 * len(QUESTIONS)
     assert (code, report["outcome"]) == (5, "AuditError"), job.starts[-1].said()
-    assert "160 are there too often" in report["message"]
+    assert "160 are repeated" in report["message"]
     with pytest.raises(AssertionError):
         check_nothing_lost(job, report, QUESTIONS)
 
@@ -213,7 +213,7 @@ def stopped_cleanly(job: Job, start: Start) -> dict[str, int]:
     """Exit 5, how to go on, and nothing else to be read; the finished waves."""
     code, report = start.end()
     assert (code, report["exit_code"], report["outcome"]) == (5, 5, "Stopped"), start.said()
-    assert "the same command goes on" in start.said()
+    assert "run the same command to resume" in start.said()
     check_quiet(start)
     assert not (job.folder / "work" / ".job.lock").exists()
     return job.staged()

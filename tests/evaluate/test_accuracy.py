@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dolly_batch.evaluate.accuracy import BenchmarkScore, gmean, is_right, mean_of, score_benchmark, share_of
 from dolly_batch.evaluate.benchmarks import BENCHMARKS
-from dolly_batch.evaluate.fields import FieldCounts, parse_object, same
-from dolly_batch.evaluate.labels import LabelScore, score_labels
+from dolly_batch.evaluate.label_scores import LabelScore, score_labels
+from dolly_batch.evaluate.object_fields import FieldCounts, parse_object, same
 from dolly_batch.evaluate.question import Question
 from dolly_batch.evaluate.table import ScoredModel, benchmark_rows, benchmark_tables, to_markdown
 

@@ -9,10 +9,7 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from dolly_batch.config.job import JobConfig, load_job
-from dolly_batch.errors import DollyBatchError
-from dolly_batch.report import Report
-from dolly_batch.spark.run import Options, run_job
+from dolly_batch import DollyBatchError, JobConfig, Options, Report, load_job, run_job
 
 
 def load_job_text(folder: Path, document: dict[str, Any]) -> JobConfig:
@@ -40,9 +37,7 @@ class Desk:
         return load_job_text(self.folder, document)
 
     def run(self, options: Options | None = None, **sections: Any) -> Report:
-        report = Report(name="test")
-        run_job(self.job(**sections), options or Options(), report)
-        return report
+        return run_job(self.job(**sections), options or Options())
 
     def refused(self, options: Options | None = None, **sections: Any) -> DollyBatchError:
         with pytest.raises(DollyBatchError) as caught:

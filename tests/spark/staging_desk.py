@@ -1,4 +1,4 @@
-"""A job stopped by hand between its steps: planned and staged, not yet published."""
+"""A job that is stopped between its steps: planned and staged, not yet published."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,8 +8,9 @@ from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
+from dolly_batch.spark.options import Options
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.plan.planner import Request, make_plan
+from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.publish import publish
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output
@@ -39,9 +40,9 @@ def staged(desk: Desk, reverse: bool = False, **sections: Any) -> Staged:
     source = open_input(spark, job)
     target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, print)
-    made = make_plan(spark, Request(job), source, target, model, files, work)
-    assert isinstance(made, tuple), "nothing is left to do"
-    folder, plan = made
+    planned = make_plan(Options(), source, target, model, files, work)
+    assert planned.folder is not None, "nothing is left to do"
+    folder, plan = planned.folder, planned.plan
     order = replace(plan, waves=tuple(reversed(plan.waves))) if reverse else plan
     Generation(spark, job, folder, order, model, lambda: None).run(lambda: None)
     return Staged(job, target, folder, plan)

@@ -95,14 +95,14 @@ def is_not_complete(desk: Desk, work: Staged, *said: str) -> None:
 def test_rows_deleted_from_the_delta_table_and_doubled_in_it_are_found(delta_desk: Desk) -> None:
     work = published(delta_desk)
     delta_desk.spark.sql(f"DELETE FROM delta.`{delta_desk.out}` WHERE id = 'r00003'")
-    is_not_complete(delta_desk, work, "1 are missing", "0 are there too often")
+    is_not_complete(delta_desk, work, "1 are missing", "0 are repeated")
     table = delta_desk.spark.read.format("delta").load(str(delta_desk.out))
     table.limit(3).write.format("delta").mode("append").save(str(delta_desk.out))
-    is_not_complete(delta_desk, work, "1 are missing", "3 are there too often")
+    is_not_complete(delta_desk, work, "1 are missing", "3 are repeated")
 
 
 def test_a_parquet_file_copied_into_the_output_is_found(desk: Desk) -> None:
     desk.document["output"]["mode"] = "append"
     work = published(desk)
     shutil.copytree(next(desk.out.glob("plan_id=*")), desk.out / "plan_id=by_hand")
-    is_not_complete(desk, work, "0 are missing", "12 are there too often")
+    is_not_complete(desk, work, "0 are missing", "12 are repeated")

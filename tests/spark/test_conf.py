@@ -6,8 +6,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import load_job
-from dolly_batch.report import Report
-from dolly_batch.spark.run import Options, run_job
+from dolly_batch.spark.run import run_job
 from tests.conftest import PROJECT
 
 
@@ -27,8 +26,7 @@ def test_a_job_file_of_conf_answers_its_sample_table(
     places = {"output.path": tmp_path / "out", "work_dir": tmp_path / "work", "model.stage_dir": stage_dir}
     overrides = [f"{key}={value}" for key, value in {**places, "engine.processes": 1}.items()]
     job = load_job(PROJECT / "conf" / f"{name}.yaml", overrides)
-    report = Report(name)
-    run_job(job, Options(), report)
+    report = run_job(job)
     num_rows = len(Path(str(job.input.path)).read_text(encoding="utf-8").splitlines())
     assert (report.outcome, report.exit_code, report.num_published_rows) == ("complete", 0, num_rows)
     table = spark.read.format(job.output.format).load(str(job.output.path))

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable as RustDeltaTable
 
+from dolly_batch import Options
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import InputError, OutputError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, Request
-from dolly_batch.spark.run import Options
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.spark.desk import Desk, questions
 

@@ -28,9 +28,7 @@ def evaluate(spark: SparkSession, stage_dir: Path, tmp_path: Path) -> Evaluate:
     """Run an evaluation of `tiny` in a folder of its own, with keys put over the defaults."""
 
     def run(**keys: Any) -> EvaluateReport:
-        report = EvaluateReport(name="test")
-        run_evaluation(load_evaluation(write(tmp_path, stage_dir, **keys)), report)
-        return report
+        return run_evaluation(write(tmp_path, stage_dir, **keys))
 
     return run
 

@@ -138,7 +138,7 @@ def test_a_swap_cut_off_between_its_renames_is_finished_by_the_next_start(desk: 
     shutil.copytree(desk.out, desk.folder / "old")
     desk.put(questions(9))
     work = staged(desk)
-    assert work.plan.num_reused == 5
+    assert work.plan.num_carried_over == 5
     work.publish()
     swap = {key: Path(value) for key, value in work.folder.facts("swapping.json").items()}
     shutil.move(desk.folder / "old", swap["old"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from dolly_batch import Options
 from dolly_batch.errors import ConfigError, InputError, ModelError, OutputError, Refused
-from dolly_batch.spark.run import Options
 from tests.spark.desk import Desk, questions
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from dolly_batch.errors import Stopped
-from dolly_batch.spark.generate.progress import busy_hours
-from dolly_batch.spark.run import Options
+from dolly_batch import Options, Report, Stopped, run_job
+from dolly_batch.spark.generate.budget import busy_hours
 from tests.spark.desk import Desk, questions
 
 OURS = [
@@ -70,12 +69,6 @@ def test_rows_that_cannot_run_get_their_status_and_no_model(desk: Desk) -> None:
     assert rows["5"]["num_prompt_tokens"] > 2048 - 256
     assert report.by_status == Counter(status for _, status in BAD)
     assert all(rows[id]["response"] is None for id in "12345")
-
-
-def test_more_errors_than_allowed_end_in_exit_3(desk: Desk) -> None:
-    desk.put([*questions(9), {"id": "long", "instruction": "word " * 3000}])
-    assert desk.run(limits={"max_error_share": 0.05}).exit_code == 3
-    assert len(desk.rows()) == 10
 
 
 def test_an_empty_table_gives_an_empty_table_and_no_model_load(desk: Desk) -> None:
@@ -187,9 +180,12 @@ def test_answers_do_not_reach_the_plan_of_another_job(desk: Desk) -> None:
 def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(desk: Desk) -> None:
     desk.put(questions(12))
     plan = {"max_shard_rows": 2, "shards_per_slot": 1, "slots": 2, "waves_in_flight": 1}
-    stopped = desk.refused(limits={"max_gpu_hours": 1e-9}, plan=plan)
-    assert (type(stopped), stopped.exit_code) == (Stopped, 5)
-    assert "limits.max_gpu_hours = 1e-09" in str(stopped)
+    desk.job(limits={"max_gpu_hours": 1e-9}, plan=plan)
+    reached = Report("job")
+    with pytest.raises(Stopped, match=r"limits\.max_gpu_hours = 1e-09") as stopped:
+        run_job(desk.folder / "job.yaml", report=reached)
+    assert stopped.value.exit_code == 5
+    assert (reached.num_waves > 2, "generate" in reached.seconds) == (True, True)
     report = desk.run(limits={"max_gpu_hours": 1.0}, plan=plan)
     assert (report.outcome, report.num_resumed_waves > 0) == ("complete", True)
     assert sorted(row["id"] for row in desk.rows()) == [row["id"] for row in questions(12)]

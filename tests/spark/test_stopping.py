@@ -8,7 +8,8 @@ import pytest
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
-from dolly_batch.spark.plan.planner import Request, make_plan
+from dolly_batch.spark.options import Options
+from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import open_output
 from tests.spark.desk import Desk, questions
@@ -22,17 +23,17 @@ def test_a_wave_that_was_just_started_is_stopped_too(desk: Desk) -> None:
     source = open_input(desk.spark, job)
     target = open_output(desk.spark, job, source)
     model = resolve_model(desk.spark, job, work, print)
-    made = make_plan(desk.spark, Request(job), source, target, model, files, work)
-    assert isinstance(made, tuple)
+    planned = make_plan(Options(), source, target, model, files, work)
+    assert planned.folder is not None
 
     def ctrl_c() -> None:
         raise KeyboardInterrupt
 
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        Generation(desk.spark, job, *made, model, lambda: None).run(ctrl_c)
+        Generation(desk.spark, job, planned.folder, planned.plan, model, lambda: None).run(ctrl_c)
     assert time.monotonic() - begun < 60
-    assert made[0].staged_waves() == set()
+    assert planned.folder.staged_waves() == set()
 
 
 def test_prompts_that_a_killed_start_left_are_swept_up_by_the_next(desk: Desk) -> None:

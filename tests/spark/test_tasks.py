@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from dolly_batch import Options
 from dolly_batch.errors import ConfigError, OutputError
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.spark.run import Options
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.spark.desk import Desk
 from tests.spark.staging_desk import staged

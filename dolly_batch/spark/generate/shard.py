@@ -1,29 +1,25 @@
 """Inside one task, on an executor: sends a shard's rows to the engine host and stages the answers."""
 
-import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyspark import TaskContext
 from pyspark.sql import types as T
 
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.records import EngineSpec, PartialAnswer
 from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.generate.progress import TaskProgress
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.tasks.base import Task, TaskInput, TaskResult, row_seed
 from dolly_batch.tasks.queue import QueuedRow, answer_rows, warm_up
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
 ROWS_PER_BATCH = 512
-PROGRESS_EVERY_S = 1.0
 
 STAGED_FIELDS = (
     T.StructField("row_key", T.StringType()),
@@ -81,7 +77,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     schema = staged_schema(task.kind)
     with RetryingClient(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
         queued = _queued(task, warm_up(client, task.task), chain([first], rows))
-        progress = Progress(task.progress)
+        progress = TaskProgress(task.progress)
         staged: list[tuple[object, ...]] = []
         for row, result in answer_rows(client, queued):
             staged.append((*_staged(row, result), client.engine_id, client.incarnation, None, None))
@@ -91,7 +87,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
                 del staged[:-1]
         staged[-1] = (*staged[-1][:-2], began_s, time.monotonic())
         yield _frame(staged, schema)
-        progress.finish()
+        progress.write()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,39 +125,6 @@ def _staged(row: ShardRow, result: TaskResult) -> tuple[object, ...]:
         result.num_partial_tokens,
         *result.extras,
     )
-
-
-@dataclass
-class Progress:
-    """Reports this task's progress to the driver, in a small file on a shared folder.
-
-    For display only: a file that cannot be written is no error, and nothing depends on it.
-    """
-
-    folder: str | None
-    num_rows: int = 0
-    num_tokens: int = 0
-    _written: float = field(default_factory=time.monotonic)
-
-    def add(self, num_tokens: int) -> None:
-        """Count one answered row."""
-        self.num_rows += 1
-        self.num_tokens += num_tokens
-        if time.monotonic() - self._written >= PROGRESS_EVERY_S:
-            self.finish()
-
-    def finish(self) -> None:
-        """Write the counts down."""
-        self._written = time.monotonic()
-        context = TaskContext.get()
-        if self.folder is None or context is None:
-            return
-        with contextlib.suppress(OSError):
-            path = Path(self.folder) / str(context.partitionId())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{context.taskAttemptId()}")
-            partial.write_text(f"{self.num_rows} {self.num_tokens}", encoding="ascii")
-            os.replace(partial, path)
 
 
 def _rows(batches: Iterator[pd.DataFrame]) -> Iterator[ShardRow]:

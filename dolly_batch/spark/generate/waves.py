@@ -1,21 +1,22 @@
 """Generating: each unfinished wave of a plan is one Spark job that ends in a folder of staged answers.
 
-A wave is written to a folder of this start's own and renamed to `staging/wave=N` when Spark has committed it. So a
-finished wave is there whole, an unfinished one not at all, and two starts cannot mix their files.
+Each start writes a wave to a folder of its own and renames it to `staging/wave=N` when Spark has committed it. So a
+staged wave is complete, and two starts cannot mix their files.
 """
 
-import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.spark.generate.cancel import JobTag
+from dolly_batch.console import ProgressLine
+from dolly_batch.spark.generate.budget import check_budget
+from dolly_batch.spark.generate.jobs import run_watched, whole_folder
+from dolly_batch.spark.generate.progress import read_progress
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
@@ -30,7 +31,7 @@ TODO_SCHEMA = T.StructType(
         T.StructField("instruction", T.StringType()),
         T.StructField("context", T.StringType()),
         T.StructField("num_prompt_tokens", T.IntegerType()),
-        # Of rows that go on with a begun answer; the snapshots of other plans do not have them.
+        # Of rows that resume a partial answer; the snapshots of other plans do not have them.
         T.StructField("begun_text", T.StringType()),
         T.StructField("begun_tokens", T.IntegerType()),
         T.StructField("max_new_tokens", T.IntegerType()),
@@ -45,7 +46,7 @@ ONE_FILE_A_TASK = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Generation:
     """The generating of one start: which waves are left, and how to run them."""
 
@@ -55,16 +56,11 @@ class Generation:
     plan: Plan
     model: ModelFacts
     check: Callable[[], None]
-    """Raises when this start must not go on (another one has taken over)."""
-    start_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Raises when this start must stop because another one has taken over."""
 
     @cached_property
     def _prepared(self) -> PreparedTask:
         return prepare_task(self.job, TaskModel(self.model.folder, self.model.max_positions))
-
-    @cached_property
-    def _tag(self) -> JobTag:
-        return JobTag(self.spark)
 
     def left(self) -> list[Wave]:
         """The waves without staged answers, in order."""
@@ -77,24 +73,21 @@ class Generation:
         `tick` is called about four times a second. Any exception, KeyboardInterrupt among them, cancels the running
         jobs; finished waves stay.
         """
-        waiting = self.left()
-        running: set[Future[None]] = set()
-        with one_file_a_task(self.spark), ThreadPoolExecutor(self.job.plan.waves_in_flight) as pool:
-            try:
-                while waiting or running:
-                    while waiting and len(running) < self.job.plan.waves_in_flight:
-                        running.add(pool.submit(self._run_wave, waiting.pop(0)))
-                    finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        future.result()
-                    tick()
-            except BaseException:
-                self._tag.cancel_all(running)
-                raise
+        waves = [partial(self._run_wave, wave) for wave in self.left()]
+        with one_file_a_task(self.spark):
+            run_watched(self.spark, waves, self.job.plan.waves_in_flight, tick)
+
+    def progress(self) -> tuple[int, int]:
+        """Rows answered and tokens generated so far."""
+        total_rows = total_tokens = 0
+        staged = self.folder.staged_waves()
+        for wave in self.plan.waves:
+            num_rows, num_tokens = read_progress(self.folder.progress(wave.number))
+            total_rows += wave.num_rows if wave.number in staged else min(num_rows, wave.num_rows)
+            total_tokens += num_tokens
+        return total_rows, total_tokens
 
     def _run_wave(self, wave: Wave) -> None:
-        self._tag.mark()
-        own = self.folder.of("staging", f".wave={wave.number}.{self.start_id}")
         source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
         todo = self.spark.read.schema(TODO_SCHEMA).parquet(source).select(*TODO_SCHEMA.names)
         task = ShardTask(
@@ -103,14 +96,34 @@ class Generation:
             task=self._prepared.task,
             seed=self.job.generation.seed,
             shares=self._prepared.shares,
-            progress=self.model.progress_folder(self.folder, wave.number),
+            progress=self.folder.progress(wave.number),
         )
         profile = gpu_profile(self.spark, self.job.model.gpus)
         answered = todo.mapInPandas(partial(answer_shard, task), staged_schema(task.kind), profile=profile)
-        answered.write.mode("overwrite").parquet(own)
-        self.check()
-        if not self.folder.files.rename(own, self.folder.staged(wave.number)):
-            self.folder.files.delete(own)
+        with whole_folder(self.folder.files, self.folder.staged(wave.number)) as draft:
+            answered.write.parquet(draft)
+            self.check()
+
+
+def generate(generation: Generation) -> None:
+    """Run the waves that are left, with a live line on a terminal, within the budget of GPU hours.
+
+    Raises Stopped when the budget is spent, and whatever ends the run.
+    """
+    folder, plan, job = generation.folder, generation.plan, generation.job
+    max_gpu_hours = job.limits.max_gpu_hours
+    checked: set[int] = set()
+    with ProgressLine(plan.num_todo) as line:
+
+        def tick() -> None:
+            line.update(*generation.progress())
+            staged = folder.staged_waves()
+            if max_gpu_hours is not None and staged and staged != checked and len(staged) < len(plan.waves):
+                checked.update(staged)
+                paths = [folder.staged(wave) for wave in sorted(staged)]
+                check_budget(generation.spark, paths, job.task.kind, max_gpu_hours)
+
+        generation.run(tick)
 
 
 @contextmanager

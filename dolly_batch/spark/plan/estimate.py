@@ -1,7 +1,7 @@
-"""How long the rows will take: rough rates, for laying out shards and for telling the user before the money is spent.
+"""How long the rows will take: a rough estimate, to size the shards and to show the cost before a run.
 
-Each rate is answer tokens per second of one slot. They are reckoned as 1 / (FLOPs per token / sustained FLOP/s +
-overhead), with constants fitted to what was measured (docs/log.md); `plan.tokens_per_s` overrides them.
+A rate is answer tokens per second of one slot, computed as 1 / (FLOPs per token / sustained FLOP/s + overhead) with
+constants fitted to measurements (docs/log.md). `plan.tokens_per_s` overrides it.
 """
 
 from dataclasses import dataclass
@@ -16,24 +16,19 @@ EXPECTED_ANSWER_TOKENS = 80  # databricks-dolly-15k's mean
 
 @dataclass(frozen=True)
 class Rate:
-    """The speed of one slot and what a row costs it."""
+    """The speed of one slot, and the tokens that an answer is allowed."""
 
     tokens_per_s: float
     max_new_tokens: int
 
-    @property
-    def row_s(self) -> float:
-        """Seconds to generate one answer of the expected length."""
-        return min(self.max_new_tokens, EXPECTED_ANSWER_TOKENS) / self.tokens_per_s
-
-    @property
-    def prompt_token_s(self) -> float:
-        """Seconds to read one prompt token."""
-        return 1 / (self.tokens_per_s * PREFILL_SPEEDUP)
+    def seconds(self, num_rows: int, num_prompt_tokens: int) -> float:
+        """Seconds that one slot takes to read the prompts and to generate answers of the expected length."""
+        num_new_tokens = num_rows * min(self.max_new_tokens, EXPECTED_ANSWER_TOKENS)
+        return (num_new_tokens + num_prompt_tokens / PREFILL_SPEEDUP) / self.tokens_per_s
 
 
 def slot_rate(num_parameters: int, on_gpu: bool, echo: bool, max_new_tokens: int, given: float | None) -> Rate:
-    """The rate of one slot: the given one, or one reckoned from the model's size and the device."""
+    """The rate of one slot: the given one, or an estimate from the model's size and the device."""
     if given is not None:
         return Rate(given, max_new_tokens)
     if echo:

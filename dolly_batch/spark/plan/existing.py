@@ -1,6 +1,6 @@
-"""What the output holds already: which rows are answered, which are opened again, and with what they go on.
+"""Stage 2 of planning: match input rows with the rows that the output holds: done, to retry, or to resume.
 
-A row that `--retry` opens keeps its keys, also under a larger `max_new_tokens`; see docs/decisions/0008.
+A row that is retried keeps its keys, also under a larger `max_new_tokens`; see docs/decisions/0008.
 """
 
 import json
@@ -11,36 +11,39 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
+from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, request_header, request_key
 from dolly_batch.spark.plan.manifest import plan_folders
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
+from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
 
-MAX_EARLIER = 8  # earlier values of max_new_tokens that are looked for; each costs a join
+MAX_EARLIER = 8  # earlier values of max_new_tokens that rows are looked up under; each costs a join
+KEYS = ("row_key", "request_key")
 PARTIAL_COLUMNS = ("begun_text", "begun_tokens", "max_new_tokens")
 
 
 @dataclass(frozen=True)
 class Retry:
-    """What `--retry` opens: the statuses, and the request headers of earlier runs with a smaller `max_new_tokens`."""
+    """What `--retry` asks again: statuses, and request headers of earlier runs with a smaller `max_new_tokens`."""
 
     statuses: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
 
     def resumes_truncated(self, job: JobConfig) -> bool:
-        """Whether truncated answers are gone on with, and not begun anew: only generate's are the model's own text."""
+        """Whether truncated answers are resumed, not restarted: only where the answer is the model's own text."""
         return KINDS[job.task.kind].resumes and "truncated" in self.statuses
 
 
 def find_retryable(
     job: JobConfig, statuses: tuple[str, ...], identity: str, target: OutputTable, files: Files, work: str
 ) -> Retry:
-    """Find out what rows that are to be opened again may be held under.
+    """Find the earlier request headers under which the output may hold rows that are to be retried.
 
-    Earlier headers come from the manifests of the plans under `work`, and from the rows themselves: a truncated answer
-    of the first attempt has just as many tokens as it was allowed.
+    They come from the manifests of the plans under `work`, and from the rows themselves: a truncated answer of the
+    first attempt has exactly as many tokens as it was allowed.
     """
     table = target.read() if statuses else None
     if table is None:
@@ -48,14 +51,14 @@ def find_retryable(
     limits = {*_planned_limits(request_header(job, identity), files, work)}
     if KINDS[job.task.kind].resumes:
         status, attempt, tokens = (F.col(target.own(n)) for n in ("status", "attempt", "num_completion_tokens"))
-        found = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
-        limits |= {row[0] for row in found}
+        counts = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
+        limits |= {row[0] for row in counts}
     smaller = sorted((limit for limit in limits if limit < job.generation.max_new_tokens), reverse=True)
     return Retry(statuses, tuple(_with_limit(job, identity, limit) for limit in smaller[:MAX_EARLIER]))
 
 
 def _planned_limits(header: str, files: Files, work: str) -> Iterable[int]:
-    """The `max_new_tokens` of plans that asked the same but for it."""
+    """The `max_new_tokens` of plans that differ in nothing else."""
     ours = json.loads(header)
     ours["params"].pop("max_new_tokens", None)
     for folder in plan_folders(files, work):
@@ -82,61 +85,117 @@ def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[Column], ha
 
 
 def with_existing(keyed: DataFrame, target: OutputTable, retry: Retry, max_positions: int) -> DataFrame:
-    """Add `state` and `attempt` to rows with keys, by what the output holds; and what a row goes on with.
+    """Add `state` and `attempt` to keyed rows, and to those that are resumed what they resume. Is a row asked again?
 
-    A row that the output holds under an earlier header keeps those keys. Of `PARTIAL_COLUMNS`, which are there
-    only where answers may be gone on with, `max_new_tokens` is the row's own limit: the job's, or as many again where
-    the answer has so many already, and never more than the model has positions for.
+        in the output                                 the row can run | is too_long | has another status
+        ------------------------------------------------------------------------------------------------
+        not there                                     todo              skipped       skipped
+        with a status that is not retried             done              done          done
+        with a retried status, no tokens to reuse     todo (retried)    skipped       skipped
+        truncated and retried, positions are left     todo (resumed)    todo          skipped
+        truncated and retried, no position is left    done              done          done
+
+    `done` is EXISTING, or CARRIED_OVER where the output is overwritten. Tokens are reused where `retry` resumes
+    truncated answers. A resumed row has a limit of its own: that it is too long with the job's limit does not matter.
+
+    `attempt` is one more than the output's. A row that is there under an earlier header keeps those keys. The
+    PARTIAL_COLUMNS are added only where answers may be resumed. `max_new_tokens` is then the row's limit: the job's;
+    for an answer that has so many tokens already, as many again; and never more than the model has positions for.
     """
-    resumes_truncated, job = retry.resumes_truncated(target.job), target.job
-    rows, names = _found(keyed, target, retry), [c for c in keyed.columns if not c.startswith("earlier_")]
-    status, tokens = F.col("held.status"), F.col("held.num_tokens")
-    limit, wanted = F.lit(None).cast("int"), F.lit(job.generation.max_new_tokens)
-    begun = F.lit(False)
-    if resumes_truncated:
-        begun = F.coalesce((status == "truncated") & (tokens > 0) & F.col("held.text").isNotNull(), F.lit(False))
-        room = F.lit(max_positions) - F.col("num_prompt_tokens")
-        limit = F.when(begun, F.least(F.when(tokens < wanted, wanted).otherwise(tokens + wanted), room))
-        # Without a known count of its prompt, or with no position left, a row stays as it is.
-        full = begun & ~F.coalesce((limit > tokens) & F.col("num_prompt_tokens").isNotNull(), F.lit(False))
-    else:
-        full = F.lit(False)
-    goes = begun & ~full
-    opened = (status.isin(*retry.statuses) if retry.statuses else F.lit(False)) & ~full
-    held = status.isNotNull() & ~opened
-    # Whether prompt and answer fit is judged by the job's limit; a row that goes on has its own.
-    fits = goes & (F.col("status") == "too_long")
-    own = {name: F.when(~fits, F.col(name)).alias(name) for name in ("status", "error")} if resumes_truncated else {}
-    as_held = F.lit(CARRIED_OVER if job.output.mode == "overwrite" else EXISTING)
-    state = F.when(held, as_held).when(F.col("status").isNotNull() & ~fits, SKIPPED).otherwise(TODO)
-    more = (F.when(goes & (state == TODO), value) for value in (F.col("held.text"), tokens, limit))
-    return rows.select(
-        *(own.get(name, F.col(name)) for name in names),
+    resumes, job = retry.resumes_truncated(target.job), target.job
+    existing, status = F.col("existing"), F.col("status")
+    resumable, full, limit = F.lit(False), F.lit(False), F.lit(None).cast("int")
+    if resumes:
+        resumable, full, limit = _partial_answer(existing, job.generation.max_new_tokens, max_positions)
+    retried = existing["status"].isin(*retry.statuses) if retry.statuses else F.lit(False)
+    is_done = existing["status"].isNotNull() & ~(retried & ~full)
+    fits_resumed = resumable & (status == "too_long")
+    can_run = status.isNull() | fits_resumed
+    done = F.lit(CARRIED_OVER if job.output.mode == "overwrite" else EXISTING)
+    state = F.when(is_done, done).when(can_run, TODO).otherwise(SKIPPED)
+    partial = (existing["text"], existing["num_tokens"], limit)
+    return _matched(keyed, target, retry).select(
+        *(
+            F.when(~fits_resumed, F.col(name)).alias(name) if resumes and name in ("status", "error") else F.col(name)
+            for name in keyed.columns
+            if not name.startswith("earlier_")
+        ),
         state.alias("state"),
-        (F.coalesce(F.col("held.attempt"), F.lit(0)) + F.lit(1)).alias("attempt"),
-        *(value.alias(name) for name, value in zip(PARTIAL_COLUMNS, more, strict=True) if resumes_truncated),
+        (F.coalesce(existing["attempt"], F.lit(0)) + F.lit(1)).alias("attempt"),
+        *(
+            F.when(resumable & (state == TODO), value).alias(name)
+            for name, value in zip(PARTIAL_COLUMNS, partial, strict=True)
+            if resumes
+        ),
     )
 
 
-def _found(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
-    """The rows with `held`, a struct that is null where the output does not hold them."""
+def _partial_answer(existing: Column, max_new_tokens: int, max_positions: int) -> tuple[Column, Column, Column]:
+    """Whether a truncated answer can be resumed, whether it has no position left, and its new limit."""
+    num_tokens, num_prompt_tokens, wanted = existing["num_tokens"], F.col("num_prompt_tokens"), F.lit(max_new_tokens)
+    has_tokens = (existing["status"] == "truncated") & (num_tokens > 0) & existing["text"].isNotNull()
+    has_tokens = F.coalesce(has_tokens, F.lit(False))
+    longer = F.when(num_tokens < wanted, wanted).otherwise(num_tokens + wanted)
+    limit = F.when(has_tokens, F.least(longer, F.lit(max_positions) - num_prompt_tokens))
+    # A prompt of unknown length leaves no position that one could be sure of.
+    has_room = F.coalesce((limit > num_tokens) & num_prompt_tokens.isNotNull(), F.lit(False))
+    return has_tokens & has_room, has_tokens & ~has_room, limit
+
+
+def _matched(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
+    """The rows with `existing`, a struct that is null where the output does not hold them, and its keys if it does."""
     table = target.read()
     if table is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
-        return keyed.withColumn("held", F.lit(None).cast(none))
-    held = target.held(table, with_text=retry.resumes_truncated(target.job))
-    rows = keyed.join(held, ["row_key", "request_key"], "left")
-    for i in range(len(retry.earlier)):
-        keys = [f"earlier_{i}_row_key", f"earlier_{i}_request_key"]
-        renamed = zip(("row_key", "request_key", "held"), (*keys, f"earlier_{i}"), strict=True)
-        rows = rows.join(held.select(*(F.col(name).alias(new) for name, new in renamed)), keys, "left")
-    earlier = range(len(retry.earlier))
-    for name in ("row_key", "request_key"):
-        under = F.when(F.col("held").isNotNull(), F.col(name))
-        for i in earlier:
-            under = under.when(F.col(f"earlier_{i}").isNotNull(), F.col(f"earlier_{i}_{name}"))
-        rows = rows.withColumn(f"own_{name}", under.otherwise(F.col(name)))
-    held_as = F.coalesce("held", *(f"earlier_{i}" for i in earlier))
-    taken = [c for c in keyed.columns if not c.startswith("earlier_") and c not in ("row_key", "request_key")]
-    own_keys = [F.col(f"own_{name}").alias(name) for name in ("row_key", "request_key")]
-    return rows.select(*taken, *own_keys, held_as.alias("held"))
+        return keyed.withColumn("existing", F.lit(None).cast(none))
+    answers = target.held(table, with_text=retry.resumes_truncated(target.job)).toDF(*KEYS, "existing")
+    rows = keyed.join(answers, [*KEYS], "left")
+    earlier = [f"earlier_{i}" for i in range(len(retry.earlier))]
+    for name in earlier:
+        keys = [f"{name}_{key}" for key in KEYS]
+        rows = rows.join(answers.toDF(*keys, name), keys, "left")
+
+    def key_in_output(key: str) -> Column:
+        column = F.when(F.col("existing").isNotNull(), F.col(key))
+        for name in earlier:
+            column = column.when(F.col(name).isNotNull(), F.col(f"{name}_{key}"))
+        return column.otherwise(F.col(key)).alias(key)
+
+    others = [name for name in keyed.columns if not name.startswith("earlier_") and name not in KEYS]
+    return rows.select(*others, *map(key_in_output, KEYS), F.coalesce("existing", *earlier).alias("existing"))
+
+
+def check_row_keys(target: OutputTable) -> None:
+    """Raise OutputError for `merge` into a table that holds a row key twice: the new row would replace both rows."""
+    table = target.read() if target.job.output.mode == "merge" else None
+    if table is None:
+        return
+    keys = table.select(target.row_key().alias("row_key"))
+    repeated = keys.groupBy("row_key").count().filter(F.col("count") > 1).orderBy("row_key").limit(3).collect()
+    if repeated:
+        shown = ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in repeated)
+        raise OutputError(
+            f"output {target.job.output.name}: mode merge needs one row for each id, and the table holds {shown}; "
+            "use mode append, or delete the older rows first"
+        )
+
+
+def is_up_to_date(rows: DataFrame, target: OutputTable) -> bool:
+    """Whether the output already is what a plan would make of it whose `rows` all are there: nothing is left to do.
+
+    That takes a comparison where the output is overwritten: rows of the input may be gone, kept columns changed.
+    """
+    table = target.read()
+    if table is None or target.job.output.mode != "overwrite":
+        return table is not None
+    kept = [f"keep_{i}" for i in range(len(target.kept_names))]
+    in_output = table.select(
+        target.row_key().alias("row_key"),
+        F.col(target.own("request_key")).alias("request_key"),
+        *(F.col(quoted_path(name)).alias(alias) for name, alias in zip(target.kept_names, kept, strict=True)),
+    )
+    kept_hash = (F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")).alias("kept")
+    new, old = (side.select(*KEYS, kept_hash) for side in (rows, in_output))
+    tagged = new.withColumn("side", F.lit(1)).unionByName(old.withColumn("side", F.lit(-1)))
+    difference = tagged.groupBy(*KEYS, "kept").agg(F.sum("side").alias("side")).filter(F.col("side") != 0)
+    return difference.isEmpty()

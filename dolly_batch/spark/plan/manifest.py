@@ -1,14 +1,14 @@
-"""A plan as it lies under `work_dir`: what it decided, how far it has come.
+"""A plan on disk: what it decided, and how far it is.
 
 work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/todo/     the rows to answer: wave=N/shard=M/, one file a shard
-                   snapshot/aside/    rows that get a status without the model
-                   snapshot/reused/   rows whose answers the output already holds (mode overwrite)
+                   snapshot/aside/    rows that get a status without the model (skipped rows)
+                   snapshot/reused/   rows whose answers are carried over from the old output (mode overwrite)
                    snapshot/*.schema.json   the columns of each
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
-                   progress/wave=N/   how far its tasks are, for the eye alone
+                   progress/wave=N/   how far its tasks are, for display only
                    swapping.json      a Parquet output is being replaced: by which folder
-                   published.json     the commit is made
+                   published.json     the output holds the rows
                    report.json        the numbers of the run
                    complete.json      the audit has passed
                    abandoned.json     closed by --abandon
@@ -20,13 +20,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dolly_batch.errors import Stopped
-from dolly_batch.spark.files import Files
+from dolly_batch.spark.files import Files, LocalFiles
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published.json"
 COMPLETE = "complete.json"
 ABANDONED = "abandoned.json"
 FORMAT = 1
+
+# Fields whose keys in manifest.json are older than their names.
+_KEYS = {
+    "num_existing": "num_held",
+    "num_carried_over": "num_reused",
+    "num_skipped": "num_aside",
+    "skipped": "aside",
+    "task_settings": "asked",
+    "input_settings": "reads",
+}
+_FIELDS = {key: name for name, key in _KEYS.items()}
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Wave:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a plan decided. `header` and `destination` tell whether a job file still asks for this plan."""
+    """What a plan decided. `header`, `destination` and the settings tell whether a job still asks for this plan."""
 
     plan_id: str
     name: str
@@ -57,22 +68,24 @@ class Plan:
     num_ids: int
     num_rows: int
     """Rows of the input, after `where` and `--limit`."""
-    num_held: int
-    """Rows that the output held already, and so are not part of the plan."""
-    num_reused: int
-    num_aside: int
-    aside: dict[str, int]
-    """Rows set aside, by status."""
+    num_existing: int
+    """Rows that the output holds and keeps: they are not part of the plan."""
+    num_carried_over: int
+    """Rows whose answers are carried over from the old output to the new one (mode overwrite)."""
+    num_skipped: int
+    """Rows that get a status without the model."""
+    skipped: dict[str, int]
+    """Those by status."""
     waves: tuple[Wave, ...]
     num_prompt_tokens: int
     estimated_s: float
     slots: int
     retries: bool
     """Whether rows that the output holds are answered again (`--retry`)."""
-    asked: str = ""
-    """The settings of the task, as `keys.asked_settings` writes them."""
-    reads: str = ""
-    """Which rows were read, as `keys.read_settings` writes it."""
+    task_settings: str = ""
+    """As `keys.asked_settings` writes them; empty in plans of earlier versions."""
+    input_settings: str = ""
+    """As `keys.read_settings` writes them; empty in plans of earlier versions."""
     input_version: int | None = None
     token_histogram: dict[str, int] = field(default_factory=dict)
 
@@ -82,22 +95,31 @@ class Plan:
         return sum(wave.num_rows for wave in self.waves)
 
     @property
+    def num_answered_before(self) -> int:
+        """Rows that need no new answer, because the output holds one."""
+        return self.num_existing + self.num_carried_over
+
+    @property
     def num_planned(self) -> int:
-        """Rows that this plan publishes anew."""
-        return self.num_todo + self.num_aside
+        """Rows that this plan adds to the output, or replaces there; carried-over rows are not counted."""
+        return self.num_todo + self.num_skipped
 
     def to_json(self) -> str:
         """The manifest's text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+        document = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps({"format": FORMAT, **document}, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Read a manifest's text. Raises Stopped for a format of another version of this package."""
         document: dict[str, Any] = json.loads(text)
         if document.pop("format", None) != FORMAT:
-            raise Stopped("the open plan was made by another version of dolly_batch; finish it there, or --abandon it")
+            raise Stopped(
+                "the open plan was made by another version of dolly_batch: "
+                "finish it with that version, or close it with --abandon"
+            )
         document["waves"] = tuple(Wave(**wave) for wave in document["waves"])
-        return cls(**document)
+        return cls(**{_FIELDS.get(key, key): value for key, value in document.items()})
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,7 @@ class PlanFolder:
         return "/".join((self.path, *parts))
 
     def plan(self) -> Plan | None:
-        """The plan, or None where the folder holds none (yet)."""
+        """The plan, or None where the folder holds none (yet). Raises Stopped for a plan of another version."""
         text = self.files.read(self.of(MANIFEST))
         return None if text is None else Plan.from_json(text)
 
@@ -121,7 +143,7 @@ class PlanFolder:
         return self.files.exists(self.of(marker))
 
     def mark(self, marker: str, facts: dict[str, object]) -> None:
-        """Set a marker, with what was found."""
+        """Set a marker, with facts to keep."""
         self.files.write(self.of(marker), json.dumps(facts, indent=1, sort_keys=True))
 
     def facts(self, marker: str) -> dict[str, Any]:
@@ -135,7 +157,7 @@ class PlanFolder:
         return self.has(MANIFEST) and not self.has(COMPLETE) and not self.has(ABANDONED)
 
     def staged(self, wave: int) -> str:
-        """The folder of a finished wave's answers. It appears by one rename, so it is there whole or not at all."""
+        """The folder of a finished wave's answers. It appears by one rename, so it is complete if it exists."""
         return self.of("staging", f"wave={wave}")
 
     def staged_waves(self) -> set[int]:
@@ -143,15 +165,19 @@ class PlanFolder:
         names = self.files.list_names(self.of("staging"))
         return {int(name.removeprefix("wave=")) for name in names if name.startswith("wave=")}
 
+    def progress(self, wave: int) -> str | None:
+        """Where the tasks of a wave write their progress, None where that would not be a plain path."""
+        return self.of("progress", f"wave={wave}") if isinstance(self.files, LocalFiles) else None
+
     def discard_rows(self) -> None:
-        """Delete prompts and answers; what is left are the manifest, the markers and the report."""
+        """Delete prompts and answers; the manifest, the markers and the report remain."""
         self.files.delete(self.of("snapshot"))
         self.files.delete(self.of("staging"))
         self.files.delete(self.of("progress"))
 
 
 def plan_folders(files: Files, work_dir: str) -> Iterator[PlanFolder]:
-    """All plans under a work folder, of whatever job."""
+    """All plans under a work folder, of all jobs."""
     for name in files.list_names(work_dir):
         folder = PlanFolder(files, f"{work_dir}/{name}")
         if not name.startswith(".") and folder.has(MANIFEST):
@@ -160,10 +186,10 @@ def plan_folders(files: Files, work_dir: str) -> Iterator[PlanFolder]:
 
 def open_plan(files: Files, work_dir: str, name: str) -> tuple[PlanFolder, Plan] | None:
     """The open plan of a job. A job has at most one; after a race of two starts the older one counts."""
-    found = []
+    plans = []
     for folder in plan_folders(files, work_dir):
         if folder.is_open:
             plan = folder.plan()
             if plan is not None and plan.name == name:
-                found.append((folder, plan))
-    return min(found, key=lambda pair: (pair[1].created_at, pair[1].plan_id), default=None)
+                plans.append((folder, plan))
+    return min(plans, key=lambda pair: (pair[1].created_at, pair[1].plan_id), default=None)

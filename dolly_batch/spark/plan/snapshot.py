@@ -1,7 +1,7 @@
-"""Parts of a plan on disk: Parquet folders, each with its schema beside it.
+"""Parts of a plan on disk: Parquet folders, each with its schema in a file next to it.
 
-Spark finds out the schema of a Parquet folder by a job of its own, every time the folder is opened. A plan opens its
-parts a dozen times, so for a small table that was a third of all jobs of a run.
+Spark runs a job to infer the schema of a Parquet folder, each time the folder is opened. A plan opens its parts a dozen
+times: for a small table that was a third of all jobs of a run.
 """
 
 import json

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
+from dolly_batch import Options, run_job
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.report import Report
-from dolly_batch.spark.run import Options, run_job
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.spark.desk import load_job_text
 from tests.spark.golden.jobs import JOBS, QUESTIONS, document, write_rows
@@ -42,9 +41,8 @@ def run(spark: SparkSession, folder: Path, stage_dir: Path, name: str) -> Ran:
     write_rows(job.rows, folder / "input.jsonl")
     told = document(name, folder, stage_dir)
     if job.before:
-        run_job(load_job_text(folder, {**told, **job.before}), Options(), Report("before"))
-    report = Report(name)
-    run_job(load_job_text(folder, told), Options(retry=job.retry), report)
+        run_job(load_job_text(folder, {**told, **job.before}))
+    report = run_job(load_job_text(folder, told), Options(retry=job.retry))
     plan = folder / "work" / str(report.plan_id)
     text = (plan / "manifest.json").read_text().replace(str(folder), "FOLDER")
     output = told["output"]
@@ -153,17 +151,16 @@ def test_a_table_that_an_earlier_version_wrote_is_taken_up(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_rows(QUESTIONS, folder / "input.jsonl")
-        run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), Report("written"))
+        run_job(load_job_text(folder, written_document(folder, stage_dir, format)))
         shutil.rmtree(folder / "work")
         for path in folder.rglob("*"):
             if path.suffix == ".crc" or path.name in ("job.yaml", "_SUCCESS"):
                 path.unlink()
         return
-    report = Report("again")
-    run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), report)
+    report = run_job(load_job_text(folder, written_document(folder, stage_dir, format)))
     assert (report.outcome, report.num_held_rows, report.num_published_rows) == ("nothing_to_do", len(QUESTIONS), 0)
     write_rows([*QUESTIONS, {"id": "new", "instruction": "What is four plus three?"}], folder / "input.jsonl")
-    run_job(load_job_text(folder, written_document(folder, stage_dir, format)), Options(), report)
+    report = run_job(load_job_text(folder, written_document(folder, stage_dir, format)))
     assert (report.outcome, report.num_published_rows, report.num_answered_by_model) == ("complete", 1, 1)
 
 
@@ -174,13 +171,12 @@ def test_a_plan_that_an_earlier_version_left_open_is_finished(
     if WRITE:
         _write_open_plan(spark, FOLDER / "written" / "open", stage_dir)
     folder = copy_of("open", tmp_path, with_work=True)
-    report = Report("resumed")
     job = load_job_text(folder, written_document(folder, stage_dir, "parquet"))
     # Executors load the model from where the plan says that it was staged.
     shutil.copytree(
         MODEL_FOLDER, json.loads(next((folder / "work").glob("p*/manifest.json")).read_text())["model_folder"]
     )
-    run_job(job, Options(), report)
+    report = run_job(job)
     assert (report.outcome, report.num_resumed_waves, report.num_waves) == ("complete", 1, 2)
     found = {row.id: row.response for row in spark.read.parquet(str(folder / "out")).collect()}
     expected = {row["id"]: row["response"] for row in json.loads((FOLDER / "generate.json").read_text())["rows"]}
@@ -193,7 +189,7 @@ def _write_open_plan(spark: SparkSession, folder: Path, stage_dir: Path) -> None
     from dolly_batch.spark.files import files_for
     from dolly_batch.spark.generate.waves import Generation
     from dolly_batch.spark.model import resolve_model
-    from dolly_batch.spark.plan.planner import Request, make_plan
+    from dolly_batch.spark.plan.planner import make_plan
     from dolly_batch.spark.tables.input import open_input
     from dolly_batch.spark.tables.output import open_output
 
@@ -204,9 +200,9 @@ def _write_open_plan(spark: SparkSession, folder: Path, stage_dir: Path) -> None
     files, work = files_for(spark, job.work_dir)
     source = open_input(spark, job)
     target, model = open_output(spark, job, source), resolve_model(spark, job, work, print)
-    made = make_plan(spark, Request(job), source, target, model, files, work)
-    assert isinstance(made, tuple)
-    plan_folder, plan = made
+    planned = make_plan(Options(), source, target, model, files, work)
+    assert planned.folder is not None
+    plan_folder, plan = planned.folder, planned.plan
     assert len(plan.waves) == 2
     first = replace(plan, waves=plan.waves[:1])
     Generation(spark, job, plan_folder, first, model, lambda: None).run(lambda: None)

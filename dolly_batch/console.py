@@ -1,0 +1,247 @@
+"""Everything that is printed for people, and the page of `dolly-batch report`, which holds the same tables."""
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from dolly_batch.evaluate.report import EvaluateReport
+from dolly_batch.records import ERROR_STATUSES
+from dolly_batch.report import PlanReport, Report
+
+STAND_IN = (
+    "note: `tiny` is a small stand-in that can answer little beyond the sample table; "
+    "name a real model: --set model.path=databricks/dolly-v2-3b"
+)
+_WIDTH = 140  # where the output is not a terminal
+_NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells
+_BAR_WIDTH = 24
+_STAGES = ("session", "plan", "generate", "publish", "audit")
+_PLAN_COLUMNS = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>dolly_batch report</title>
+<style>
+body {{ color: {foreground}; background-color: {background}; margin: 2rem }}
+pre {{ font: 14px/1.35 Menlo, Consolas, "DejaVu Sans Mono", monospace }}
+{stylesheet}
+</style></head>
+<body><pre><code>{code}</code></pre></body></html>
+"""
+
+
+def say(text: str) -> None:
+    """Print one line on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text))
+
+
+class ProgressLine:
+    """One live line on a terminal: rows done of all, answer tokens per second, time left. Silent elsewhere."""
+
+    def __init__(self, total: int, label: str = "answering", console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn(label),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(label, total=total, speed="")
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> "ProgressLine":
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        """Remove the line."""
+        self._progress.stop()
+
+    def update(self, num_rows: int, num_tokens: int) -> None:
+        """Show the rows and tokens so far."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, num_tokens)
+        passed = now - self._first[0]
+        speed = f"{(num_tokens - self._first[1]) / passed:,.0f} tokens/s" if passed > 1 else ""
+        self._progress.update(self._task, completed=num_rows, speed=speed)
+
+
+def print_summary(report: Report) -> None:
+    """Print how a run ended, or where a job stands."""
+    write = _writer()
+    write(report.message)
+    if report.by_status:
+        write(_counts("status", "rows", _largest_first(report.by_status)))
+    loads = f"{report.model_loads} model load(s)"
+    generate_s = report.seconds.get("generate")
+    if report.num_resumed_waves:  # no speed: the report does not know how long the earlier starts took
+        write(
+            f"{report.num_completion_tokens:,} answer tokens, {loads}; "
+            f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts"
+        )
+    elif report.num_completion_tokens and generate_s:
+        write(
+            f"{report.num_completion_tokens:,} answer tokens in {generate_s:.1f} s "
+            f"({report.num_completion_tokens / generate_s:,.0f} tokens/s, model loading included), {loads}"
+        )
+    if report.num_continued_rows or report.num_restarted_rows:
+        write(
+            f"resumed {report.num_continued_rows:,} truncated answers ({report.num_begun_tokens:,} tokens reused); "
+            f"restarted {report.num_restarted_rows:,} from scratch"
+        )
+    if report.output:
+        write(f"output: {report.output}")
+    if report.model == "tiny":
+        write(STAND_IN)
+
+
+def print_plan(report: Report) -> None:
+    """Print a plan that was only counted."""
+    write = _writer()
+    write(report.message)
+    write(_counts("prompt tokens", "rows to answer", report.token_histogram))
+    for status, count in sorted(report.by_status.items()):
+        write(f"skipped as {status}: {count:,} rows")
+    if report.estimated_s is not None:
+        write(f"estimated time: {_duration(report.estimated_s)} (rough; plan.tokens_per_s makes it better)")
+
+
+def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print some rows of a table."""
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
+    table = Table(*names, show_lines=True)
+    for row in rows:
+        table.add_row(*(Text("" if value is None else _cell(str(value))) for value in row))
+    console.print(table)
+
+
+def print_evaluation(report: EvaluateReport) -> None:
+    """Print an evaluation's tables, except those that are too long for a terminal."""
+    console = Console(highlight=False)
+    console = console if console.width >= _NUMBERS_WIDTH else Console(highlight=False, width=_NUMBERS_WIDTH)
+    for table in report.tables:
+        if table.is_long:
+            console.print(Text(f"{table.title}: {len(table.rows):,} lines, in {report.output}/results.md\n"))
+        else:
+            console.print(_table(table.header, table.rows, numbers_from=1, title=table.title))
+            console.print()
+    console.print(Text(report.message))
+    if report.output:
+        console.print(Text(f"output: {report.output}"))
+
+
+def print_plans(plans: Sequence[PlanReport]) -> None:
+    """Print the plans of a work folder, a line each."""
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+    console.print(_plans(plans))
+
+
+def plans_page(title: str, plans: Sequence[PlanReport]) -> str:
+    """The plans of a work folder as an HTML page, with the counts of each. It holds no prompts and no answers."""
+    console = Console(record=True, file=io.StringIO(), width=_NUMBERS_WIDTH, highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print()
+    console.print(_plans(plans))
+    for plan in plans:
+        report = plan.report
+        facts = [plan.state, f"model {plan.model}"]
+        if report:
+            facts += [f"{report.get('model_loads', 0)} model load(s)", f"output {report.get('output')}"]
+        console.print(Text(f"\n{plan.name}: {plan.plan_id}", style="bold"), soft_wrap=True)
+        console.print(Text(", ".join(facts)), soft_wrap=True)
+        seconds = report.get("seconds", {})
+        # Sorted again: the JSON files have their keys in alphabetical order.
+        lengths = sorted(plan.token_histogram.items(), key=lambda item: (item[0][0], int(item[0].split()[-1])))
+        parts = (
+            _counts("status", "rows", _largest_first(report.get("by_status", {})), bars=True),
+            _counts("prompt tokens", "rows", dict(lengths), bars=True),
+            _counts(
+                "stage", "s", {stage: round(seconds[stage], 1) for stage in _STAGES if stage in seconds}, bars=True
+            ),
+        )
+        side_by_side = Table.grid(padding=(0, 4))
+        side_by_side.add_row(*(part for part in parts if part.row_count))
+        console.print(side_by_side)
+    return console.export_html(code_format=_PAGE)
+
+
+def _plans(plans: Sequence[PlanReport]) -> Table:
+    return _table(_PLAN_COLUMNS, [_plan_cells(plan) for plan in plans], numbers_from=3)
+
+
+def _plan_cells(plan: PlanReport) -> tuple[str, ...]:
+    """A line of the table, in the order of `_PLAN_COLUMNS`."""
+    seconds = plan.report.get("seconds", {})
+    tokens, generate_s = plan.report.get("num_completion_tokens"), seconds.get("generate")
+    # No speed of a resumed run: its report does not know how long the earlier starts took.
+    has_speed = tokens and generate_s and not plan.report.get("num_resumed_waves")
+    share = plan.report.get("error_share")
+    return (
+        plan.name,
+        plan.created_at[:16].replace("T", " "),
+        plan.state,
+        f"{plan.num_input_rows:,}",
+        f"{plan.num_answered:,} of {plan.num_todo:,}",
+        "" if share is None else f"{share:.1%}",
+        "" if tokens is None else f"{tokens:,}",
+        f"{tokens / generate_s:,.0f}" if has_speed else "",
+        f"{sum(seconds.values()):,.0f} s" if seconds else "",
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int, title: str | None = None) -> Table:
+    """A table without borders; columns from `numbers_from` on are aligned to the right."""
+    table = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns[numbers_from:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _counts(name: str, unit: str, counts: Mapping[str, float], *, bars: bool = False) -> Table:
+    """A table of names and numbers, with a bar for each number if wanted; error statuses stand out in the bars."""
+    table = _table((name, unit, *([""] if bars else [])), [], numbers_from=1)
+    largest = max(counts.values(), default=0) or 1
+    for key, value in counts.items():
+        length = max(value > 0, round(_BAR_WIDTH * value / largest))
+        bar = Text("█" * length, "red" if key in ERROR_STATUSES else "blue")
+        table.add_row(Text(key), f"{value:,}", *([bar] if bars else []))
+    if bars:
+        table.columns[2].justify = "left"
+    return table
+
+
+def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _writer() -> Callable[[str | Table], None]:
+    """Prints text, or a table, on standard output; markup in the text means nothing."""
+    console = Console(highlight=False, soft_wrap=True)
+    return lambda part: console.print(Text(part) if isinstance(part, str) else part)
+
+
+def _cell(text: str, max_chars: int = 300) -> str:
+    """Text for one cell: control characters made visible, long text shortened."""
+    shown = "".join(c if c == "\n" or c.isprintable() or c in " \u200d\ufe0f" else "\ufffd" for c in text)
+    return shown if len(shown) <= max_chars else shown[:max_chars] + " ..."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

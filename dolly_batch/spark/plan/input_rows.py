@@ -1,0 +1,62 @@
+"""Stage 1 of planning: input rows get their keys, their token counts, and a status where they cannot run."""
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dolly_batch.config.job import JobConfig
+from dolly_batch.errors import InputError
+from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
+from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key
+from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
+from dolly_batch.spark.tables.input import InputTable
+from dolly_batch.tasks.base import PreparedTask
+
+
+def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: PreparedTask, retry: Retry) -> DataFrame:
+    """Key each input row, count its tokens, and give it a status where it cannot run."""
+    text = (F.lit(None) if source.context is None else source.context.column).cast("string")
+    values = [column.column.cast("string") for column in source.values]
+    rows = source.df.select(
+        *(column.column.alias(f"id_{i}") for i, column in enumerate(source.ids)),
+        *(column.column.alias(f"keep_{i}") for i, column in enumerate(source.kept)),
+        (row_key(source.ids) if source.ids else F.lit("")).alias("row_key"),
+        F.array(*values).cast("array<string>").alias("values"),
+        text.alias("text"),
+        F.when(F.length(text) > 0, text).alias("context"),
+    )
+    # Keys are made from what the model is asked in the end: a row that did not have to be cut keeps its key.
+    rows = assign_status(rows, model.folder, model.max_positions, prepared, job.limits.long_prompt)
+    header = request_header(job, model.identity)
+    rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
+    kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
+    if not source.ids:
+        rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
+    return with_earlier_keys(rows, retry, kept, has_ids=bool(source.ids))
+
+
+def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
+    """Raise InputError for null and duplicate ids, unless the job wants them as rows with a status."""
+    counts = keyed.groupBy("row_key").count().filter((F.col("count") > 1) | F.col("row_key").isNull())
+    null_count = F.when(F.col("row_key").isNull(), F.col("count"))
+    num_bad, num_null = counts.agg(F.sum("count"), F.sum(null_count)).collect()[0]
+    if not num_bad:
+        return
+    if job.input.on_bad_id == "status":
+        if job.output.mode == "merge":
+            raise InputError("input.on_bad_id: with output.mode merge ids must be unique; fix them, or use append")
+        return
+    columns = ", ".join(f"`{column.name}`" for column in source.ids)
+    samples = counts.filter(F.col("row_key").isNotNull()).orderBy("row_key").limit(5).collect()
+    shown = "; for example " + ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in samples) if samples else ""
+    raise InputError(
+        f"input.id ({columns}): {num_bad} rows have a null or repeated id ({num_null or 0} null){shown}. "
+        "Ids must be unique; set input.on_bad_id: status to skip such rows with the status duplicate_id"
+    )
+
+
+def limit_rows(keyed: DataFrame, source: InputTable, job: JobConfig, limit: int | None) -> DataFrame:
+    """The first `limit` rows by key, those with bad ids marked as such."""
+    if source.ids and job.input.on_bad_id == "status":
+        keyed = mark_bad_ids(keyed)
+    return keyed if limit is None else keyed.orderBy("row_key", "request_key").limit(limit)
