@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.snapshot import read_part
+from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.columns import answer_fields, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.schemas import TASK_FIELDS
@@ -139,10 +141,13 @@ def _reused(target: OutputTable, folder: PlanFolder) -> DataFrame:
     return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")
 
 
-def _sized(target: OutputTable, rows: DataFrame) -> DataFrame:
-    """Rows in files of about `output.target_file_mb`: Spark's adaptive rebalancing counts uncompressed bytes."""
-    target.spark.conf.set("spark.sql.adaptive.advisoryPartitionSizeInBytes", f"{target.job.output.target_file_mb * 2}m")
-    return rows.hint("rebalance")
+def _file_size(target: OutputTable) -> AbstractContextManager[None]:
+    """Rows with the hint `rebalance` are written in files of about `output.target_file_mb` while the context lasts.
+
+    Spark counts the bytes of the rows before they are compressed to about half.
+    """
+    size = f"{target.job.output.target_file_mb * 2}m"
+    return session_conf(target.spark, {"spark.sql.adaptive.advisoryPartitionSizeInBytes": size})
 
 
 def _publish_parquet(target: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
@@ -205,19 +210,21 @@ def _clear(files: Files, folder: str, prefix: str) -> None:
 
 
 def _write_parquet(target: OutputTable, rows: DataFrame, path: str) -> None:
-    writer = _sized(target, rows).write.mode("overwrite")
+    writer = rows.hint("rebalance").write.mode("overwrite")
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
-    writer.parquet(path)
+    with _file_size(target):
+        writer.parquet(path)
 
 
 def _overwrite_delta(target: OutputTable, plan: Plan, rows: DataFrame) -> None:
-    writer: Any = _sized(target, rows).write.format("delta").mode("overwrite")
+    writer: Any = rows.hint("rebalance").write.format("delta").mode("overwrite")
     # Delta remembers this pair and skips a second commit of it: a late start does not bring an old table back.
     writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
     if target.job.output.partition_by:
         writer = writer.partitionBy(*target.job.output.partition_by)
-    _save(target, writer)
+    with _file_size(target):
+        _save(target, writer)
 
 
 def _merge_delta(target: OutputTable, plan: Plan, rows: DataFrame) -> None:

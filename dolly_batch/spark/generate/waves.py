@@ -5,9 +5,8 @@ finished wave is there whole, an unfinished one not at all, and two starts canno
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -21,6 +20,7 @@ from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import Asking, open_asking
 from dolly_batch.spark.preflight.gpus import gpu_profile
+from dolly_batch.spark.session.conf import session_conf
 
 TODO_SCHEMA = T.StructType(
     [
@@ -78,7 +78,7 @@ class Generation:
         """
         waiting = self.left()
         running: set[Future[None]] = set()
-        with one_file_a_task(self.spark), ThreadPoolExecutor(self.job.plan.waves_in_flight) as pool:
+        with session_conf(self.spark, ONE_FILE_A_TASK), ThreadPoolExecutor(self.job.plan.waves_in_flight) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < self.job.plan.waves_in_flight:
@@ -110,16 +110,3 @@ class Generation:
         self.check()
         if not self.folder.files.rename(own, self.folder.staged(wave.number)):
             self.folder.files.delete(own)
-
-
-@contextmanager
-def one_file_a_task(spark: SparkSession) -> Iterator[None]:
-    """Have each file of a shard read by a task of its own, for as long as the context lasts."""
-    before = {key: str(spark.conf.get(key)) for key in ONE_FILE_A_TASK}
-    for key, value in ONE_FILE_A_TASK.items():
-        spark.conf.set(key, value)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            spark.conf.set(key, value)
