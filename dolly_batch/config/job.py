@@ -1,10 +1,9 @@
-"""What a job says. Nothing else in the package reads YAML, the command line or the environment.
+"""What a job file says: its sections and their keys.
 
 Every field is strict: an unknown key, a key given twice or a value of another type is refused with its path and,
 for a key, the nearest valid name.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -267,26 +266,3 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
 def check_job(document: dict[str, Any], where: str) -> JobConfig:
     """Return a document as a job. Raises ConfigError, with every fault found; `where` names the document in it."""
     return check(JobConfig, "job", document, where)
-
-
-def delta_jars() -> str | None:
-    """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
-    return os.environ.get("DELTA_JARS") or None
-
-
-_SPARK_FOLDERS = {"SPARK_CONF_DIR": "", "SPARK_HOME": "conf"}
-
-
-def has_own_logging(java_options: str) -> bool:
-    """Whether the user configures Spark's log: in these options of its JVM, in the environment, or in its folders."""
-    options = [java_options, *(os.environ.get(name, "") for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"))]
-    places = [Path(os.environ[name], below) for name, below in _SPARK_FOLDERS.items() if os.environ.get(name)]
-    files = [file for place in places for file in place.glob("log4j2.*") if file.suffix != ".template"]
-    return bool(files) or any("log4j" in option for option in options)
-
-
-def launched_by() -> Literal["databricks", "spark-submit", "this"]:
-    """Who starts Spark: the Databricks runtime, spark-submit, or this process itself."""
-    if os.environ.get("DATABRICKS_RUNTIME_VERSION"):
-        return "databricks"
-    return "spark-submit" if os.environ.get("PYSPARK_GATEWAY_PORT") else "this"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from dolly_batch.spark.session.java import user_cache
+from dolly_batch.spark.session.environment import user_cache
 
 
 @contextmanager

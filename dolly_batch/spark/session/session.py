@@ -9,9 +9,10 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config.job import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
+from dolly_batch.config.job import JobConfig, SparkConfig
 from dolly_batch.errors import Refused
 from dolly_batch.spark.preflight.package import ship_package
+from dolly_batch.spark.session.environment import delta_jars, has_own_logging, launched_by
 from dolly_batch.spark.session.java import prepare_java
 from dolly_batch.spark.session.packages import fetching_alone
 
@@ -125,9 +126,8 @@ def _retrying(master: str) -> str:
 
 
 def _with_delta(builder: Any, conf: dict[str, str]) -> Any:
-    jars = delta_jars()
-    if jars is not None:
-        return builder.config("spark.jars", jars)
+    if delta_jars():
+        return builder.config("spark.jars", ",".join(delta_jars()))
     try:
         from delta import configure_spark_with_delta_pip
     except ImportError as error:
@@ -141,7 +141,7 @@ def _with_delta(builder: Any, conf: dict[str, str]) -> Any:
 
 def _fetches(config: SparkConfig, uses_delta: bool) -> bool:
     """Whether a session of our own may have packages to fetch when it starts."""
-    return (uses_delta and delta_jars() is None) or "spark.jars.packages" in config.conf
+    return (uses_delta and not delta_jars()) or "spark.jars.packages" in config.conf
 
 
 def _with_conf(builder: Any, conf: dict[str, str]) -> Any:
