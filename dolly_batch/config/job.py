@@ -13,6 +13,7 @@ from dolly_batch.config.section import Section
 from dolly_batch.config.task import TEXT_KINDS, GenerateTask, TaskConfig
 from dolly_batch.config.yaml_file import check, load_file
 from dolly_batch.records import GenerationParams
+from dolly_batch.spark.tables.formats import FORMATS, listed
 
 
 class ModelConfig(Section):
@@ -49,17 +50,23 @@ class TableConfig(Section):
 class ReadableTable(TableConfig):
     """A table to be read. CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred."""
 
-    format: Literal["parquet", "delta", "json", "csv"] | None = None
+    format: str | None = None
     columns: str | None = Field(default=None, alias="schema")
     """Spark DDL of a CSV or JSON table (key `schema`)."""
     options: dict[str, str] = Field(default={})
 
+    @field_validator("format")
+    @classmethod
+    def _can_be_read(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of(value, list(FORMATS))
+
     @model_validator(mode="after")
     def _has_a_format(self) -> "ReadableTable":
         if self.path is not None and self.format is None:
-            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
-        if self.columns is not None and self.format not in ("json", "csv"):
-            raise ValueError("`schema` is for json and csv tables")
+            raise ValueError(f"`format` is needed with `path`: {listed(FORMATS)}")
+        if self.columns is not None and (self.format is None or not FORMATS[self.format].takes_schema):
+            names = [name for name, facts in FORMATS.items() if facts.takes_schema]
+            raise ValueError(f"`schema` is for {listed(names, 'and')} tables")
         return self
 
 
@@ -99,20 +106,36 @@ class OutputConfig(TableConfig):
     collides with a kept one. `target_file_mb` is the size aimed at for each file.
     """
 
-    format: Literal["parquet", "delta"] = "delta"
+    format: str = "delta"
     mode: Literal["append", "overwrite", "merge"] = "append"
     keep: list[str] = Field(default=[])
     partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
     prefix: str = ""
 
+    @field_validator("format")
+    @classmethod
+    def _can_be_written(cls, value: str) -> str:
+        return _one_of(value, [name for name, facts in FORMATS.items() if facts.modes])
+
     @model_validator(mode="after")
     def _can_be_published(self) -> "OutputConfig":
-        if self.format == "parquet" and self.mode == "merge":
-            raise ValueError("mode merge needs `format: delta`: Parquet has no row-level changes")
-        if self.format == "parquet" and self.table is not None:
-            raise ValueError("a catalog table is written as `format: delta`; Parquet is written by `path`")
+        facts = FORMATS[self.format]
+        if self.mode not in facts.modes:
+            names = [name for name, other in FORMATS.items() if self.mode in other.modes]
+            raise ValueError(
+                f"mode {self.mode} needs `format: {listed(names)}`; {self.format} has {listed(facts.modes)}"
+            )
+        if self.table is not None and not facts.in_catalog:
+            names = [name for name, other in FORMATS.items() if other.in_catalog]
+            raise ValueError(f"a catalog table is written as `format: {listed(names)}`; {self.format} needs `path`")
         return self
+
+
+def _one_of(value: str, valid: list[str]) -> str:
+    if value not in valid:
+        raise ValueError(f"must be {listed(valid)}")
+    return value
 
 
 class GenerationConfig(Section):

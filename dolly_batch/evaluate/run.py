@@ -55,8 +55,7 @@ def run_evaluation(config: EvaluateConfig, report: EvaluateReport) -> None:
     again.
     """
     with Stopwatch(report, "session"):
-        uses_delta = any(entry.format == "delta" for entry in config.quality)
-        spark = start_session(config.name, config.spark, uses_delta=uses_delta)
+        spark = start_session(config.name, config.spark, [entry.format for entry in config.quality])
     files, work = files_for(spark, config.work_dir)
     out_files, out = files_for(spark, config.output.path)
     _check_output(out_files, out)

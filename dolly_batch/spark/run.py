@@ -35,6 +35,7 @@ from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.tables.formats import FORMATS, listed
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
@@ -130,8 +131,11 @@ def _check_options(job: JobConfig, options: Options) -> None:
             raise ConfigError(f"--retry {status}: not one of {', '.join(RETRYABLE)}")
     if "duplicate_id" in options.retry:
         raise ConfigError("--retry duplicate_id: mend the ids in the input; rows with new ids are new rows")
-    if options.retry and job.output.format == "parquet":
-        raise ConfigError("--retry needs output.format delta: rows of a Parquet table cannot be replaced")
+    if options.retry and not FORMATS[job.output.format].replaces_rows:
+        names = listed(name for name, facts in FORMATS.items() if facts.replaces_rows)
+        raise ConfigError(
+            f"--retry needs output.format {names}: rows of a {job.output.format} table cannot be replaced"
+        )
 
 
 def _check_work_dir(files: Files, work: str) -> None:
