@@ -1,15 +1,15 @@
-"""What a job says. Nothing else in the package reads YAML, the command line or the environment.
+"""What a job file says: its sections and their keys.
 
 Every field is strict: an unknown key, a key given twice or a value of another type is refused with its path and,
 for a key, the nearest valid name.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.task import TaskConfig
 from dolly_batch.config.yaml_file import Section, check, load_file
 from dolly_batch.records import GenerationParams
@@ -51,17 +51,23 @@ class TableConfig(Section):
 class ReadableTable(TableConfig):
     """A table to be read. CSV and JSON are read as strings, or by `schema` (Spark DDL); types are never inferred."""
 
-    format: Literal["parquet", "delta", "json", "csv"] | None = None
+    format: str | None = None
     columns: str | None = Field(default=None, alias="schema")
     """Spark DDL of a CSV or JSON table (key `schema`)."""
     options: dict[str, str] = Field(default={})
 
+    @field_validator("format")
+    @classmethod
+    def _can_be_read(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of(value, list(FORMATS))
+
     @model_validator(mode="after")
     def _has_a_format(self) -> "ReadableTable":
         if self.path is not None and self.format is None:
-            raise ValueError("`format` is needed with `path`: parquet, delta, json or csv")
-        if self.columns is not None and self.format not in ("json", "csv"):
-            raise ValueError("`schema` is for json and csv tables")
+            raise ValueError(f"`format` is needed with `path`: {listed(FORMATS)}")
+        if self.columns is not None and (self.format is None or not FORMATS[self.format].takes_schema):
+            names = [name for name, facts in FORMATS.items() if facts.takes_schema]
+            raise ValueError(f"`schema` is for {listed(names, 'and')} tables")
         return self
 
 
@@ -101,20 +107,36 @@ class OutputConfig(TableConfig):
     collides with a kept one. `target_file_mb` is the size aimed at for each file.
     """
 
-    format: Literal["parquet", "delta"] = "delta"
+    format: str = "delta"
     mode: Literal["append", "overwrite", "merge"] = "append"
     keep: list[str] = Field(default=[])
     partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
     prefix: str = ""
 
+    @field_validator("format")
+    @classmethod
+    def _can_be_written(cls, value: str) -> str:
+        return _one_of(value, [name for name, facts in FORMATS.items() if facts.modes])
+
     @model_validator(mode="after")
     def _can_be_published(self) -> "OutputConfig":
-        if self.format == "parquet" and self.mode == "merge":
-            raise ValueError("mode merge needs `format: delta`: Parquet has no row-level changes")
-        if self.format == "parquet" and self.table is not None:
-            raise ValueError("a catalog table is written as `format: delta`; Parquet is written by `path`")
+        facts = FORMATS[self.format]
+        if self.mode not in facts.modes:
+            names = [name for name, other in FORMATS.items() if self.mode in other.modes]
+            raise ValueError(
+                f"mode {self.mode} needs `format: {listed(names)}`; {self.format} has {listed(facts.modes)}"
+            )
+        if self.table is not None and not facts.in_catalog:
+            names = [name for name, other in FORMATS.items() if other.in_catalog]
+            raise ValueError(f"a catalog table is written as `format: {listed(names)}`; {self.format} needs `path`")
         return self
+
+
+def _one_of(value: str, valid: list[str]) -> str:
+    if value not in valid:
+        raise ValueError(f"must be {listed(valid)}")
+    return value
 
 
 class GenerationConfig(Section):
@@ -268,26 +290,3 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobConfig:
 def check_job(document: dict[str, Any], where: str) -> JobConfig:
     """Return a document as a job. Raises ConfigError, with every fault found; `where` names the document in it."""
     return check(JobConfig, "job", document, where)
-
-
-def delta_jars() -> str | None:
-    """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
-    return os.environ.get("DELTA_JARS") or None
-
-
-_SPARK_FOLDERS = {"SPARK_CONF_DIR": "", "SPARK_HOME": "conf"}
-
-
-def has_own_logging(java_options: str) -> bool:
-    """Whether the user configures Spark's log: in these options of its JVM, in the environment, or in its folders."""
-    options = [java_options, *(os.environ.get(name, "") for name in ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"))]
-    places = [Path(os.environ[name], below) for name, below in _SPARK_FOLDERS.items() if os.environ.get(name)]
-    files = [file for place in places for file in place.glob("log4j2.*") if file.suffix != ".template"]
-    return bool(files) or any("log4j" in option for option in options)
-
-
-def launched_by() -> Literal["databricks", "spark-submit", "this"]:
-    """Who starts Spark: the Databricks runtime, spark-submit, or this process itself."""
-    if os.environ.get("DATABRICKS_RUNTIME_VERSION"):
-        return "databricks"
-    return "spark-submit" if os.environ.get("PYSPARK_GATEWAY_PORT") else "this"

@@ -56,8 +56,7 @@ def run_evaluation(config: EvaluateConfig | str | Path, *, report: EvaluateRepor
     config = config if isinstance(config, EvaluateConfig) else load_evaluation(config)
     report = report or EvaluateReport(config.name)
     with report.timed("session"):
-        uses_delta = any(entry.format == "delta" for entry in config.quality)
-        spark = start_session(config.name, config.spark, uses_delta=uses_delta)
+        spark = start_session(config.name, config.spark, [entry.format for entry in config.quality])
     files, work = files_for(spark, config.work_dir)
     out_files, out = files_for(spark, config.output.path)
     _check_output(out_files, out)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.job import JobConfig, load_job
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import ERROR_STATUSES
@@ -28,8 +29,11 @@ class Options:
                 raise ConfigError(f"--retry {status}: not one of {', '.join(RETRYABLE)}")
         if "duplicate_id" in self.retry:
             raise ConfigError("--retry duplicate_id: fix the ids in the input instead; rows with new ids are new rows")
-        if self.retry and job.output.format == "parquet":
-            raise ConfigError("--retry needs output.format delta: rows of a Parquet table cannot be replaced")
+        if self.retry and not FORMATS[job.output.format].replaces_rows:
+            formats = listed(name for name, facts in FORMATS.items() if facts.replaces_rows)
+            raise ConfigError(
+                f"--retry needs output.format {formats}: rows of a {job.output.format} table cannot be replaced"
+            )
 
 
 NO_OPTIONS = Options()

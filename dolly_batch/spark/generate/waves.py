@@ -4,8 +4,7 @@ Each start writes a wave to a folder of its own and renames it to `staging/wave=
 staged wave is complete, and two starts cannot mix their files.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -22,6 +21,7 @@ from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import prepare_task
 from dolly_batch.spark.preflight.gpus import gpu_profile
+from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.tasks.base import PreparedTask, TaskModel
 
 TODO_SCHEMA = T.StructType(
@@ -74,7 +74,7 @@ class Generation:
         jobs; finished waves stay.
         """
         waves = [partial(self._run_wave, wave) for wave in self.left()]
-        with one_file_a_task(self.spark):
+        with session_conf(self.spark, ONE_FILE_A_TASK):
             run_watched(self.spark, waves, self.job.plan.waves_in_flight, tick)
 
     def progress(self) -> tuple[int, int]:
@@ -124,16 +124,3 @@ def generate(generation: Generation) -> None:
                 check_budget(generation.spark, paths, job.task.kind, max_gpu_hours)
 
         generation.run(tick)
-
-
-@contextmanager
-def one_file_a_task(spark: SparkSession) -> Iterator[None]:
-    """Have each file of a shard read by a task of its own, for as long as the context lasts."""
-    before = {key: str(spark.conf.get(key)) for key in ONE_FILE_A_TASK}
-    for key, value in ONE_FILE_A_TASK.items():
-        spark.conf.set(key, value)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            spark.conf.set(key, value)

@@ -3,22 +3,19 @@
 import os
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from dolly_batch.config.job import JobConfig, SparkConfig, delta_jars, has_own_logging, launched_by
-from dolly_batch.errors import Refused
+from dolly_batch.config.job import JobConfig, SparkConfig
 from dolly_batch.spark.preflight.package import ship_package
+from dolly_batch.spark.session.environment import has_own_logging, launched_by
+from dolly_batch.spark.session.jars import JARS, PACKAGES, maven_jars
 from dolly_batch.spark.session.java import prepare_java
-from dolly_batch.spark.session.packages import fetching_alone
-
-DELTA_CONF = {
-    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-}
+from dolly_batch.spark.tables.base import InputFormat
+from dolly_batch.spark.tables.formats import input_format
 
 # A local run talks to nobody else, so it binds to loopback; its scheduler retries a task whose worker died, which
 # plain `local[N]` does not.
@@ -39,6 +36,7 @@ OWN_CONF = {
 }
 
 LOG_CONF = Path(__file__).with_name("log4j2.properties")
+EXTENSIONS = "spark.sql.extensions"
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
 
@@ -46,33 +44,32 @@ def open_session(job: JobConfig) -> SparkSession:
     """The session this job runs in.
 
     Under spark-submit and on Databricks it is the cluster's; else one is started by the job's `spark` section
-    (default `local[*]`), with the Delta connector only where the job uses Delta. Raises Refused when Delta is
-    asked for and the cluster has no connector.
+    (default `local[*]`), with the connectors of the job's table formats. Raises Refused when a cluster lacks one.
     """
-    return start_session(job.name, job.spark, uses_delta="delta" in (job.input.format, job.output.format))
+    return start_session(job.name, job.spark, [job.input.format, job.output.format])
 
 
-def start_session(name: str, config: SparkConfig, *, uses_delta: bool) -> SparkSession:
-    """As `open_session`, for what is not a job."""
+def start_session(name: str, config: SparkConfig, formats: Sequence[str | None]) -> SparkSession:
+    """As `open_session`, for what is not a job. `formats` are those of its tables, None for one of the catalog."""
     if config.remote is not None:
         return SparkSession.builder.remote(config.remote).getOrCreate()
     launcher = launched_by()
     builder: Any = SparkSession.builder.appName(f"dolly_batch {name}")
     if launcher == "databricks":
         return builder.getOrCreate()  # type: ignore[no-any-return]
-    if launcher == "spark-submit" and uses_delta:
-        builder = _with_conf(builder, DELTA_CONF)
+    used = [input_format(format) for format in dict.fromkeys(formats) if format is not None]
+    if launcher == "spark-submit":
+        builder = _with_conf(builder, _formats_conf(used))
     if launcher == "this":
         prepare_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        builder = _own(builder, config, uses_delta)
-    with fetching_alone() if launcher == "this" and _fetches(config, uses_delta) else nullcontext():
-        spark = builder.getOrCreate()
+        builder = _own(builder, config, used)
+    spark = builder.getOrCreate()
     if launcher == "spark-submit":
         _quieten(spark)
-    if uses_delta:
-        _check_delta(spark)
+    for format in used:
+        format.check_session(spark)
     ship_package(spark)
     return spark  # type: ignore[no-any-return]
 
@@ -96,18 +93,41 @@ def num_slots(spark: SparkSession) -> int:
     return max(1, spark.range(10_000).select(F.spark_partition_id().alias("p")).distinct().count())
 
 
-def _own(builder: Any, config: SparkConfig, uses_delta: bool) -> Any:
+def _own(builder: Any, config: SparkConfig, formats: Sequence[InputFormat]) -> Any:
     master = _retrying(config.master or "local[*]")
     builder = _with_conf(builder.master(master), OWN_CONF)
     if re.match(r"local(\[|$)", master):
         builder = _with_conf(builder, LOCAL_CONF)
-    if uses_delta:
-        builder = _with_delta(_with_conf(builder, DELTA_CONF), config.conf)
-    builder = _with_conf(builder, config.conf)
-    given = config.conf.get(JAVA_OPTIONS, "")
-    if not has_own_logging(given):
-        builder = builder.config(JAVA_OPTIONS, f"{given} -Dlog4j2.configurationFile=file:{LOG_CONF}".strip())
+    given = {key: value for key, value in config.conf.items() if key != PACKAGES}
+    builder = _with_conf(builder, {**_formats_conf(formats), **given, **_jars_conf(formats, config.conf)})
+    options = config.conf.get(JAVA_OPTIONS, "")
+    if not has_own_logging(options):
+        builder = builder.config(JAVA_OPTIONS, f"{options} -Dlog4j2.configurationFile=file:{LOG_CONF}".strip())
     return builder
+
+
+def _formats_conf(formats: Sequence[InputFormat]) -> dict[str, str]:
+    """What the formats want of a session; several may each bring extensions."""
+    conf: dict[str, str] = {}
+    for key, value in (item for format in formats for item in format.spark_conf.items()):
+        conf[key] = f"{conf[key]},{value}" if key == EXTENSIONS and key in conf else value
+    return conf
+
+
+def _jars_conf(formats: Sequence[InputFormat], conf: Mapping[str, str]) -> dict[str, str]:
+    """The jars of the formats' connectors and of the user's packages, with those that the user names."""
+    if SparkSession.getActiveSession() is not None:
+        return {}  # a running JVM takes no more jars
+    packages = [package for format in formats if not format.jars() for package in format.packages()]
+    packages += _split(conf.get(PACKAGES))
+    jars = [jar for format in formats for jar in format.jars()] + _split(conf.get(JARS))
+    if packages:
+        jars = [*maven_jars(packages, conf), *jars]
+    return {JARS: ",".join(dict.fromkeys(jars))} if jars else {}
+
+
+def _split(value: str | None) -> list[str]:
+    return [part.strip() for part in (value or "").split(",") if part.strip()]
 
 
 def _quieten(spark: Any) -> None:
@@ -124,38 +144,7 @@ def _retrying(master: str) -> str:
     return re.sub(r"^local\[([^,\]]+)\]$", r"local[\1,4]", master)
 
 
-def _with_delta(builder: Any, conf: dict[str, str]) -> Any:
-    jars = delta_jars()
-    if jars is not None:
-        return builder.config("spark.jars", jars)
-    try:
-        from delta import configure_spark_with_delta_pip
-    except ImportError as error:
-        raise Refused(
-            "this job uses Delta, and delta-spark is not installed: pip install 'dolly-batch[local]', "
-            "or name the connector's jars in DELTA_JARS"
-        ) from error
-    extra = [package for package in conf.get("spark.jars.packages", "").split(",") if package]
-    return configure_spark_with_delta_pip(builder, extra_packages=extra)
-
-
-def _fetches(config: SparkConfig, uses_delta: bool) -> bool:
-    """Whether a session of our own may have packages to fetch when it starts."""
-    return (uses_delta and delta_jars() is None) or "spark.jars.packages" in config.conf
-
-
 def _with_conf(builder: Any, conf: dict[str, str]) -> Any:
     for key, value in conf.items():
         builder = builder.config(key, value)
     return builder
-
-
-def _check_delta(spark: Any) -> None:
-    loader = spark._jvm.org.apache.spark.util.Utils
-    try:
-        loader.classForName(DELTA_CONF["spark.sql.extensions"], True, True)
-    except Exception as error:  # py4j wraps every Java exception in one class of its own
-        raise Refused(
-            "this job uses Delta, and the cluster has no Delta connector: give spark-submit "
-            "`--packages io.delta:delta-spark_<spark version>_2.13:<version>` (docs/deploy.md has the line)"
-        ) from error

@@ -101,21 +101,6 @@ def _twice_in(kind: T.DataType, where: str) -> str | None:
     return None
 
 
-def unfit_for_delta(kind: T.DataType, where: str = "") -> str | None:
-    """The path of a name with a character that Delta takes only where a table maps its columns, None without one."""
-    if isinstance(kind, T.ArrayType):
-        return unfit_for_delta(kind.elementType, where)
-    if isinstance(kind, T.MapType):
-        return unfit_for_delta(kind.keyType, where) or unfit_for_delta(kind.valueType, where)
-    for field in kind.fields if isinstance(kind, T.StructType) else ():
-        path = f"{where}.{field.name}" if where else field.name
-        if set(field.name) & set(" ,;{}()\n\t="):
-            return path
-        if deeper := unfit_for_delta(field.dataType, path):
-            return deeper
-    return None
-
-
 def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:
     """The differences between two schemas, a line each; case, order and nullability do not count."""
     have = {field.name.lower(): field for field in found.fields}

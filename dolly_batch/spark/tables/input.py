@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException, PySparkException
@@ -15,16 +14,11 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.plan.keys import row_key
-from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
+from dolly_batch.spark.tables.formats import input_format
 from dolly_batch.tasks import KINDS
 
 UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
-CORRUPT = "_corrupt_record"
-
-# Cells with line breaks and doubled quotes are the rule in tables of text, and Spark's defaults garble both. A line
-# with too few or too many cells is an error: Spark's default fills it with nulls.
-CSV_OPTIONS = {"header": "true", "multiLine": "true", "escape": '"', "mode": "FAILFAST", "inferSchema": "false"}
 
 
 @dataclass(frozen=True)
@@ -82,51 +76,13 @@ def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
 
 
 def read_table(spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
-    """Open a table, and say at which version where it is Delta. `key` names it in the InputError raised if it can't."""
+    """Open a table, and return its version where its format pins one. `key` names it in the InputError if it fails."""
     try:
         if config.table is not None:
             return spark.table(config.table), None
-        if config.format == "delta":
-            return _read_delta(spark, config)
-        return _read_files(spark, config, key), None
+        return input_format(str(config.format)).read(spark, config, key)
     except PySparkException as error:
         raise InputError(f"{key} {config.name} cannot be read: {_reason(error)}") from error
-
-
-def _read_delta(spark: SparkSession, config: ReadableTable) -> tuple[DataFrame, int | None]:
-    options = dict(config.options)
-    chosen = any(key.lower() in ("versionasof", "timestampasof") for key in options)
-    # Over Spark Connect the version is not asked for (that needs a plugin on the server): the rows are read by one
-    # query, and so from one version, either way.
-    if not chosen and not is_connect(spark):
-        options["versionAsOf"] = str(_latest_version(spark, str(config.path)))
-    version = next((int(value) for key, value in options.items() if key.lower() == "versionasof"), None)
-    return spark.read.format("delta").options(**options).load(config.path), version
-
-
-def _latest_version(spark: SparkSession, path: str) -> int:
-    from delta.tables import DeltaTable
-
-    row = DeltaTable.forPath(spark, path).history(1).select("version").first()
-    return int(row[0]) if row is not None else 0
-
-
-def _read_files(spark: SparkSession, config: ReadableTable, key: str) -> DataFrame:
-    reader: Any = spark.read
-    if config.format == "csv":
-        reader = reader.options(**CSV_OPTIONS)
-    if config.format == "json":
-        # Every value as the text that stands in the file: `007` stays `007`, `1.0` stays `1.0`.
-        reader = reader.option("primitivesAsString", "true")
-    if config.columns is not None:
-        reader = reader.schema(config.columns).option("mode", "FAILFAST")
-    df: DataFrame = reader.options(**config.options).format(config.format).load(config.path)
-    if config.format == "json" and config.columns is None and CORRUPT in df.columns:
-        raise InputError(
-            f"{key} {config.name}: some lines are not JSON objects; mend them, or leave them out with "
-            f"{key}.options {{mode: DROPMALFORMED}} (for one object over many lines: {{multiLine: 'true'}})"
-        )
-    return df
 
 
 def _filtered(df: DataFrame, where: str) -> DataFrame:

@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlparse
 
@@ -15,6 +14,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.plan.keys import NULL_KEY, row_key
+from dolly_batch.spark.tables.base import OutputFormat
 from dolly_batch.spark.tables.columns import (
     ColumnRef,
     answer_fields,
@@ -22,11 +22,9 @@ from dolly_batch.spark.tables.columns import (
     own,
     quoted_path,
     schema_difference,
-    unfit_for_delta,
 )
+from dolly_batch.spark.tables.formats import output_format, output_formats
 from dolly_batch.spark.tables.input import InputTable, input_files
-
-_MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,9 @@ class OutputTable:
     files: Files | None
 
     @property
-    def identifier(self) -> str:
-        """The table's name as Spark parses it."""
-        if self.path is not None:
-            return quoted_path("delta", self.path)
-        return str(self.job.output.table)
+    def format(self) -> OutputFormat:
+        """How it is read and written."""
+        return output_format(self.job.output.format)
 
     @property
     def id_names(self) -> list[str]:
@@ -68,41 +64,17 @@ class OutputTable:
 
     def read(self) -> DataFrame | None:
         """The table as it is now, None where there is none yet. Raises OutputError when it is something else."""
-        if self.path is None:
+        if self.path is None or self.files is None:
             name = str(self.job.output.table)
             return self.spark.table(name) if self.spark.catalog.tableExists(name) else None
-        names = self.files.list_names(self.path) if self.files is not None else []
-        is_delta = "_delta_log" in names and self._has_commits()
-        if not is_delta and "_delta_log" in names and self.job.output.format == "delta":
-            return None  # a start was killed before the table's first commit: the files it left belong to no table
-        if not is_delta and all(name.startswith(("_", ".")) for name in names):
-            return None
-        if is_delta != (self.job.output.format == "delta"):
-            found = "a Delta table" if is_delta else "a folder that is not a Delta table"
-            raise OutputError(f"output {self.path}: output.format is {self.job.output.format}, and it is {found}")
+        names = self.files.list_names(self.path)
+        for other in output_formats():
+            if other.name != self.format.name and other.has_log(self.files, self.path, names):
+                raise OutputError(f"output {self.path}: output.format is {self.format.name}, and it is {other.title}")
         try:
-            return self._load()
+            return self.format.read_output(self, self.files, self.path)
         except PySparkException as error:
             raise OutputError(f"output {self.path} cannot be read: {str(error).splitlines()[0]}") from error
-
-    def _has_commits(self) -> bool:
-        """Whether the Delta log holds a version: while another start creates the table, its log is an empty folder."""
-        names = self.files.list_names(f"{self.path}/_delta_log") if self.files is not None else []
-        return any(re.match(r"\d{20}\.", name) for name in names)
-
-    def _load(self) -> DataFrame | None:
-        if self.job.output.format == "delta":
-            return self.spark.read.format("delta").load(self.path)
-        if not self._has_parquet():
-            raise OutputError(f"output {self.path} is not empty, and holds no Parquet table; name an empty folder")
-        # `plan_id=...` folders: a plan's id is text, whatever it looks like.
-        df = self.spark.read.option("mergeSchema", "false").parquet(str(self.path))
-        plan_id = own(self.job, "plan_id")
-        return df.withColumn(plan_id, F.col(plan_id).cast("string")) if plan_id in df.columns else df
-
-    def _has_parquet(self) -> bool:
-        names = self.files.list_names(str(self.path)) if self.files is not None else []
-        return any(name.endswith(".parquet") or "=" in name for name in names)
 
     def held(self, table: DataFrame, with_text: bool) -> DataFrame:
         """(row_key, request_key, held) of the rows it holds, one each, the latest attempt where there are several.
@@ -153,13 +125,8 @@ def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> Outp
                 f"output {job.output.name} has another schema than this job writes:\n{lines}\n"
                 "write to another output, or change id, output.keep or output.prefix to fit"
             )
-    elif job.output.format == "delta" and spark.conf.get(_MAPPING, "none") == "none":
-        name = unfit_for_delta(target.schema)
-        if name is not None:
-            raise OutputError(
-                f"output {job.output.name}: a new Delta table takes no name with a blank, a tab, a line break or "
-                f"one of ,;{{}}()= in it, as `{name}` has; rename it, write Parquet, or set {_MAPPING}=name"
-            )
+    else:
+        target.format.check_new_table(target)
     return target
 
 

@@ -1,0 +1,25 @@
+"""Settings of the caller's session, changed only for as long as they are needed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pyspark.sql import SparkSession
+
+
+@contextmanager
+def session_conf(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """Set the session's `settings`, and restore what they were, or that they were not set, when the context ends.
+
+    A session has one value of a key for all its threads, so two contexts over the same key must not overlap.
+    """
+    explicit = {key: value for key, value in spark.conf.getAll.items() if key in settings}
+    for key, value in settings.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key in settings:
+            if key in explicit:
+                spark.conf.set(key, explicit[key])
+            else:
+                spark.conf.unset(key)

@@ -1,0 +1,102 @@
+"""What the run asks of a table format."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pyspark.sql import DataFrame, SparkSession
+
+from dolly_batch.config.job import ReadableTable
+from dolly_batch.spark.session.conf import session_conf
+
+if TYPE_CHECKING:  # they import the session, which imports this
+    from dolly_batch.spark.files import Files
+    from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+    from dolly_batch.spark.tables.output import OutputTable
+
+
+class InputFormat:
+    """A format that tables are read in."""
+
+    name: ClassVar[str]
+    """As Spark and the job file call it."""
+    read_options: ClassVar[Mapping[str, str]] = {}
+    """Options of Spark's reader, which those of the job file override."""
+    spark_conf: ClassVar[Mapping[str, str]] = {}
+    """What a session must be started with."""
+
+    def jars(self) -> tuple[str, ...]:
+        """Jars of its connector that the user has named."""
+        return ()
+
+    def packages(self) -> tuple[str, ...]:
+        """Maven coordinates of its connector, where Spark does not bring it and `jars` names none.
+
+        Raises Refused where they cannot be known.
+        """
+        return ()
+
+    def check_session(self, spark: Any) -> None:
+        """Raise Refused, saying what to do, where a session of a cluster lacks the connector."""
+
+    def read(self, spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
+        """Open a table by its path, and return its version too where the format has versions: the one that is read.
+
+        `key` names the table in the InputError for one that cannot be read; PySparkException is turned into one.
+        """
+        reader = spark.read.options(**self.read_options)
+        if config.columns is not None:
+            reader = reader.schema(config.columns).option("mode", "FAILFAST")
+        return reader.options(**config.options).format(self.name).load(config.path), None
+
+
+class OutputFormat(InputFormat, ABC):
+    """A format that tables are also written in."""
+
+    title: ClassVar[str]
+    """What a table of it is called in messages, with its article."""
+
+    @abstractmethod
+    def has_log(self, files: "Files", path: str, names: Sequence[str]) -> bool:
+        """Whether a folder with these names in it is a table with a transaction log of this format."""
+
+    @abstractmethod
+    def read_output(self, output: "OutputTable", files: "Files", path: str) -> DataFrame | None:
+        """The table in the output's folder, None where there is none yet.
+
+        Raises OutputError where the folder holds something else; PySparkException is turned into one.
+        """
+
+    def check_new_table(self, output: "OutputTable") -> None:
+        """Raise OutputError where a new table cannot have the output's columns."""
+
+    def finish_commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan") -> bool:
+        """Finish a commit that an earlier start has begun; False, with nothing done, where there is none."""
+        return False
+
+    @abstractmethod
+    def commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan", rows: DataFrame) -> None:
+        """Publish the plan's rows in the output's mode, all or none. A second commit of a plan changes nothing."""
+
+
+def has_no_data(names: Sequence[str]) -> bool:
+    """Whether a folder with these names holds no data: Spark takes no notice of the others."""
+    return all(name.startswith(("_", ".")) for name in names)
+
+
+@contextmanager
+def sized_writer(output: "OutputTable", rows: DataFrame) -> Iterator[Any]:
+    """A writer of rows in the output's partitions, in files of about `output.target_file_mb` (to be used inside).
+
+    Spark counts the bytes of the rows before they are compressed to about half.
+    """
+    size = f"{output.job.output.target_file_mb * 2}m"
+    with session_conf(output.spark, {"spark.sql.adaptive.advisoryPartitionSizeInBytes": size}):
+        yield partitioned(output, rows.hint("rebalance").write)
+
+
+def partitioned(output: "OutputTable", writer: Any) -> Any:
+    """The writer, with the output's `partition_by`."""
+    columns = output.job.output.partition_by
+    return writer.partitionBy(*columns) if columns else writer

@@ -1,0 +1,215 @@
+"""Delta: append is a MERGE on row and request key that only inserts, merge is one on the row key that also updates."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import and_
+from typing import Any, ClassVar
+
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from dolly_batch.config.job import ReadableTable
+from dolly_batch.errors import OutputError, Refused
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.session.environment import delta_jars
+from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned, sized_writer
+from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.output import OutputTable
+
+LOG = "_delta_log"
+MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
+NEW = "__new_"
+WRITE_RETRIES = 5
+
+
+class Delta(OutputFormat):
+    """Delta tables, by path or in the catalog."""
+
+    name = "delta"
+    title = "a Delta table"
+    spark_conf: ClassVar = {
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    }
+
+    def jars(self) -> tuple[str, ...]:
+        """Those of `DELTA_JARS`."""
+        return delta_jars()
+
+    def packages(self) -> tuple[str, ...]:
+        """The connector that fits the installed versions of delta-spark and pyspark."""
+        try:
+            from delta import configure_spark_with_delta_pip
+        except ImportError as error:
+            raise Refused(
+                "this job uses Delta, and delta-spark is not installed: pip install 'dolly-batch[local]', "
+                "or name the connector's jars in DELTA_JARS"
+            ) from error
+        builder = configure_spark_with_delta_pip(SparkSession.builder)
+        return tuple(builder._options["spark.jars.packages"].split(","))
+
+    def check_session(self, spark: Any) -> None:
+        """Raise Refused where the connector is not on the class path."""
+        try:
+            spark._jvm.org.apache.spark.util.Utils.classForName(self.spark_conf["spark.sql.extensions"], True, True)
+        except Exception as error:  # py4j wraps every Java exception in one class of its own
+            raise Refused(
+                "this job uses Delta, and the cluster has no Delta connector: give spark-submit "
+                "`--packages io.delta:delta-spark_<spark version>_2.13:<version>` (docs/deploy.md has the line)"
+            ) from error
+
+    def read(self, spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
+        """Open a table at the version that the options name, by default its latest one, whatever is committed later.
+
+        Over Spark Connect the version is not asked for (that needs a plugin on the server): the rows are read by one
+        query, and so from one version, either way.
+        """
+        options = dict(config.options)
+        chosen = any(key.lower() in ("versionasof", "timestampasof") for key in options)
+        if not chosen and not is_connect(spark):
+            options["versionAsOf"] = str(_latest_version(spark, str(config.path)))
+        version = next((int(value) for key, value in options.items() if key.lower() == "versionasof"), None)
+        return spark.read.format("delta").options(**options).load(config.path), version
+
+    def has_log(self, files: Files, path: str, names: Sequence[str]) -> bool:
+        """Whether the log holds a version: while another start creates the table, it is an empty folder."""
+        return LOG in names and any(re.match(r"\d{20}\.", name) for name in files.list_names(f"{path}/{LOG}"))
+
+    def read_output(self, output: OutputTable, files: Files, path: str) -> DataFrame | None:
+        """The table in the output's folder, None where there is none yet."""
+        names = files.list_names(path)
+        if self.has_log(files, path, names):
+            return output.spark.read.format("delta").load(path)
+        # A log without a version: a start was killed before the first commit, and its files belong to no table.
+        if LOG in names or has_no_data(names):
+            return None
+        raise OutputError(f"output {path}: output.format is delta, and it is a folder that is not a Delta table")
+
+    def check_new_table(self, output: OutputTable) -> None:
+        """Raise OutputError for a column's name that Delta takes only in a table that maps its columns."""
+        if output.spark.conf.get(MAPPING, "none") == "none" and (name := _unfit_name(output.schema)):
+            raise OutputError(
+                f"output {output.job.output.name}: a column of a new Delta table cannot have a space, a tab, a line "
+                f"break or one of ,;{{}}()= in its name, as `{name}` has; rename it, write Parquet, or set "
+                f"{MAPPING}=name"
+            )
+
+    def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
+        """Publish the rows in one commit of the table."""
+        if output.job.output.mode == "overwrite":
+            _overwrite(output, plan, rows)
+        else:
+            _merge(output, plan, rows)
+
+
+FORMAT = Delta()
+
+
+def _latest_version(spark: SparkSession, path: str) -> int:
+    from delta.tables import DeltaTable
+
+    row = DeltaTable.forPath(spark, path).history(1).select("version").first()
+    return int(row[0]) if row is not None else 0
+
+
+def _unfit_name(kind: T.DataType, where: str = "") -> str | None:
+    """The path of a name with a character that only a table that maps its columns can have, None without one."""
+    if isinstance(kind, T.ArrayType):
+        return _unfit_name(kind.elementType, where)
+    if isinstance(kind, T.MapType):
+        return _unfit_name(kind.keyType, where) or _unfit_name(kind.valueType, where)
+    for field in kind.fields if isinstance(kind, T.StructType) else ():
+        path = f"{where}.{field.name}" if where else field.name
+        if set(field.name) & set(" ,;{}()\n\t="):
+            return path
+        if deeper := _unfit_name(field.dataType, path):
+            return deeper
+    return None
+
+
+def _overwrite(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+    with sized_writer(output, rows) as writer:
+        writer = writer.format("delta").mode("overwrite")
+        # Delta remembers this pair and skips a second commit of it: a late start does not bring an old table back.
+        writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
+        _save(output, writer)
+
+
+def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+    """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
+    _create(output)
+    columns = [field.name for field in output.schema.fields]
+    new = rows.select(*(F.col(quoted_path(name)).alias(NEW + name) for name in columns))
+    request, attempt = output.own("request_key"), output.own("attempt")
+    on = _all(_same(name) for name in output.id_names)
+    later = F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt))
+    values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
+    if output.job.output.mode == "merge":
+        merge = new.mergeInto(_identifier(output), on).whenMatched(~_same(request) | later).update(values)
+    else:
+        merge = new.mergeInto(_identifier(output), on & _same(request))
+        if plan.retries:
+            merge = merge.whenMatched(later).update(values)
+    _with_retries(merge.whenNotMatched().insert(values))
+
+
+def _with_retries(merge: Any) -> None:
+    """Commit, again after a conflict with another writer: the MERGE then sees what that one wrote."""
+    for attempt in range(1, WRITE_RETRIES + 1):
+        try:
+            return merge.merge()  # type: ignore[no-any-return]
+        except PySparkException as error:
+            if attempt == WRITE_RETRIES or not _is_conflict(error):
+                raise
+
+
+def _is_conflict(error: PySparkException) -> bool:
+    """Whether another writer was first. Delta's exceptions have no condition; it stands at the head of their text."""
+    condition = error.getCondition() or str(error)[:200]
+    return "DELTA_CONCURRENT" in condition or "Concurrent" in type(error).__name__
+
+
+def _create(output: OutputTable) -> None:
+    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all.
+
+    By a write and not by CREATE TABLE, which refuses a folder that holds the files of a start killed before it.
+    """
+    if output.exists():
+        return
+    empty = output.spark.createDataFrame([], output.schema)
+    writer = partitioned(output, empty.write.format("delta").mode("ignore"))
+    for attempt in range(1, WRITE_RETRIES + 1):
+        try:
+            return _save(output, writer)
+        except PySparkException:
+            if output.exists():  # another start was first
+                return None
+            if attempt == WRITE_RETRIES:
+                raise
+            time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
+
+
+def _save(output: OutputTable, writer: Any) -> None:
+    if output.path is not None:
+        writer.save(output.path)
+    else:
+        writer.saveAsTable(output.job.output.table)
+
+
+def _identifier(output: OutputTable) -> str:
+    """The table's name as Spark parses it."""
+    return quoted_path("delta", output.path) if output.path is not None else str(output.job.output.table)
+
+
+def _same(name: str) -> Column:
+    return F.col(quoted_path(name)).eqNullSafe(F.col(quoted_path(NEW + name)))
+
+
+def _all(conditions: Iterable[Column]) -> Column:
+    return reduce(and_, conditions, F.lit(True))

@@ -1,0 +1,122 @@
+"""Parquet: append adds a folder `plan_id=...`, overwrite puts a new folder in the old one's place; both by a rename."""
+
+import uuid
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from dolly_batch.errors import OutputError, Stopped
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.tables.base import OutputFormat, has_no_data, sized_writer
+from dolly_batch.spark.tables.output import OutputTable
+
+SWAPPING = "swapping.json"
+
+
+class Parquet(OutputFormat):
+    """Folders of Parquet files."""
+
+    name = "parquet"
+    title = "a folder of Parquet files"
+
+    def has_log(self, files: Files, path: str, names: Sequence[str]) -> bool:
+        """Parquet has no log."""
+        return False
+
+    def read_output(self, output: OutputTable, files: Files, path: str) -> DataFrame | None:
+        """The table in the output's folder, None where there is none yet."""
+        names = files.list_names(path)
+        if has_no_data(names):
+            return None
+        if not any(name.endswith(".parquet") or "=" in name for name in names):
+            raise OutputError(f"output {path} is not empty, and holds no Parquet table; name an empty folder")
+        df = output.spark.read.option("mergeSchema", "false").parquet(path)
+        # Of folders `plan_id=...`: a plan's id is text, whatever it looks like.
+        plan_id = output.own("plan_id")
+        return df.withColumn(plan_id, F.col(plan_id).cast("string")) if plan_id in df.columns else df
+
+    def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
+        """Finish the swap of folders that an earlier start has begun."""
+        if not folder.has(SWAPPING):
+            return False
+        _swap(*_folder_of(output), folder, plan)
+        return True
+
+    def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
+        """Write the rows into a folder of this call's own, and rename it."""
+        files, path = _folder_of(output)
+        if output.job.output.mode == "append":
+            # The folder's name holds the plan's id, so the files do not.
+            _add_folder(output, files, path, plan, rows.drop(output.own("plan_id")))
+        else:
+            _replace_folder(output, files, path, folder, plan, rows)
+
+
+FORMAT = Parquet()
+
+
+def _folder_of(output: OutputTable) -> tuple[Files, str]:
+    if output.files is None or output.path is None:
+        raise Stopped("Parquet is written by path")
+    return output.files, output.path
+
+
+def _add_folder(output: OutputTable, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
+    """Write the plan's folder under a name of this call's own, so that two starts never mix their files."""
+    final, writing = f"{path}/{output.own('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
+    fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
+    try:
+        if not files.exists(final):
+            _write(output, rows, fresh)
+            files.rename(fresh, final)
+    except Exception:
+        if not files.exists(final):  # else another start was first, and has deleted this one's folder
+            raise
+    _clear(files, path, writing)
+
+
+def _replace_folder(
+    output: OutputTable, files: Files, path: str, folder: PlanFolder, plan: Plan, rows: DataFrame
+) -> None:
+    fresh = f"{_beside(path, plan)}{uuid.uuid4().hex[:12]}.new"
+    _write(output, rows, fresh)
+    if not folder.has(SWAPPING):
+        # From here on a restart finishes the swap: the rows are safe in the fresh folder.
+        folder.mark(SWAPPING, {"fresh": fresh, "old": f"{_beside(path, plan)}old"})
+    _swap(files, path, folder, plan)
+
+
+def _swap(files: Files, path: str, folder: PlanFolder, plan: Plan) -> None:
+    """Put the fresh folder in the old one's place; called again after a crash, it continues where it stopped.
+
+    A start that was suspended on the way finds no fresh folder: another one has put it in place meanwhile.
+    """
+    fresh, old = (str(folder.facts(SWAPPING)[name]) for name in ("fresh", "old"))
+    if files.exists(fresh) and files.exists(path) and not files.exists(old):
+        files.rename(path, old)
+        if not files.exists(fresh):
+            files.rename(old, path)  # what this start has just moved away was not the old table, but the new one
+    if files.exists(fresh) and not files.rename(fresh, path) and files.exists(fresh):
+        raise Stopped(f"{path} was written by another program meanwhile; the finished rows are in {fresh}")
+    parent, _, prefix = _beside(path, plan).rpartition("/")
+    _clear(files, parent, prefix)
+
+
+def _beside(path: str, plan: Plan) -> str:
+    """How the names of the folders begin that stand beside the output while a plan is published."""
+    parent, _, name = path.rpartition("/")
+    return f"{parent}/.{name}.{plan.plan_id}."
+
+
+def _clear(files: Files, folder: str, prefix: str) -> None:
+    """Delete the folders that this commit, or one that was cut off before it, has left."""
+    for name in files.list_names(folder):
+        if name.startswith(prefix):
+            files.delete(f"{folder}/{name}")
+
+
+def _write(output: OutputTable, rows: DataFrame, path: str) -> None:
+    with sized_writer(output, rows) as writer:
+        writer.mode("overwrite").parquet(path)
