@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch.file_lock import locked, try_lock
+from dolly_batch.system.file_lock import locked, try_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dolly_batch.file_lock import locked
+from dolly_batch.system.file_lock import locked
 with locked(Path(sys.argv[1]), 0):
     print("held", flush=True)
     time.sleep(600)

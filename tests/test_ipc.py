@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from dolly_batch import ipc
 from dolly_batch.errors import EngineError
-from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.records import (
     Completion,
     Failure,
@@ -24,6 +22,8 @@ from dolly_batch.records import (
     ScoreRow,
     Scores,
 )
+from dolly_batch.system import ipc
+from dolly_batch.system.ipc import Channel, RecordReader, RecordWriter
 
 TEXTS = ["", "plain", "a\x00b", "\ud800 alone", "👩‍👩‍👧‍👦 \u202eflip", "line\r\n\u2028\u2029\t", '"}],{\\', "### End"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import EngineError, InputError, ModelError
-from dolly_batch.process import (
+from dolly_batch.system.process import (
     EXIT_FAULT,
     ProcessFailure,
     ProcessId,
@@ -45,7 +45,7 @@ def test_a_process_is_not_its_pid(sleeping: subprocess.Popen[bytes]):
 def test_the_owner_of_a_spark_task_is_the_jvm_above_it(tmp_path: Path):
     java = tmp_path / "java"  # A process of that name with a Python process two levels below it.
     java.symlink_to(sys.executable)
-    ask = "from dolly_batch.process import parent_jvm; print(parent_jvm().pid)"
+    ask = "from dolly_batch.system.process import parent_jvm; print(parent_jvm().pid)"
     below = f"import subprocess, sys; sys.exit(subprocess.run([{sys.executable!r}, '-c', {ask!r}]).returncode)"
     worker = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {below!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -72,7 +72,7 @@ ENDS = """
 import json, logging, sys
 from dataclasses import asdict
 from dolly_batch.errors import EngineError
-from dolly_batch.process import end_by
+from dolly_batch.system.process import end_by
 if sys.argv[1] == "with logging":
     logging.basicConfig()
 try:
@@ -103,7 +103,7 @@ def test_a_process_reports_its_end_without_quoting_rows(set_up: str, error: str,
 
 
 def test_a_process_ends_even_if_nobody_takes_its_report():
-    program = "from dolly_batch.process import end_by\ndef gone(failure): raise BrokenPipeError\n"
+    program = "from dolly_batch.system.process import end_by\ndef gone(failure): raise BrokenPipeError\n"
     ended = subprocess.run([sys.executable, "-c", f"{program}end_by(RuntimeError(), gone)"], check=False)
     assert ended.returncode == EXIT_FAULT
 

@@ -1,7 +1,7 @@
 """The table formats, and what a job may ask of each; settings are checked by this file alone, without pyspark.
 
-To add a format, write a module `spark/tables/NAME.py` whose `FORMAT` is an `InputFormat` or an `OutputFormat`, and add its
-line here. The module is imported when a job uses the format.
+To add a format, write a module `spark/tables/NAME.py` whose `FORMAT` is an `InputFormat` or an `OutputFormat`, and add
+its line here. The module is imported when a job uses the format.
 """
 
 from collections.abc import Iterable

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import dolly_batch
 from dolly_batch.errors import EngineError
-from dolly_batch.ipc import PROTOCOL
-from dolly_batch.process import ProcessId, parent_jvm
 from dolly_batch.records import EngineSpec
+from dolly_batch.system.ipc import PROTOCOL
+from dolly_batch.system.process import ProcessId, parent_jvm
 
 # The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the directory's name and the socket's take 21.
 _MAX_ROOT_BYTES = 82

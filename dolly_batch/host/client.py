@@ -14,8 +14,8 @@ from dolly_batch.errors import DollyBatchError, EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import RuntimeDir
-from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, PromptRow, Row, ScoreRow, Scores
+from dolly_batch.system.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 
 # A client that holds the lock starts at most a Python process, and does not wait until the model is loaded.
 _LOCK_TIMEOUT_S = 300

@@ -11,8 +11,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from dolly_batch.errors import EngineError
-from dolly_batch.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 from dolly_batch.records import Completion, EngineSpec, Row, Scores
+from dolly_batch.system.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 
 log = logging.getLogger("dolly_batch.host")
 

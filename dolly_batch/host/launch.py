@@ -8,8 +8,8 @@ from pathlib import Path
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
-from dolly_batch.process import child_environment
 from dolly_batch.records import EngineSpec
+from dolly_batch.system.process import child_environment
 
 _BACKLOG = 512
 _START_TIMEOUT_S = 120

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dolly_batch.file_lock import locked
-from dolly_batch.process import ProcessFailure, ProcessId
 from dolly_batch.records import EngineSpec
+from dolly_batch.system.file_lock import locked
+from dolly_batch.system.process import ProcessFailure, ProcessId
 
 _LOG_TAIL_BYTES = 4_000
 # Another host's directory may be deleted at any moment, or have been written by another version.

@@ -22,9 +22,9 @@ from dolly_batch.host.acceptor import Acceptor
 from dolly_batch.host.connection import Connection, IncomingRows
 from dolly_batch.host.encoding import RowEncoder, failed
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
-from dolly_batch.process import end_by
 from dolly_batch.records import Completion, Failure, Scores
-from dolly_batch.watchdog import Watchdog
+from dolly_batch.system.process import end_by
+from dolly_batch.system.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.protocol import Engine

@@ -13,8 +13,8 @@ import uuid
 from types import TracebackType
 
 from dolly_batch.errors import AlreadyRunning, DollyBatchError
-from dolly_batch.process import ProcessId, boot_id
 from dolly_batch.spark.files import Files
+from dolly_batch.system.process import ProcessId, boot_id
 
 BEAT_S = 5.0
 PATIENCE_S = 3 * BEAT_S

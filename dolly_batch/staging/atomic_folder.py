@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dolly_batch.file_lock import try_lock
-from dolly_batch.process import boot_id
+from dolly_batch.system.file_lock import try_lock
+from dolly_batch.system.process import boot_id
 
 STALE_AFTER_S = 24 * 3600.0
 _POLL_S = 0.1

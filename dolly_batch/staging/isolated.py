@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 from dolly_batch.errors import DollyBatchError, ModelError
-from dolly_batch.process import child_environment
+from dolly_batch.system.process import child_environment
 
 Log = Callable[[str], None]
 

@@ -12,8 +12,8 @@ import pytest
 import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.process import ProcessId
 from dolly_batch.records import EngineSpec, GenerationParams, PromptRow
+from dolly_batch.system.process import ProcessId
 
 TINY = Path(dolly_batch.__file__).parent / "tiny" / "model"
 EXIT_S = 20.0

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from dolly_batch import ipc
 from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
-from dolly_batch.process import ProcessId
 from dolly_batch.records import EngineSpec, PromptRow
+from dolly_batch.system import ipc
+from dolly_batch.system.process import ProcessId
 
 Prompts = Callable[..., Iterator[PromptRow]]
 
@@ -28,7 +28,7 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.process import ProcessId
+from dolly_batch.system.process import ProcessId
 from dolly_batch.host.runtime_dir import RuntimeDir, HostRecord
 from dolly_batch.host.launch import join_or_start
 from dolly_batch.host.address import HostAddress

@@ -28,7 +28,7 @@ import json, os, resource, sys, threading
 from itertools import islice
 from pathlib import Path
 from dolly_batch.host.client import EngineClient
-from dolly_batch.process import ProcessId
+from dolly_batch.system.process import ProcessId
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.retry import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Row

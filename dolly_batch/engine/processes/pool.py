@@ -20,11 +20,11 @@ from typing import Any
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import Deduplication, num_positions, too_long
 from dolly_batch.errors import EngineError
-from dolly_batch.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.models.folder import read_config
-from dolly_batch.process import ProcessFailure, child_environment
 from dolly_batch.prompt import PromptEncoder, TextEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
+from dolly_batch.system.ipc import Channel, RecordReader, RecordWriter
+from dolly_batch.system.process import ProcessFailure, child_environment
 
 # Requests that a process may have: enough to refill a slot at once, few enough that all processes end together.
 WINDOW = 80

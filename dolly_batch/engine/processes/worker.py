@@ -20,10 +20,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dolly_batch.ipc import Channel, RecordReader, RecordWriter
-from dolly_batch.process import EXIT_FAULT, ProcessFailure, end_by
 from dolly_batch.records import EngineSpec, Request, ScoreRequest
-from dolly_batch.watchdog import Watchdog
+from dolly_batch.system.ipc import Channel, RecordReader, RecordWriter
+from dolly_batch.system.process import EXIT_FAULT, ProcessFailure, end_by
+from dolly_batch.system.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from dolly_batch.engine.weights.loading import LoadedModel

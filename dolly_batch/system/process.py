@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from dolly_batch import errors
 from dolly_batch.errors import DollyBatchError, EngineError, Refused
 
-log = logging.getLogger("dolly_batch.process")
+log = logging.getLogger("dolly_batch.system.process")
 
 EXIT_FAULT = 70
 _MAX_MESSAGE_CHARS = 2_000

@@ -1,0 +1,1 @@
+"""What processes of one machine need of it: messages, identity, a watchdog, file locks. Standard library only."""
