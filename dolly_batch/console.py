@@ -115,7 +115,7 @@ def print_plan(report: Report) -> None:
     for status, count in sorted(report.by_status.items()):
         write(f"skipped as {status}: {count:,} rows")
     if report.estimated_s is not None:
-        write(f"estimated time: {_duration(report.estimated_s)} (rough; plan.tokens_per_s makes it better)")
+        write(f"estimated time: {_duration(report.estimated_s)} (a rough estimate; plan.tokens_per_s corrects it)")
 
 
 def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:

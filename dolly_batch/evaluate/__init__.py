@@ -1,1 +1,1 @@
-"""How good is it: a model on the model card's benchmarks, finished tables against a gold column."""
+"""Evaluation: a model on the model card's benchmarks, and finished tables compared with a gold column."""

@@ -17,7 +17,7 @@ from dolly_batch.spark.files import Files, files_for
 def read_questions(spark: SparkSession, config: EvaluateConfig) -> dict[str, list[Question]]:
     """Read every benchmark's questions, in the order of their files, at most `limit` of each.
 
-    The largest, HellaSwag, has ten thousand; they are held on the driver, which knows the right choices. Raises
+    The largest, HellaSwag, has ten thousand; they are kept on the driver, which knows the right choices. Raises
     InputError naming file, line and what is wrong, before any model is loaded.
     """
     return {
@@ -32,10 +32,10 @@ def _read(spark: SparkSession, benchmark: Benchmark, key: str, path: str, limit:
         raise InputError(f"{key}: there is no file {absolute}")
     questions: list[Question] = []
     try:
-        for place, text in _rows(spark, files, absolute):
+        for where, text in _rows(spark, files, absolute):
             if len(questions) == limit:
                 break
-            questions.append(_question(benchmark, f"{key}: {absolute}, {place}", text))
+            questions.append(_question(benchmark, f"{key}: {absolute}, {where}", text))
     except (PySparkException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:300] if isinstance(error, PySparkException) else "it is not UTF-8"
         raise InputError(f"{key}: {absolute} cannot be read: {reason}") from error
@@ -54,13 +54,13 @@ def _question(benchmark: Benchmark, where: str, text: str) -> Question:
 
 
 def _rows(spark: SparkSession, files: Files, path: str) -> Iterator[tuple[str, str]]:
-    """Yield (place, JSON) of each row in order."""
+    """Yield (where it is, JSON) of each row in order."""
     if path.endswith(".parquet") or any(name.endswith(".parquet") for name in _names(files, path)):
         table = spark.read.parquet(path)
         row = F.to_json(F.struct(*(F.col(f"`{name}`") for name in table.columns)), {"ignoreNullFields": "false"})
         rows = table.select(row.alias("row"), "_metadata.file_path", "_metadata.row_index")
-        for number, found in enumerate(rows.orderBy("file_path", "row_index").select("row").collect()):
-            yield f"row {number + 1}", found[0]
+        for number, (text,) in enumerate(rows.orderBy("file_path", "row_index").select("row").collect()):
+            yield f"row {number + 1}", text
         return
     texts = spark.read.text(path, wholetext=True).select("value", "_metadata.file_path").orderBy("file_path")
     for text, _ in texts.collect():

@@ -1,7 +1,7 @@
 """The seven benchmarks of Dolly's model card: a row of a data set becomes a question.
 
 Contexts and continuations are those of EleutherAI's lm-evaluation-harness (package lm-eval 0.4.13, zero-shot; its
-`tasks/*/*.yaml` and the functions beside them), from rows as the harness reads them. A row of a request file, which
+`tasks/*/*.yaml` and the functions next to them), from rows as the harness reads them. A row of a request file, which
 holds the pairs themselves, is taken as it is. The card does not name its metric: it is inferred, from which of the two
 is usual for each benchmark.
 """
@@ -92,7 +92,7 @@ def _boolq(row: Row) -> Question:
 
 
 def _winogrande(row: Row) -> Question:
-    """Both options stand in the blank in turn, and what follows the blank is scored."""
+    """Each option fills the blank in turn, and the text after the blank is scored."""
     before, blank, after = _text(row, "sentence").partition("_")
     if not blank:
         raise RowFault("`sentence` has no `_`, the blank to be filled")
@@ -110,7 +110,7 @@ def _one_context(context: str, choices: Sequence[str], gold: int) -> Question:
 
 
 def _labelled(row: Row) -> tuple[list[str], int]:
-    """The choices of a row with `choices: {text, label}`, and the place of its `answerKey` among the labels."""
+    """The choices of a row with `choices: {text, label}`, and the index of its `answerKey` among the labels."""
     choices = row.get("choices")
     if not isinstance(choices, Mapping):
         raise RowFault("`choices` must be an object with the lists `text` and `label`")
@@ -129,8 +129,8 @@ def _without_brackets(text: str) -> str:
 def _text(row: Row, key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        found = "missing" if key not in row else f"{type(value).__name__}, expected a string"
-        raise RowFault(f"`{key}` is {found}; the row has {', '.join(sorted(map(str, row)))[:200]}")
+        problem = "missing" if key not in row else f"{type(value).__name__}, expected a string"
+        raise RowFault(f"`{key}` is {problem}; the row has {', '.join(sorted(map(str, row)))[:200]}")
     return value
 
 
@@ -140,8 +140,8 @@ def _integer(row: Row, key: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"\d+", value):
         return int(value)
     if type(value) is not int:
-        found = "missing" if key not in row else f"{str(value)[:20]!r}, expected an integer"
-        raise RowFault(f"`{key}` is {found}; the row has {', '.join(sorted(map(str, row)))[:200]}")
+        problem = "missing" if key not in row else f"{str(value)[:20]!r}, expected an integer"
+        raise RowFault(f"`{key}` is {problem}; the row has {', '.join(sorted(map(str, row)))[:200]}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""How good are labels: accuracy and macro-F1, from how often each label is gold, predicted, and both."""
+"""The quality of labels: accuracy and macro-F1, from how often each label is gold, predicted, and both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How good are extracted objects: exact match of each field and of the whole."""
+"""The quality of extracted objects: exact match of each field and of the whole object."""
 
 import json
 from collections import Counter
@@ -26,9 +26,9 @@ class FieldCounts:
         """Count one row. Without a prediction, no field of it is right."""
         self.num_rows += 1
         self.num_unanswered += prediction is None
-        found = prediction or {}
-        names = {*gold, *(name for name, value in found.items() if value is not None)}
-        equal = {name for name in names if prediction is not None and same(gold.get(name), found.get(name))}
+        predicted = prediction or {}
+        names = {*gold, *(name for name, value in predicted.items() if value is not None)}
+        equal = {name for name in names if prediction is not None and same(gold.get(name), predicted.get(name))}
         self.num_seen.update(names)
         self.num_equal.update(equal)
         self.num_whole += equal == names and prediction is not None

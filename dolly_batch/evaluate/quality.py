@@ -1,4 +1,4 @@
-"""The quality of finished tables against a gold column: labels, summaries, extracted objects."""
+"""The quality of finished tables, compared with a gold column: labels, summaries, extracted objects."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,11 +53,11 @@ class Finished:
 def open_quality(spark: SparkSession, configs: Sequence[QualityConfig]) -> list[Finished]:
     """Open the tables and check their columns, before any work.
 
-    Raises InputError naming the entry, the column and what was found, Refused where ROUGE's library is missing.
+    Raises InputError naming the entry, the column and its type, Refused where ROUGE's library is missing.
     """
     finished = []
-    for place, config in enumerate(configs):
-        key = f"quality.{place}"
+    for index, config in enumerate(configs):
+        key = f"quality.{index}"
         table, _ = read_table(spark, config, key)
         if config.kind == "summarize":
             load_scorer()
@@ -69,16 +69,16 @@ def open_quality(spark: SparkSession, configs: Sequence[QualityConfig]) -> list[
     return finished
 
 
-def _as_text(kind: str, chosen: ColumnRef, key: str) -> Column:
+def _as_text(kind: str, column: ColumnRef, key: str) -> Column:
     """The column as string: labels as they print, texts as they are, objects as JSON."""
-    if kind == "extract" and isinstance(chosen.type, _OBJECTS):
-        return F.to_json(chosen.column)
-    fitting = _LABELS if kind == "classify" else _TEXTS
-    if isinstance(chosen.type, fitting):
-        return chosen.column.cast("string")
+    if kind == "extract" and isinstance(column.type, _OBJECTS):
+        return F.to_json(column.column)
+    types = _LABELS if kind == "classify" else _TEXTS
+    if isinstance(column.type, types):
+        return column.column.cast("string")
     expected = {"classify": "a string, an integer or a boolean", "summarize": "a string"}
     raise InputError(
-        f"{key}: column `{chosen.name}` is {chosen.type.simpleString()}, and must be "
+        f"{key}: column `{column.name}` is {column.type.simpleString()}, and must be "
         f"{expected.get(kind, 'a struct, a map or a string of JSON')} for `kind: {kind}`"
     )
 
@@ -99,14 +99,15 @@ def _labels(finished: Finished, known: DataFrame) -> list[QualityRow]:
     gold = known.groupBy("gold").agg(F.count("*").alias("num_gold"), right)
     predicted = known.groupBy(F.col("prediction").alias("gold")).agg(F.count("*").alias("num_predicted"))
     counted = gold.join(predicted, "gold", "left").select("gold", "num_gold", "num_predicted", "num_right")
-    found = counted.orderBy("gold").limit(MAX_LABELS + 1).collect()
-    if len(found) > MAX_LABELS:
+    counts_by_label = counted.orderBy("gold").limit(MAX_LABELS + 1).collect()
+    if len(counts_by_label) > MAX_LABELS:
         raise InputError(
-            f"{finished.key}: `{finished.config.gold}` holds more than {MAX_LABELS:,} labels; is it a text? "
+            f"{finished.key}: `{finished.config.gold}` holds more than {MAX_LABELS:,} labels; is it text? "
             "`kind: summarize` compares texts"
         )
     num_unanswered = known.filter(F.col("prediction").isNull()).count()
-    quality = score_labels([LabelScore(row[0], row[1], row[2] or 0, row[3]) for row in found], num_unanswered)
+    scores = [LabelScore(row[0], row[1], row[2] or 0, row[3]) for row in counts_by_label]
+    quality = score_labels(scores, num_unanswered)
     counts = (quality.num_rows, quality.num_unanswered)
     rows = [
         _row(finished, "accuracy", None, quality.accuracy, counts),
@@ -175,19 +176,19 @@ def quality_tables(rows: Sequence[QualityRow]) -> list[Table]:
     """One table for each kind, a line for each finished table, and long ones with a line for each label or field."""
     tables = []
     for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind]
-        metrics = tuple(dict.fromkeys(row.metric for row in own if row.of is None))
+        of_kind = [row for row in rows if row.kind == kind]
+        metrics = tuple(dict.fromkeys(row.metric for row in of_kind if row.of is None))
         over_all: dict[str, list[QualityRow]] = {}
-        for row in own:
+        for row in of_kind:
             if row.of is None:
                 over_all.setdefault(row.name, []).append(row)
         body = tuple(
-            (name, f"{found[0].num_rows:,}", f"{found[0].num_unanswered:,}", *(share(r.value, r.stderr) for r in found))
-            for name, found in over_all.items()
+            (name, f"{of[0].num_rows:,}", f"{of[0].num_unanswered:,}", *(share(row.value, row.stderr) for row in of))
+            for name, of in over_all.items()
         )
         tables.append(Table(f"Quality: {kind}", ("table", "rows", "unanswered", *metrics), body))
         for name in over_all:
-            parts = [row for row in own if row.name == name and row.of is not None]
+            parts = [row for row in of_kind if row.name == name and row.of is not None]
             tables += [_parts_table(name, parts)] if parts else []
     return tables
 
@@ -199,8 +200,7 @@ def _parts_table(name: str, rows: Sequence[QualityRow]) -> Table:
     for row in rows:
         by_part.setdefault(str(row.of), []).append(row)
     body = tuple(
-        (part, f"{found[0].num_rows:,}", *(share(row.value, row.stderr) for row in found))
-        for part, found in by_part.items()
+        (part, f"{of[0].num_rows:,}", *(share(row.value, row.stderr) for row in of)) for part, of in by_part.items()
     )
     part = "field" if rows[0].kind == "extract" else "label"
     return Table(f"{name}, by {part}", (part, "rows", *metrics), body, is_long=len(body) > 20)

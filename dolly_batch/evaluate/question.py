@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 
 class RowFault(ValueError):
-    """A row that is not one of its benchmark. The message says what is wrong with it, and repeats none of its text."""
+    """A row that does not fit its benchmark. The message says what is wrong with it, and quotes none of its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One context and the continuations that are scored after it; `choices` are their places in the question."""
+    """One context and the continuations that are scored after it; `choices` are their indexes in the question."""
 
     context: str
     continuations: tuple[str, ...]
@@ -22,7 +22,7 @@ class Question:
     """One question of a benchmark.
 
     `requests` holds a (context, continuation) pair for each choice, in the order of the choices. `num_chars` is the
-    length of each choice, which acc_norm divides by, or None where the benchmark has no acc_norm. `gold` is the place
+    length of each choice, which acc_norm divides by, or None where the benchmark has no acc_norm. `gold` is the index
     of the right choice.
     """
 
@@ -45,21 +45,21 @@ class Question:
         return cls(pairs, None if num_chars is None else tuple(num_chars), gold)
 
     def prompts(self) -> tuple[Prompt, ...]:
-        """The requests with each context once, so that a model reads it once."""
+        """The requests grouped by context, so that a model reads each context once."""
         choices: dict[str, list[int]] = {}
         for choice, (context, _) in enumerate(self.requests):
             choices.setdefault(context, []).append(choice)
         return tuple(
-            Prompt(context, tuple(self.requests[choice][1] for choice in places), tuple(places))
-            for context, places in choices.items()
+            Prompt(context, tuple(self.requests[choice][1] for choice in indexes), tuple(indexes))
+            for context, indexes in choices.items()
         )
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:
     """White space at the context's end belongs to the continuation, as the harness has it (`_encode_pair`).
 
-    Then the two, encoded apart and joined, give the ids of the whole: a token never reaches over the border, because a
-    byte-level BPE takes a space with the word after it.
+    Then the ids of the two, encoded separately, are the ids of the whole text: no token spans both, because a
+    byte-level BPE joins a space with the word after it.
     """
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation

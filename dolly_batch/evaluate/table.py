@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One number of one model beside the card's; `gmean` has a row of its own, over the benchmarks that were run."""
+    """One number of one model and the card's; `gmean` is a row too, over the benchmarks that were run."""
 
     model: str
     model_revision: str | None
@@ -43,7 +43,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model as it was scored, and the row of the card to show beside it."""
+    """A model as it was scored, and the row of the card to compare it with."""
 
     model: str
     revision: str | None
@@ -94,11 +94,11 @@ def benchmark_rows(scored: ScoredModel, scores: Sequence[BenchmarkScore]) -> lis
 
 
 def benchmark_tables(rows: Sequence[BenchmarkRow]) -> list[Table]:
-    """A table for each quantization, and one of what each costs beside the first."""
+    """A table for each quantization, and for each but the first one that compares it with the first."""
     by_quantization: dict[str, list[BenchmarkRow]] = {}
     for row in rows:
         by_quantization.setdefault(row.quantization, []).append(row)
-    tables = [_scores_table(found) for found in by_quantization.values()]
+    tables = [_scores_table(scores) for scores in by_quantization.values()]
     first, *others = by_quantization.values()
     return [*tables, *(_cost_table(first, other) for other in others)]
 
@@ -116,7 +116,7 @@ def _scores_table(rows: Sequence[BenchmarkRow]) -> Table:
         body.append(tuple(cells))
     header = ("benchmark", "questions", "acc", "acc_norm", "metric", "value", *(("card", "difference") if card else ()))
     title = rows[0].model + ("" if rows[0].quantization == "none" else f" in {rows[0].quantization}")
-    return Table(f"{title}, beside the card's {card}" if card else title, header, tuple(body))
+    return Table(f"{title}, and the card's {card}" if card else title, header, tuple(body))
 
 
 def _cost_table(base: Sequence[BenchmarkRow], other: Sequence[BenchmarkRow]) -> Table:
@@ -156,7 +156,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """A cell cannot leave its place: no line break, no column border, no markup of its own."""
+    """The cell without line breaks, and with Markdown's own letters escaped."""
     for letter in "\\`*[]<>|":
         cell = cell.replace(letter, f"\\{letter}")
     return " ".join(cell.split())

@@ -103,7 +103,7 @@ def test_two_quantizations_are_two_tables_and_their_difference() -> None:
     rows = benchmark_rows(plain, [score("piqa", 8), score("boolq", 5)])
     rows += benchmark_rows(packed, [score("piqa", 7), score("boolq", 5)])
     first, second, cost = benchmark_tables(rows)
-    assert first.title == "databricks/dolly-v2-3b, beside the card's databricks/dolly-v2-3b"
+    assert first.title == "databricks/dolly-v2-3b, and the card's databricks/dolly-v2-3b"
     assert second.title.startswith("databricks/dolly-v2-3b in int8")
     assert first.rows[0] == (
         "piqa", "10 of 1,838", "0.8000 ± 0.1333", "0.8000 ± 0.1333", "acc_norm", "0.8000", "0.742655", "+0.0573",

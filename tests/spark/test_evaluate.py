@@ -84,7 +84,7 @@ def test_three_kinds_of_files_give_the_numbers_of_the_harness(
     stored = spark.read.parquet(str(tmp_path / "out" / "benchmarks")).collect()
     assert sorted((row.benchmark, row.value) for row in stored) == sorted((n, r["value"]) for n, r in found.items())
     page = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
-    assert "tiny, beside the card's EleutherAI/pythia-2.8b" in page
+    assert "tiny, and the card's EleutherAI/pythia-2.8b" in page
     assert all(f"| {name} |" in page for name in found)
     # Nothing is left of the way there.
     assert [path.name for path in (tmp_path / "work").iterdir() if "evaluate" in path.name] == []

@@ -191,7 +191,7 @@ def is_up_to_date(rows: DataFrame, target: OutputTable) -> bool:
     kept = [f"keep_{i}" for i in range(len(target.kept_names))]
     in_output = table.select(
         target.row_key().alias("row_key"),
-        F.col(target.own("request_key")).alias("request_key"),
+        F.col(quoted_path(target.own("request_key"))).alias("request_key"),
         *(F.col(quoted_path(name)).alias(alias) for name, alias in zip(target.kept_names, kept, strict=True)),
     )
     kept_hash = (F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")).alias("kept")
