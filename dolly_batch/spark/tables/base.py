@@ -57,9 +57,9 @@ class OutputFormat(InputFormat, ABC):
     title: ClassVar[str]
     """What a table of it is called in messages, with its article."""
 
-    @abstractmethod
     def has_log(self, files: "Files", path: str, names: Sequence[str]) -> bool:
         """Whether a folder with these names in it is a table with a transaction log of this format."""
+        return False
 
     @abstractmethod
     def read_output(self, output: "OutputTable", files: "Files", path: str) -> DataFrame | None:

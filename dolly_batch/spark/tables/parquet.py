@@ -1,7 +1,6 @@
 """Parquet: append adds a folder `plan_id=...`, overwrite puts a new folder in the old one's place; both by a rename."""
 
 import uuid
-from collections.abc import Sequence
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -20,10 +19,6 @@ class Parquet(OutputFormat):
 
     name = "parquet"
     title = "a folder of Parquet files"
-
-    def has_log(self, files: Files, path: str, names: Sequence[str]) -> bool:
-        """Parquet has no log."""
-        return False
 
     def read_output(self, output: OutputTable, files: Files, path: str) -> DataFrame | None:
         """The table in the output's folder, None where there is none yet."""
