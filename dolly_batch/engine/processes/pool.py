@@ -103,7 +103,7 @@ class WorkerPool:
         """Return the log-probability of each continuation's tokens after the prompt, in order."""
         failure = too_long(ScoreRequest("", tuple(prompt_ids), tuple(map(tuple, continuations))), self.max_positions)
         if failure or not prompt_ids:
-            raise ValueError(failure.message if failure else "the prompt holds no tokens")
+            raise ValueError(failure.message if failure else "a prompt of 0 tokens cannot be scored")
         process = min(self._processes, key=lambda process: len(process.outstanding))
         scores: list[float] = self._ask(process, {"score": [prompt_ids, continuations]})
         return scores
