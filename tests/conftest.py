@@ -21,6 +21,19 @@ PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("DOLLY_BATCH_SHARED", PROJECT.parent / "shared"))
 
 
+# Fixtures that start a Spark session, a cluster or a job of their own, and folders whose tests start commands.
+STARTS_SPARK = {"session", "cluster", "new_job", "wheel"}
+COMMANDS = {"cli", "cluster", "crash"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts Spark, which `make quick` leaves out."""
+    for item in items:
+        folder = item.path.relative_to(PROJECT).parts[1]
+        if folder in COMMANDS or STARTS_SPARK & set(getattr(item, "fixturenames", ())):
+            item.add_marker("spark")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of reference data (real tables, the real tokenizer); tests that need it skip where it is absent."""
