@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+EngineName = Literal["auto", "fast", "plain", "echo"]
+"""Values of `engine.kind`: the names in `engine.load.ENGINES`, and `auto`."""
 
 # The statuses of output rows; the share of those in ERROR_STATUSES is what `limits.max_error_share` limits.
 ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
@@ -162,7 +164,7 @@ class EngineSpec:
     and activations have theirs. `gpus` share one model, each with some of its layers.
     """
 
-    kind: Literal["auto", "fast", "plain", "echo"]
+    kind: EngineName
     model_folder: str
     model_sha256: str | None = None
     dtype: str = "auto"

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.task import TaskConfig
 from dolly_batch.config.yaml_file import Section, check, load_file
-from dolly_batch.records import GenerationParams
+from dolly_batch.records import EngineName, GenerationParams
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.generate import GenerateSettings
 
@@ -181,7 +181,7 @@ class EngineConfig(Section):
     `echo` answers with the instruction itself: a dry run without a model.
     """
 
-    kind: Literal["auto", "fast", "plain", "echo"] = "auto"
+    kind: EngineName = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of one engine process; by default one for the fast engine, torch's own number for the plain one."""
