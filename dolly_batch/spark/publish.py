@@ -40,7 +40,7 @@ def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
 
 
 def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    """All rows that this plan publishes, with the output's columns. Raises AuditError unless they are the planned ones."""
+    """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
     answers = staged_answers(target, folder, plan)
     rows = _set_aside(target, folder, plan)
