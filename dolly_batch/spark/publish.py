@@ -1,4 +1,4 @@
-"""Publishing: staged answers and set-aside rows become the output's rows, in one commit, whoever runs it how often."""
+"""Publishing: staged answers and skipped rows become rows of the output, in one commit that can safely be repeated."""
 
 from datetime import datetime
 
@@ -38,7 +38,7 @@ def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
 
 
 def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    """All rows that this plan publishes, with the output's columns. Raises AuditError unless they are the planned."""
+    """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
     answers = staged_answers(target, folder, plan)
     rows = _set_aside(target, folder, plan)
@@ -66,7 +66,7 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
         folders = ", ".join(f"wave={row[0]} ({row[1]} rows)" for row in wrong[:5])
         raise AuditError(
             f"plan {plan.plan_id}: the staged answers of {folders} are not the planned rows; nothing was published. "
-            f"Delete these folders in {folder.of('staging')} and run the same command: their rows are answered again"
+            f"Delete these folders in {folder.of('staging')} and run the same command: it answers their rows again"
         )
 
 
@@ -107,10 +107,13 @@ def _input_columns(target: OutputTable) -> list[Column]:
 
 
 def _reused(target: OutputTable, folder: PlanFolder) -> DataFrame:
-    """Answers that the output holds already, beside the input's present columns (mode overwrite)."""
+    """Answers that the output holds already, with the input's present columns (mode overwrite)."""
     table = target.read()
     if table is None:
-        raise Stopped(f"the output {target.job.output.name} is gone, whose answers this plan was to keep; --abandon it")
+        raise Stopped(
+            f"the output {target.job.output.name} no longer exists, and this plan carries over answers from it; "
+            "close the plan with --abandon"
+        )
     wanted = snapshot(target, folder, "reused")
     inputs = wanted.select("row_key", "request_key", F.struct(*_input_columns(target)).alias("inputs"))
     answers = F.struct(*(F.col(quoted_path(target.own(field.name))) for field in answer_fields(target.job)))
