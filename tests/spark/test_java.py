@@ -65,27 +65,16 @@ def test_a_launcher_given_as_java_home_is_used_as_it_is() -> None:
     assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == home
 
 
-def java_17(home: Path, vector_flag: str) -> Path:
-    """It stands for a Java of the user's: one that reports 17, and does `vector_flag` with Spark's flag."""
+def test_a_java_of_the_users_runs_without_sparks_flag_and_without_our_certificates(tmp_path: Path) -> None:
+    home = tmp_path / "own"
     settings = f"    java.home = {home}\\n    java.specification.version = 17\\n"
-    script(home / "bin" / "java", f'[ "$1" = "{VECTOR}" ] && {vector_flag}\nprintf \'{settings}\' >&2')
-    return home
-
-
-def test_a_full_java_of_the_users_is_taken_as_it_is(tmp_path: Path) -> None:
-    home = java_17(tmp_path / "full", "exit 0")
+    # It reports 17, and its arguments.
+    script(home / "bin" / "java", f"printf '{settings}' >&2; echo \"$@\"")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "java").symlink_to(home / "bin" / "java")
-    assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == home
-    assert find_java_home({"PATH": str(tmp_path / "bin")}) == home
-
-
-def test_a_reduced_java_of_the_users_is_passed_over_with_a_warning(tmp_path: Path) -> None:
-    home = java_17(tmp_path / "reduced", "exit 1")
-    with pytest.warns(UserWarning, match=f"JAVA_HOME: .*reduced does not start with {VECTOR}.*; using the package"):
-        assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == find_java_home({"PATH": ""})
-    with pytest.warns(UserWarning, match="it is a reduced runtime"):
-        assert find_java_home({"JAVA_HOME": str(RUNTIME), "PATH": ""}) == find_java_home({"PATH": ""})
+    launcher = find_java_home({"JAVA_HOME": str(home), "PATH": ""})
+    assert find_java_home({"PATH": str(tmp_path / "bin")}) == launcher
+    assert java(launcher, VECTOR, "-Da=b c").stdout == "-Da=b c\n"
 
 
 @pytest.mark.parametrize("specification", ["1.8", "11"])

