@@ -16,22 +16,39 @@ if not may_have_gpu():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes on a busy machine says nothing about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("DOLLY_BATCH_SHARED", PROJECT.parent / "shared"))
 
 
 # Fixtures that start a Spark session, a cluster or a job of their own, and folders whose tests start commands.
-STARTS_SPARK = {"session", "cluster", "new_job", "wheel"}
+STARTS_SPARK = {"session", "spark", "cluster", "new_job", "wheel"}
 COMMANDS = {"cli", "cluster", "crash"}
+USES_SPARK = {"test_publish_again", "test_session_conf"}  # by a fixture of each case
+# Files whose tests load models beyond `tiny`, start engine processes or a JVM, or wait for seconds.
+SLOW = {
+    *("test_continuous_equality", "test_continuous_faults", "test_gpu", "test_gpu_benchmark", "test_gpu_faults"),
+    *("test_gpu_load", "test_gpu_pages", "test_int8_cpu", "test_int8_gpu", "test_kernels_cpu", "test_kernels_gpu"),
+    *("test_load", "test_plain_equality", "test_plain_faults", "test_pools", "test_processes", "test_sampling"),
+    *("test_scoring", "test_partial_answers", "test_grammar", "test_client", "test_lifecycle", "test_plain_host"),
+    *("test_pool_host", "test_retry", "test_watchdog", "test_lm_eval", "test_card_models", "test_jars", "test_java"),
+    *("test_stage_hub", "test_stage_folder", "test_stage_pickles", "test_stage_named"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts Spark, which `make quick` leaves out."""
+    """Mark what starts Spark and what is slow: `make quick` leaves both out."""
     for item in items:
         folder = item.path.relative_to(PROJECT).parts[1]
-        if folder in COMMANDS or STARTS_SPARK & set(getattr(item, "fixturenames", ())):
+        if folder in COMMANDS or item.path.stem in USES_SPARK or STARTS_SPARK & set(getattr(item, "fixturenames", ())):
             item.add_marker("spark")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

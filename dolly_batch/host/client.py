@@ -21,7 +21,8 @@ from dolly_batch.system.ipc import PROTOCOL, Channel, RecordReader, RecordWriter
 _LOCK_TIMEOUT_S = 300
 _ROWS_PER_SEND = 32
 _GREETING_SLACK_S = 30.0
-_MAX_SILENT_CRASHES = 2
+# One more than the hosts that a single bad row may crash before it is quarantined: those serve other tasks' rows.
+_MAX_SILENT_CRASHES = 3
 
 Outstanding = dict[int, tuple[Row, str | None]]
 """By a row's number: the row, and the quarantine batch that it was sent in, if any."""

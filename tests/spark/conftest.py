@@ -10,7 +10,7 @@ from dolly_batch.spark.session.session import open_session
 from tests.spark.desk import Desk, echo_document, load_job_text
 
 SESSION_CONF = {
-    "spark.sql.shuffle.partitions": "4",
+    "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "2",
     # Compiling a query of some rows takes longer than interpreting it.
     "spark.sql.codegen.wholeStage": "false",

@@ -44,7 +44,7 @@ def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) ->
 
 
 @pytest.mark.parametrize("kind", [T.DoubleType(), T.BooleanType(), T.ArrayType(T.StringType())])
-def test_an_id_without_an_exact_text_is_refused(kind: T.DataType) -> None:
+def test_an_id_without_an_exact_text_is_refused(spark: SparkSession, kind: T.DataType) -> None:
     with pytest.raises(InputError, match="`x` is"):
         row_key([ColumnRef(F.col("x"), "x", kind)])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
 from dolly_batch import Options
 from dolly_batch.errors import ConfigError, InputError, ModelError, OutputError, Refused
@@ -43,18 +44,23 @@ CASES: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_refused_by_name_with_the_output_untouched(desk: Desk, case: str) -> None:
-    sections, kind, message = CASES[case]
-    folder = str(desk.folder / "in")
-    desk.spark.range(8).selectExpr(
+@pytest.fixture(scope="module")
+def odd_table(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of eight rows with columns of types that a job cannot use everywhere."""
+    folder = tmp_path_factory.mktemp("odd") / "in"
+    spark.range(8).selectExpr(
         "cast(id as string) id", "concat('say ', id) instruction", "cast(null as string) context",
         "cast(id as int) number",
         "struct('a' as text) q", "cast('x' as binary) bytes", "cast(id as double) real", "'s' status",
-    ).write.parquet(folder)  # fmt: skip
-    desk.put([{"keep": "me"}], "bystander.jsonl")
-    before = contents(desk.folder / "in")
-    document = {"input": {"path": folder, "format": "parquet"}}
+    ).write.parquet(str(folder))  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_by_name_with_the_output_untouched(desk: Desk, odd_table: Path, case: str) -> None:
+    sections, kind, message = CASES[case]
+    before = contents(odd_table)
+    document = {"input": {"path": str(odd_table), "format": "parquet"}}
     for key, value in sections.items():
         document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
     error = desk.refused(**document)
@@ -62,8 +68,8 @@ def test_refused_by_name_with_the_output_untouched(desk: Desk, case: str) -> Non
     assert error.exit_code == 4
     assert re.search(message, str(error), re.DOTALL), str(error)
     assert not desk.out.exists()
-    assert contents(desk.folder / "in") == before
-    assert not list((desk.folder / "work").glob("p*")) if (desk.folder / "work").is_dir() else True
+    assert contents(odd_table) == before
+    assert not list((desk.folder / "work").glob("p*"))
 
 
 def test_columns_that_differ_by_case_are_refused_before_any_work(desk: Desk) -> None:

@@ -153,6 +153,7 @@ def test_snapshot_and_staging_go_when_the_run_is_complete_and_the_report_stays(d
 
 
 def test_the_model_is_loaded_once_for_all_waves(desk: Desk) -> None:
+    del desk.document["model"]["stage_dir"]  # an engine host of its own
     desk.put(questions(40))
     report = desk.run(plan={"max_shard_rows": 4, "shards_per_slot": 1, "slots": 1})
     assert report.num_waves >= 8
