@@ -212,7 +212,11 @@ def _show(job: JobConfig, num_rows: int) -> None:
     target = open_output(spark, job, open_input(spark, job))
     table = target.read()
     if table is not None:
-        names = [*target.id_names, *target.kept_names, *(target.own(name) for name in ("response", "status", "error"))]
+        names = [
+            *target.id_names,
+            *target.kept_names,
+            *(target.output_name(name) for name in ("response", "status", "error")),
+        ]
         print_rows(names, first_rows(table, target.id_names, names, num_rows))
 
 

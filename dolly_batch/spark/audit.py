@@ -85,9 +85,9 @@ def _compare(planned: DataFrame, published: DataFrame, keys: list[str]) -> tuple
 def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
     return table.select(
         target.row_key().alias("row_key"),
-        F.col(quoted_path(target.own("request_key"))).alias("request_key"),
-        F.col(quoted_path(target.own("status"))).alias("status"),
-        F.coalesce(F.col(quoted_path(target.own("num_completion_tokens"))), F.lit(0)).alias("tokens"),
+        F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
+        F.col(quoted_path(target.output_name("status"))).alias("status"),
+        F.coalesce(F.col(quoted_path(target.output_name("num_completion_tokens"))), F.lit(0)).alias("tokens"),
     )
 
 

@@ -95,7 +95,7 @@ def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
     fields = answer_fields(target.job)
     if isinstance(fields[0].dataType, T.StructType):
         ours["response"] = F.from_json("response", fields[0].dataType)  # staged as text, and checked there
-    answer = [ours.get(field.name, F.col(field.name)).alias(target.own(field.name)) for field in fields]
+    answer = [ours.get(field.name, F.col(field.name)).alias(target.output_name(field.name)) for field in fields]
     return rows.select(*_input_columns(target), *answer)
 
 
@@ -116,7 +116,10 @@ def _reused(target: OutputTable, folder: PlanFolder) -> DataFrame:
         )
     wanted = snapshot(target, folder, "reused")
     inputs = wanted.select("row_key", "request_key", F.struct(*_input_columns(target)).alias("inputs"))
-    answers = F.struct(*(F.col(quoted_path(target.own(field.name))) for field in answer_fields(target.job)))
-    keys = [target.row_key().alias("row_key"), F.col(quoted_path(target.own("request_key"))).alias("request_key")]
+    answers = F.struct(*(F.col(quoted_path(target.output_name(field.name))) for field in answer_fields(target.job)))
+    keys = [
+        target.row_key().alias("row_key"),
+        F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
+    ]
     held = table.select(*keys, answers.alias("answers")).dropDuplicates(["row_key", "request_key"])
     return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")

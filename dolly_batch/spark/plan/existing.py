@@ -50,7 +50,7 @@ def find_retryable(
         return Retry(statuses)
     limits = {*_planned_limits(request_header(job, identity), files, work)}
     if KINDS[job.task.kind].resumes:
-        status, attempt, tokens = (F.col(target.own(n)) for n in ("status", "attempt", "num_completion_tokens"))
+        status, attempt, tokens = (F.col(target.output_name(n)) for n in ("status", "attempt", "num_completion_tokens"))
         counts = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
         limits |= {row[0] for row in counts}
     smaller = sorted((limit for limit in limits if limit < job.generation.max_new_tokens), reverse=True)
@@ -191,7 +191,7 @@ def is_up_to_date(rows: DataFrame, target: OutputTable) -> bool:
     kept = [f"keep_{i}" for i in range(len(target.kept_names))]
     in_output = table.select(
         target.row_key().alias("row_key"),
-        F.col(quoted_path(target.own("request_key"))).alias("request_key"),
+        F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
         *(F.col(quoted_path(name)).alias(alias) for name, alias in zip(target.kept_names, kept, strict=True)),
     )
     kept_hash = (F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")).alias("kept")

@@ -54,7 +54,7 @@ def resolve_column(df: DataFrame, name: str, key: str) -> ColumnRef:
     raise InputError(f"{key}: the input has no column `{name}`; {hint}")
 
 
-def own(job: JobConfig, name: str) -> str:
+def output_name(job: JobConfig, name: str) -> str:
     """The output's name of one of our own columns."""
     return job.output.prefix + name
 
@@ -65,9 +65,9 @@ def output_schema(job: JobConfig, ids: Sequence[ColumnRef], kept: Sequence[Colum
     Raises OutputError when two of them, or two fields of a struct, have one name, or `partition_by` names none of them.
     """
     fields = [T.StructField(chosen.name, chosen.type) for chosen in ids]
-    fields = fields or [T.StructField(own(job, "row_key"), T.StringType())]
+    fields = fields or [T.StructField(output_name(job, "row_key"), T.StringType())]
     fields += [T.StructField(chosen.name, chosen.type) for chosen in kept]
-    fields += [T.StructField(own(job, field.name), field.dataType) for field in answer_fields(job)]
+    fields += [T.StructField(output_name(job, field.name), field.dataType) for field in answer_fields(job)]
     seen: set[str] = set()
     for field in fields:
         if field.name.lower() in seen:

@@ -146,7 +146,7 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     _create(output)
     columns = [field.name for field in output.schema.fields]
     new = rows.select(*(F.col(quoted_path(name)).alias(NEW + name) for name in columns))
-    request, attempt = output.own("request_key"), output.own("attempt")
+    request, attempt = output.output_name("request_key"), output.output_name("attempt")
     on = _all(_same(name) for name in output.id_names)
     later = F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt))
     values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}

@@ -18,8 +18,8 @@ from dolly_batch.spark.tables.base import OutputFormat
 from dolly_batch.spark.tables.columns import (
     ColumnRef,
     answer_fields,
+    output_name,
     output_schema,
-    own,
     quoted_path,
     schema_difference,
 )
@@ -54,9 +54,9 @@ class OutputTable:
         """The output's kept columns."""
         return self.schema.names[max(1, self.num_ids) : -len(answer_fields(self.job))]
 
-    def own(self, name: str) -> str:
+    def output_name(self, name: str) -> str:
         """The output's name of one of our own columns."""
-        return own(self.job, name)
+        return output_name(self.job, name)
 
     def exists(self) -> bool:
         """Whether there is a table yet."""
@@ -81,12 +81,14 @@ class OutputTable:
 
         `held` is a struct of status, attempt, num_tokens, and text: the response of a truncated row, if asked for.
         """
-        attempt, status, num_tokens = (F.col(self.own(n)) for n in ("attempt", "status", "num_completion_tokens"))
-        text = F.when(status == "truncated", F.col(self.own("response"))) if with_text else F.lit(None)
+        attempt, status, num_tokens = (
+            F.col(self.output_name(n)) for n in ("attempt", "status", "num_completion_tokens")
+        )
+        text = F.when(status == "truncated", F.col(self.output_name("response"))) if with_text else F.lit(None)
         values = {"attempt": attempt, "status": status, "num_tokens": num_tokens, "text": text.cast("string")}
         keys = table.select(
             self.row_key().alias("row_key"),
-            F.col(self.own("request_key")).alias("request_key"),
+            F.col(self.output_name("request_key")).alias("request_key"),
             F.struct(*(value.alias(name) for name, value in values.items())).alias("held"),
         )
         return keys.groupBy("row_key", "request_key").agg(F.max("held").alias("held"))
@@ -94,7 +96,7 @@ class OutputTable:
     def row_key(self) -> Column:
         """The row key of an output row, from its own columns."""
         if self.num_ids == 0:
-            return F.col(quoted_path(self.own("row_key")))
+            return F.col(quoted_path(self.output_name("row_key")))
         fields = self.schema.fields[: self.num_ids]
         key = row_key([ColumnRef(F.col(quoted_path(field.name)), field.name, field.dataType) for field in fields])
         return F.coalesce(key, F.lit(NULL_KEY))

@@ -29,7 +29,7 @@ class Parquet(OutputFormat):
             raise OutputError(f"output {path} is not empty, and holds no Parquet table; name an empty folder")
         df = output.spark.read.option("mergeSchema", "false").parquet(path)
         # Of folders `plan_id=...`: a plan's id is text, whatever it looks like.
-        plan_id = output.own("plan_id")
+        plan_id = output.output_name("plan_id")
         return df.withColumn(plan_id, F.col(plan_id).cast("string")) if plan_id in df.columns else df
 
     def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
@@ -44,7 +44,7 @@ class Parquet(OutputFormat):
         files, path = _folder_of(output)
         if output.job.output.mode == "append":
             # The folder's name holds the plan's id, so the files do not.
-            _add_folder(output, files, path, plan, rows.drop(output.own("plan_id")))
+            _add_folder(output, files, path, plan, rows.drop(output.output_name("plan_id")))
         else:
             _replace_folder(output, files, path, folder, plan, rows)
 
@@ -60,7 +60,7 @@ def _folder_of(output: OutputTable) -> tuple[Files, str]:
 
 def _add_folder(output: OutputTable, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
     """Write the plan's folder under a name of this call's own, so that two starts never mix their files."""
-    final, writing = f"{path}/{output.own('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
+    final, writing = f"{path}/{output.output_name('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
     fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
     try:
         if not files.exists(final):
