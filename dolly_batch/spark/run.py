@@ -22,7 +22,7 @@ from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
-from dolly_batch.spark.plan.keys import asked_settings, read_settings, request_header
+from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.manifest import (
     ABANDONED,
     COMPLETE,
@@ -143,8 +143,8 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     target = output_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
     same = (
         plan.header == request_header(job, plan.model_identity)
-        and plan.task_settings in ("", asked_settings(job))
-        and plan.input_settings in ("", read_settings(job, options.limit))
+        and plan.task_settings in ("", task_settings(job))
+        and plan.input_settings in ("", input_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)

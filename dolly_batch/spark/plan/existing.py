@@ -148,7 +148,7 @@ def _matched(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
     if table is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
         return keyed.withColumn("existing", F.lit(None).cast(none))
-    answers = target.held(table, with_text=retry.resumes_truncated(target.job)).toDF(*KEYS, "existing")
+    answers = target.existing_rows(table, with_text=retry.resumes_truncated(target.job)).toDF(*KEYS, "existing")
     rows = keyed.join(answers, [*KEYS], "left")
     earlier = [f"earlier_{i}" for i in range(len(retry.earlier))]
     for name in earlier:

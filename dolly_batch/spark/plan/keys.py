@@ -60,13 +60,13 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     return json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 
-def asked_settings(job: JobConfig) -> str:
+def task_settings(job: JobConfig) -> str:
     """The task's settings as text: an open plan is resumed only for the same ones."""
     settings = {"task": asdict(job.task), "long_prompt": job.limits.long_prompt}
     return json.dumps(settings)
 
 
-def read_settings(job: JobConfig, limit: int | None) -> str:
+def input_settings(job: JobConfig, limit: int | None) -> str:
     """The settings of which rows are read, as text: an open plan is resumed only for the same ones."""
     return json.dumps({"input": job.input.model_dump(by_alias=True), "limit": limit})
 

@@ -83,9 +83,9 @@ class Plan:
     retries: bool
     """Whether rows that the output holds are answered again (`--retry`)."""
     task_settings: str = ""
-    """As `keys.asked_settings` writes them; empty in plans of earlier versions."""
+    """As `keys.task_settings` writes them; empty in plans of earlier versions."""
     input_settings: str = ""
-    """As `keys.read_settings` writes them; empty in plans of earlier versions."""
+    """As `keys.input_settings` writes them; empty in plans of earlier versions."""
     input_version: int | None = None
     token_histogram: dict[str, int] = field(default_factory=dict)
 

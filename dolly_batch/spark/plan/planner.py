@@ -25,7 +25,7 @@ from dolly_batch.spark.options import Options
 from dolly_batch.spark.plan.estimate import slot_rate
 from dolly_batch.spark.plan.existing import check_row_keys, find_retryable, is_up_to_date, with_existing
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
-from dolly_batch.spark.plan.keys import asked_settings, read_settings, request_header
+from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.layout import write_snapshot
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.prepared_task import prepare_task
@@ -161,8 +161,8 @@ def _counted(
         estimated_s=work_s / slots,
         slots=slots,
         retries=bool(options.retry),
-        task_settings=asked_settings(job),
-        input_settings=read_settings(job, options.limit),
+        task_settings=task_settings(job),
+        input_settings=input_settings(job, options.limit),
         input_version=source.version,
         token_histogram=facts.histogram,
     )

@@ -76,7 +76,7 @@ class OutputTable:
         except PySparkException as error:
             raise OutputError(f"output {self.path} cannot be read: {str(error).splitlines()[0]}") from error
 
-    def held(self, table: DataFrame, with_text: bool) -> DataFrame:
+    def existing_rows(self, table: DataFrame, with_text: bool) -> DataFrame:
         """(row_key, request_key, held) of the rows it holds, one each, the latest attempt where there are several.
 
         `held` is a struct of status, attempt, num_tokens, and text: the response of a truncated row, if asked for.
