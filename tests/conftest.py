@@ -36,7 +36,15 @@ SLOW = {
     *("test_gpu_load", "test_gpu_pages", "test_int8_cpu", "test_int8_gpu", "test_kernels_cpu", "test_kernels_gpu"),
     *("test_load", "test_plain_equality", "test_plain_faults", "test_pools", "test_processes", "test_sampling"),
     *("test_scoring", "test_partial_answers", "test_grammar", "test_client", "test_lifecycle", "test_plain_host"),
-    *("test_pool_host", "test_retry", "test_watchdog", "test_lm_eval", "test_card_models", "test_jars", "test_java"),
+    *(
+        "test_pool_host",
+        "test_quarantine",
+        "test_watchdog",
+        "test_lm_eval",
+        "test_card_models",
+        "test_jars",
+        "test_java",
+    ),
     *("test_stage_hub", "test_stage_folder", "test_stage_pickles", "test_stage_named"),
 }
 

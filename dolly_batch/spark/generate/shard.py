@@ -10,7 +10,7 @@ import pandas as pd
 from pyspark.sql import types as T
 
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, PartialAnswer
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.progress import TaskProgress

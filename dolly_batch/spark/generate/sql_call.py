@@ -10,7 +10,7 @@ import pandas as pd
 
 from dolly_batch.errors import ConfigError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.tasks import KINDS

@@ -14,7 +14,7 @@ import pytest
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.host.runtime_dir import RuntimeDir
 from dolly_batch.records import EngineSpec, PromptRow, Row
 from tests.crash.processes import hosts_of, kill
@@ -30,7 +30,7 @@ from pathlib import Path
 from dolly_batch.host.client import EngineClient
 from dolly_batch.system.process import ProcessId
 from dolly_batch.host.address import HostAddress
-from dolly_batch.host.retry import RetryingClient
+from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Row
 
 spec, owner, root = json.loads(sys.argv[1])
