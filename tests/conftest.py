@@ -45,7 +45,7 @@ SLOW = {
         "test_jars",
         "test_java",
     ),
-    *("test_stage_hub", "test_stage_folder", "test_stage_pickles", "test_stage_named"),
+    *("test_java", "test_stage_hub", "test_stage_folder", "test_stage_pickles", "test_stage_named"),
 }
 
 
