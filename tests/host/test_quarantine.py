@@ -36,10 +36,12 @@ from dolly_batch.records import EngineSpec, GenerationParams, PromptRow, Row
 spec, owner, root = json.loads(sys.argv[1])
 spec, address = EngineSpec(**spec), HostAddress(ProcessId(**owner), None, Path(root))
 threading.stack_size(1 << 20)
+# So that each client's two threads in the host take little of its memory.
+resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 with EngineClient.connect(spec, address) as client:
     size = int(Path(f"/proc/{client.host_pid}/statm").read_text().split()[0]) * resource.getpagesize()
     os.kill(client.host_pid, 9)
-resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (size + (28 << 20),) * 2)
 
 answers, loads = {}, []
 def task(name):
