@@ -41,13 +41,13 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
     """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
     answers = staged_answers(target, folder, plan)
-    rows = _set_aside(target, folder, plan)
+    rows = _skipped(target, folder, plan)
     if plan.waves:
         asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *PARTIAL_COLUMNS)
         todo = snapshot(target, folder, "todo").drop(*asked)
         rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
     if plan.num_carried_over:
-        rows = rows.unionByName(_reused(target, folder))
+        rows = rows.unionByName(_carried_over(target, folder))
     return rows
 
 
@@ -70,16 +70,16 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
         )
 
 
-def _set_aside(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+def _skipped(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     none = F.lit(None)
-    aside = snapshot(target, folder, "aside").select(
+    skipped = snapshot(target, folder, "aside").select(
         "*",
         none.cast("string").alias("response"),
         none.cast("string").alias("finish_reason"),
         none.cast("int").alias("num_completion_tokens"),
         *(none.cast(field.dataType).alias(field.name) for field in task_fields(target.job.task.kind)),
     )
-    return _as_output(target, plan, aside)
+    return _as_output(target, plan, skipped)
 
 
 def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
@@ -106,7 +106,7 @@ def _input_columns(target: OutputTable) -> list[Column]:
     return [F.col(inner).alias(name) for inner, name in zip([*ids, *kept], names, strict=True)]
 
 
-def _reused(target: OutputTable, folder: PlanFolder) -> DataFrame:
+def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
     """Answers that the output holds already, with the input's present columns (mode overwrite)."""
     table = target.read()
     if table is None:

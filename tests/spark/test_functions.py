@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
+from dolly_batch.records import EngineSpec, GenerationParams
+from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls
 from dolly_batch.spark.tables.struct import struct_type
+from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.schema import read_schema
+from dolly_batch.tiny import MODEL_FOLDER
 from tests.conftest import PROJECT
 from tests.spark.desk import Desk
 from tests.tasks.test_schema import DDL
@@ -150,6 +156,24 @@ def test_ddl_gives_the_types_that_spark_reads_in_it(spark: SparkSession) -> None
 
     for ddl in DDL:
         assert struct_type(read_schema(ddl)) == without_lengths(T._parse_datatype_string(ddl))
+
+
+def test_labels_that_are_lists_themselves_are_a_fault_of_the_row() -> None:
+    nested = numpy.empty(2, dtype=object)
+    nested[:] = [numpy.array(["a"]), numpy.array(["b"])]
+    function = SqlFunction(
+        kind="classify",
+        settings=KINDS["classify"].settings(kind="classify", labels=["a", "b"]),  # type: ignore[call-arg]
+        spec=EngineSpec("echo", str(MODEL_FOLDER)),
+        params=GenerationParams(do_sample=False),
+        max_positions=2048,
+        seed=42,
+        long_prompt="error",
+    )
+    batch = (pandas.Series(["a text"]), pandas.Series([nested]))
+    ((result,),) = answer_calls(function, iter([batch]))
+    assert result is not None
+    assert (result.status, result.error) == ("invalid_arguments", "labels: must be a list of plain values")
 
 
 def test_python_refuses_arguments_that_a_query_could_not_use(job_desk: Desk) -> None:

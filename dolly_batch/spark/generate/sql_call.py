@@ -115,16 +115,18 @@ def _start(function: SqlFunction, prepare: Any, arguments: Sequence[Any]) -> Sta
 
 
 def _split(kind: TaskKind, arguments: Sequence[Any]) -> tuple[list[Any], str | None]:
-    """A call's settings, made hashable, and the row's context."""
+    """A call's settings, made hashable, and the row's context. Raises ConfigError for nested lists."""
     settings, context = [], None
     for number, argument in enumerate(kind.sql_arguments):
         value = arguments[number] if number < len(arguments) else None
         if argument.is_column:
             context = value if isinstance(value, str) and value else None
-        else:
-            settings.append(
-                value if value is None or isinstance(value, str) or pd.api.types.is_scalar(value) else tuple(value)
-            )
+            continue
+        if value is not None and not pd.api.types.is_scalar(value):
+            value = tuple(value)
+            if not all(map(pd.api.types.is_scalar, value)):
+                raise ConfigError(f"{argument.name}: must be a list of plain values")
+        settings.append(value)
     return settings, context
 
 
