@@ -5,7 +5,7 @@ architectures is read from here. `continuous` and `int8` come last, when `tests/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -47,6 +47,10 @@ class Architecture:
     """Keys that must be integers above 0."""
     optional: tuple[str, ...]
     """Further keys that shape the model."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Keys that must have these values where they are given: another one is a model that is not run here."""
+    ignored: tuple[str, ...] = ()
+    """Further keys that change nothing, given those that are fixed."""
     rotary: Mapping[str, tuple[str, float]] | None = None
     """Keys of `rope_parameters`, each with its older name and its default; None where the modules have no such key."""
     num_mlp_matrices: int = 2
@@ -116,4 +120,76 @@ _GPTJ = Architecture(
     optional=("activation_function", "layer_norm_epsilon", "tie_word_embeddings", "n_inner"),
 )
 
-ARCHITECTURES: Mapping[str, Architecture] = {entry.model_type: entry for entry in (_GPT_NEOX, _GPTJ)}
+
+def _llama_like(
+    model_type: str,
+    name: str,
+    models: str,
+    *,
+    optional: tuple[str, ...] = (),
+    fixed: Mapping[str, object] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> Architecture:
+    """Grouped keys and values, RMS norms, a gated MLP, rotary embeddings of whole heads: what `name`Config says."""
+    return Architecture(
+        model_type=model_type,
+        title=name,
+        models=models,
+        config_class=f"{name}Config",
+        model_class=f"{name}ForCausalLM",
+        attention="sdpa",
+        embedding="model.embed_tokens.weight",
+        sizes=SizeKeys(
+            hidden_size="hidden_size",
+            num_layers="num_hidden_layers",
+            num_heads="num_attention_heads",
+            max_positions="max_position_embeddings",
+            inner_size="intermediate_size",
+            num_kv_heads="num_key_value_heads",
+            head_size="head_dim",
+        ),
+        required=(
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ),
+        optional=("hidden_act", "rms_norm_eps", "tie_word_embeddings", "num_key_value_heads", "head_dim", *optional),
+        fixed=fixed or {},
+        ignored=ignored,
+        rotary={"rope_theta": ("rope_theta", 10000.0)},
+        num_mlp_matrices=3,
+        prompt_format="chat",
+        continuous=True,
+        int8=True,
+    )
+
+
+_LLAMA = _llama_like(
+    "llama",
+    "Llama",
+    "SmolLM2, Llama 3",
+    optional=("attention_bias", "mlp_bias"),
+    # Keys of converters and of training in parallel; products in parts have the same sums.
+    ignored=("pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"),
+)
+# Windows narrower than the context would need a cache that forgets.
+_MISTRAL = _llama_like("mistral", "Mistral", "Mistral, with a byte-level BPE", fixed={"sliding_window": None})
+_QWEN_WINDOWS = ("sliding_window", "max_window_layers")
+_QWEN2 = _llama_like(
+    "qwen2", "Qwen2", "Qwen2, Qwen2.5", fixed={"use_sliding_window": False}, ignored=(*_QWEN_WINDOWS, "use_mrope")
+)
+_QWEN3 = _llama_like(
+    "qwen3",
+    "Qwen3",
+    "Qwen3",
+    optional=("attention_bias",),
+    fixed={"use_sliding_window": False},
+    ignored=_QWEN_WINDOWS,
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    entry.model_type: entry for entry in (_GPT_NEOX, _GPTJ, _LLAMA, _MISTRAL, _QWEN2, _QWEN3)
+}

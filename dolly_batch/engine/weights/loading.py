@@ -29,7 +29,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 # Masks and rotary tables that older versions of transformers saved with the weights. They are rebuilt, never read.
-_OLD_BUFFERS = re.compile(r"\.(attention|attn)\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
+_OLD_BUFFERS = re.compile(r"\.(self_attn|attention|attn)\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
 
 
 @dataclass(frozen=True)
