@@ -1,191 +1,160 @@
-"""Text <-> token ids of the Dolly format. Needs `tokenizers` alone.
+"""A row's text <-> a prompt's token ids, in the prompt format of a model's folder. Needs `tokenizers` alone.
 
-    {INTRO}\\n\\n### Instruction:\\n{instruction}\\n\\n### Response:\\n
-    {INTRO}\\n\\n### Instruction:\\n{instruction}\\n\\nInput:\\n{context}\\n\\n### Response:\\n
+A format's special tokens are put in by their ids. A row's own text may hold their letters, and must not be able to
+close its place in the prompt; so a prompt's ids are put together as
 
-The second form is used exactly when the context is not empty.
+    opening + encode(the format's text + the row's + the format's, special tokens taken as plain text) + closing
 
-The markers are special tokens. A row's own text may hold their letters, and must not be able to close its place in the
-prompt; so the ids are put together as
-
-    prefix + [INSTRUCTION] + encode("\\n" + text + "\\n\\n", markers taken as plain text) + [RESPONSE] (+ encode("\\n"))
-
-which for text without markers gives exactly the ids of the whole prompt encoded at once.
-Source of the format: databrickslabs/dolly, training/consts.py.
+which for text without special tokens gives exactly the ids of the whole prompt encoded at once.
 """
 
-import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
 
-from dolly_batch.errors import ModelError
-
-INTRO = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-END = "### End"
-INSTRUCTION = "### Instruction:"
-RESPONSE = "### Response:"  # with or without a newline inside, by model
-
-_TOKENIZER = "tokenizer.json"
-_UTF8_MAX_BYTES = 4
-# A byte's letter in a byte-level vocabulary; GPT-NeoX's own lacks those of the 13 bytes that UTF-8 never uses.
-_UTF8_BYTES = set(ByteLevel.alphabet()) - {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
+from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.prompt_format import END, INSTRUCTION, PROMPT, RESPONSE, SYSTEM, USER, Part, PromptFormat, dolly_format
+from dolly_batch.tokenizer import TextEncoder, TokenCount, read_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class TokenCount:
-    """The tokens of a prompt: counted, or, when not `is_exact`, a lower bound that is already over the limit."""
+class _Frame:
+    """The ids before and behind a row's text, and the texts around it that are encoded with it."""
 
-    num_tokens: int
-    is_exact: bool
-
-
-class TextEncoder:
-    """A byte-level BPE as GPT-NeoX and GPT-J have it: plain text <-> ids, no template. Same text, same ids, always."""
-
-    def __init__(self, tokenizer: Tokenizer, path: Path) -> None:
-        """`tokenizer` is taken over and changed; `path` only names it in errors."""
-        tokenizer.encode_special_tokens = True  # markers inside a text are plain text
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self.path = path
-        self._tokenizer = tokenizer
-        self._layout: dict[str, Any] = json.loads(tokenizer.to_str())
-        _check_byte_level(path, self._layout)
-        self._max_token_bytes = _max_token_bytes(self._layout)
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> Self:
-        """Read `tokenizer.json` of a model's folder. Raises ModelError naming the file and what is wrong with it."""
-        path = Path(folder) / _TOKENIZER
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path}: cannot be read ({error}); stage the model again") from error
-        try:
-            tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the tokenizers library raises bare Exception for a file that it can't read
-            raise ModelError(f"{path}: not a tokenizer that can be loaded ({error})") from error
-        return cls(tokenizer, path)
-
-    def encode_text(self, text: str) -> list[int]:
-        """Encode text as it is, special tokens in it as plain text, nothing added.
-
-        Raises UnicodeEncodeError when the text holds a lone surrogate.
-        """
-        return self.encode_texts([text])[0]
-
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode many texts, in order. Raises UnicodeEncodeError when one holds a lone surrogate."""
-        try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:
-            for text in texts:
-                text.encode()  # raises the error that names the place; the library's own does not
-            raise
-        return [encoding.ids for encoding in encodings]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return, per token of the text encoded as it is, where in the text its characters begin and end."""
-        return self._tokenizer.encode(text, add_special_tokens=False).offsets
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids as they are, special tokens included; bytes that are not UTF-8 become U+FFFD.
-
-        Ids that have no token (spare rows of the embedding) decode to nothing.
-        """
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def min_num_tokens(self, text: str) -> int:
-        """Return a number of tokens that `text` surely has, without encoding it: 10 MB take milliseconds.
-
-        Every byte of the normalized text ends up in exactly one token, so there are at least as many tokens as its
-        bytes divided by those of the longest token. 0 where the tokenizer changes text in a way not known here.
-        Raises UnicodeEncodeError for a lone surrogate.
-        """
-        if self._max_token_bytes is None:
-            return 0
-        if self._layout["normalizer"] is not None:
-            text = unicodedata.normalize("NFC", text)
-        return -(-len(text.encode()) // self._max_token_bytes)
-
-    def bound_over(self, text: str, limit: int) -> int:
-        """Return `min_num_tokens` where that is over the limit, else 0; at once for texts of usual length."""
-        if self._max_token_bytes is None or len(text) * _UTF8_MAX_BYTES <= limit * self._max_token_bytes:
-            return 0
-        num_tokens = self.min_num_tokens(text)
-        return num_tokens if num_tokens > limit else 0
+    opening: tuple[int, ...]
+    before: str
+    behind: str
+    closing: tuple[int, ...]
+    lead: str
+    """The text at the end of the closing, which an answer follows."""
 
 
 class PromptEncoder(TextEncoder):
-    """The Dolly format on top of a model's tokenizer.
+    """A model's prompt format on top of its tokenizer.
 
-    `end_id`, `instruction_id` and `response_id` are the ids of the three markers. Raises ModelError when the tokenizer
-    lacks one, naming it.
+    `end_id` is the token that ends a training text, `stop_ids` are all that end an answer. Raises ModelError when there
+    is no format, or the tokenizer lacks one of its special tokens, naming it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, path: Path) -> None:
+    def __init__(self, tokenizer: Tokenizer, path: Path, prompt_format: PromptFormat | None = None) -> None:
+        """Without a `prompt_format`, Dolly's, by the markers of the tokenizer."""
         super().__init__(tokenizer, path)
-        self.end_id, _ = self._special_token(END)
-        self.instruction_id, _ = self._special_token(INSTRUCTION)
-        self.response_id, response = self._special_token(RESPONSE, RESPONSE + "\n")
-        self._prefix = [*self.encode_text(INTRO + "\n\n"), self.instruction_id]
-        self._lead = "" if response.endswith("\n") else "\n"
-        self._suffix = [self.response_id, *self.encode_text(self._lead)]
+        self._special = {token["content"]: token["id"] for token in self._layout["added_tokens"] if token["special"]}
+        found = prompt_format or dolly_format(tuple(self._special))
+        if found is None:
+            raise ModelError(
+                f"{path}: the model has no prompt format: its special tokens lack some of Dolly's markers {END!r}, "
+                f"{INSTRUCTION!r} and {RESPONSE!r}, and there is no {PROMPT} made of its chat template; they are "
+                f"{sorted(self._special)[:8]}. Name a model that follows instructions"
+            )
+        self.format = found
+        self.stop_ids = tuple(self._id(token) for token in found.stop)
+        self.end_id = self.stop_ids[0]
+        self._frames: dict[str | None, _Frame] = {None: self._frame(found.parts, "")}
 
-    def encode(self, instruction: str, context: str | None) -> list[int]:
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Read `tokenizer.json` of a model's folder, and `prompt.json` where there is one. Raises ModelError."""
+        tokenizer, path = read_tokenizer(Path(folder))
+        return cls(tokenizer, path, _read_format(Path(folder)))
+
+    def encode(self, instruction: str, context: str | None, system: str | None = None) -> list[int]:
         """Encode one row as a prompt. Raises UnicodeEncodeError for a lone surrogate."""
-        return self.encode_batch([(instruction, context)])[0]
+        return self.encode_batch([(instruction, context)], system)[0]
 
-    def encode_batch(self, rows: Sequence[tuple[str, str | None]]) -> list[list[int]]:
-        """Encode (instruction, context) rows as prompts, in order. Raises UnicodeEncodeError for a lone surrogate."""
-        bodies = self.encode_texts([_body(instruction, context) for instruction, context in rows])
-        return [[*self._prefix, *body, *self._suffix] for body in bodies]
+    def encode_batch(self, rows: Sequence[tuple[str, str | None]], system: str | None = None) -> list[list[int]]:
+        """Encode (instruction, context) rows as prompts, in order. Raises UnicodeEncodeError for a lone surrogate.
+
+        Raises ConfigError for a `system` prompt where the format has no place for one.
+        """
+        frame = self.frame(system)
+        bodies = self.encode_texts([self._body(frame, *row) for row in rows])
+        return [[*frame.opening, *body, *frame.closing] for body in bodies]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode responses as the training text has them after a prompt: text, blank line, end marker.
+        """Encode responses as a training text has them after a prompt, with what ends them.
 
         Raises UnicodeEncodeError for a lone surrogate.
         """
-        lead = self._suffix[1:]
-        whole = self.encode_texts([f"{self._lead}{text}\n\n" for text in texts])
-        alone = self.encode_texts([f"{text}\n\n" for text in texts])
-        # The newline before a response is the prompt's own; a text that would melt into it is encoded on its own.
+        frame, behind = self._frames[None], self.format.after_answer
+        lead = self.encode_text(frame.lead)
+        whole = self.encode_texts([f"{frame.lead}{text}{behind}" for text in texts])
+        alone = self.encode_texts([f"{text}{behind}" for text in texts])
+        # The text before a response is the prompt's own; a response that would melt into it is encoded on its own.
         return [
             [*(ids[len(lead) :] if ids[: len(lead)] == lead else own), self.end_id]
             for ids, own in zip(whole, alone, strict=True)
         ]
 
-    def count(self, instruction: str, context: str | None, limit: int) -> TokenCount:
+    def count(self, instruction: str, context: str | None, limit: int, system: str | None = None) -> TokenCount:
         """Count a prompt's tokens, exactly unless it is so long that it surely exceeds `limit`."""
-        body = _body(instruction, context)
-        num_fixed = len(self._prefix) + len(self._suffix)
+        frame = self.frame(system)
+        body = self._body(frame, instruction, context)
+        num_fixed = len(frame.opening) + len(frame.closing)
         if bound := self.bound_over(body, limit - num_fixed):
             return TokenCount(num_fixed + bound, is_exact=False)
         return TokenCount(num_fixed + len(self.encode_text(body)), is_exact=True)
 
     def instruction_ids(self, prompt_ids: Sequence[int]) -> Sequence[int]:
-        """Return what stands between the markers of a prompt; the whole prompt where it has none."""
-        if self.instruction_id not in prompt_ids or self.response_id not in prompt_ids:
+        """Return what stands between the opening and the closing of a prompt; all of one that was encoded otherwise."""
+        frame = self._frames[None]
+        num_before = len(frame.opening)
+        behind = frame.closing[0] if frame.closing else None
+        if tuple(prompt_ids[:num_before]) != frame.opening or behind not in prompt_ids[num_before:]:
             return prompt_ids
-        return prompt_ids[prompt_ids.index(self.instruction_id) + 1 : prompt_ids.index(self.response_id)]
+        return prompt_ids[num_before : prompt_ids.index(behind, num_before)]
 
-    def _special_token(self, *spellings: str) -> tuple[int, str]:
-        """Return the id and the spelling of the one special token with one of these spellings."""
-        special = [(token["id"], token["content"]) for token in self._layout["added_tokens"] if token["special"]]
-        found = [(token_id, content) for token_id, content in special if content in spellings]
-        if len(found) != 1:
+    def frame(self, system: str | None) -> _Frame:
+        """What stands around a row's text. Raises ConfigError for a system prompt that the format has no place for."""
+        if system not in self._frames:
+            parts = self.format.parts_with_system
+            if parts is None:
+                raise ConfigError(
+                    "task.system: this model's prompt has no place for a system prompt; say it in the instruction, or "
+                    "by task.template"
+                )
+            self._frames[system] = self._frame(parts, system or "")
+        return self._frames[system]
+
+    def _frame(self, parts: Sequence[Part], system: str) -> _Frame:
+        at = next(number for number, part in enumerate(parts) if part == Part("slot", USER))
+        opening, before = self._encode_parts(parts[:at], system)
+        first = next((number for number, part in enumerate(parts[at:], at) if part.kind == "token"), len(parts))
+        behind = "".join(part.value for part in parts[at + 1 : first])
+        closing, lead = self._encode_parts(parts[first:], system)
+        return _Frame(tuple(opening), before, behind, (*closing, *self.encode_text(lead)), lead)
+
+    def _encode_parts(self, parts: Sequence[Part], system: str) -> tuple[list[int], str]:
+        """The ids of parts up to their last special token, and the text that follows it."""
+        ids: list[int] = []
+        text = ""
+        for part in parts:
+            if part.kind == "token":
+                ids += [*self.encode_text(text), self._id(part.value)]
+                text = ""
+            else:
+                text += self._own(system) if part == Part("slot", SYSTEM) else part.value
+        return ids, text
+
+    def _body(self, frame: _Frame, instruction: str, context: str | None) -> str:
+        """The text between the opening and the closing."""
+        text = f"{instruction}{self.format.before_context}{context}" if context else instruction
+        return f"{frame.before}{self._own(text)}{frame.behind}"
+
+    def _own(self, text: str) -> str:
+        return text.strip() if self.format.strips else text
+
+    def _id(self, token: str) -> int:
+        if token not in self._special:
             raise ModelError(
-                f"{self.path}: found {len(found)} special tokens {spellings[0]!r}, expected 1; "
-                f"the special tokens are {[content for _, content in special]}: this is not a Dolly model's tokenizer"
+                f"{self.path}: the special token {token!r} of its prompt format is missing; the special tokens are "
+                f"{sorted(self._special)[:8]}"
             )
-        return found[0]
+        return int(self._special[token])
 
 
 @lru_cache(maxsize=4)
@@ -194,38 +163,11 @@ def encoder_of(folder: str) -> PromptEncoder:
     return PromptEncoder.from_folder(folder)
 
 
-def _body(instruction: str, context: str | None) -> str:
-    """The text between the instruction and the response markers."""
-    return f"\n{instruction}\n\nInput:\n{context}\n\n" if context else f"\n{instruction}\n\n"
-
-
-def _check_byte_level(path: Path, layout: dict[str, Any]) -> None:
-    """Another kind of tokenizer could drop text unseen; a byte-level BPE with a token for every byte can't."""
-    model, pre = layout["model"], layout["pre_tokenizer"] or {}
-    steps = pre.get("pretokenizers", [pre])
-    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
-    if model["type"] != "BPE" or not byte_level or (layout["decoder"] or {}).get("type") != "ByteLevel":
-        raise ModelError(f"{path}: not a byte-level BPE, which GPT-NeoX and GPT-J models have")
-    if any(step.get("add_prefix_space") for step in byte_level):
-        raise ModelError(f"{path}: add_prefix_space is true; a prompt is encoded in parts, and would get extra spaces")
-    if model.get("dropout"):
-        raise ModelError(
-            f"{path}: BPE dropout is {model['dropout']}, so that a text has no one encoding; set it to null"
-        )
-    missing = _UTF8_BYTES - set(model["vocab"])
-    if missing:
-        raise ModelError(f"{path}: has no token for {len(missing)} of the bytes of UTF-8; text with them would be lost")
-
-
-def _max_token_bytes(layout: dict[str, Any]) -> int | None:
-    """The bytes of the longest token, None where that bounds nothing. A byte-level token has one letter a byte."""
-    added = layout["added_tokens"]
-    if any(token["lstrip"] or token["rstrip"] for token in added):
-        return None  # such a token swallows any number of blanks
-    if layout["normalizer"] not in (None, {"type": "NFC"}):
+def _read_format(folder: Path) -> PromptFormat | None:
+    path = folder / PROMPT
+    try:
+        return PromptFormat.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    steps = layout["pre_tokenizer"].get("pretokenizers", [layout["pre_tokenizer"]])
-    if any(step["type"] not in ("ByteLevel", "Split") or step.get("behavior") == "Removed" for step in steps):
-        return None
-    lengths = [len(token) for token in layout["model"]["vocab"]]
-    return max(*lengths, *(len(token["content"].encode()) for token in added))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a prompt format that can be read ({error!r}); stage the model again") from error

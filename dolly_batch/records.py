@@ -75,7 +75,7 @@ class Completion:
     """The engine's answer to one request.
 
     `token_ids` holds the generated ids without the end marker; `text` is their decoding, stripped of white space
-    at both ends as the reference does. `finish_reason` is `stop` when the model wrote `### End`, `length` when
+    at both ends as the reference does. `finish_reason` is `stop` when the model ended the answer itself, `length` when
     `max_new_tokens` ran out, and None exactly when `failure` is set. The first `num_partial_tokens` of the ids were not
     generated but taken over from `partial_ids`.
     """
@@ -108,15 +108,15 @@ class Scores:
     num_prompt_tokens: int = 0
 
 
-PromptFormat = Literal["dolly", "plain"]
+RowFormat = Literal["model", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
     """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
 
-    `format` "plain" takes the instruction as the whole prompt, without Dolly's template. `grammar` is the text of a
-    JSON schema that the answer has to follow. `partial` is an answer to resume.
+    `format` "plain" takes the instruction as the whole prompt, without the model's prompt format. `grammar` is the
+    text of a JSON schema that the answer has to follow. `partial` is an answer to resume.
     """
 
     key: str
@@ -124,7 +124,7 @@ class PromptRow:
     context: str | None
     params: GenerationParams
     seed: int = 0
-    format: PromptFormat = "dolly"
+    format: RowFormat = "model"
     grammar: str | None = None
     partial: PartialAnswer | None = None
 
@@ -133,7 +133,7 @@ class PromptRow:
 class ScoreRow:
     """One row whose continuations are scored, each on its own after the prompt.
 
-    In the format "dolly" a continuation is a response, scored with its end marker as the training text has it unless
+    In the format "model" a continuation is a response, scored with its end marker as the training text has it unless
     `with_end` is false. In "plain" the instruction is the whole prompt, and is cut from the left where it and the
     longest continuation exceed the model's positions.
     """
@@ -143,7 +143,7 @@ class ScoreRow:
     context: str | None
     continuations: tuple[str, ...]
     with_end: bool = True
-    format: PromptFormat = "dolly"
+    format: RowFormat = "model"
 
 
 Row = PromptRow | ScoreRow
@@ -155,7 +155,7 @@ class EngineSpec:
 
     `model_folder` is a folder of safetensors, a tokenizer and a config; `model_sha256` the identity the plan was
     made with, or None to accept what is there. `dtype` is `auto`, `float32`, `bfloat16`, `float16` or `float64`.
-    `prompt_format` "none" loads base models without Dolly's markers, for scoring plain prompts.
+    `prompt_format` "none" loads base models, which have none, for scoring plain prompts.
     `kind` auto is fast where that runs, else plain. `max_batch_tokens` bounds rows x (prompt + new tokens) of what runs
     at once; None lets the engine choose by device. Of the fast engine alone: `processes` share a host's rows, None for
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
@@ -175,7 +175,7 @@ class EngineSpec:
     idle_timeout_s: float = 600.0
     load_timeout_s: float = 1800.0
     echo_delay_s: float = 0.0
-    prompt_format: Literal["dolly", "none"] = "dolly"
+    prompt_format: Literal["model", "none"] = "model"
     processes: int | None = None
     memory_fraction: float | None = None
     kv_bytes: int | None = None

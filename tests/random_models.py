@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from dolly_batch.models.architectures import ARCHITECTURES
 from dolly_batch.models.folder import write_manifest
-from dolly_batch.prompt import END, INSTRUCTION, INTRO, RESPONSE
+from dolly_batch.prompt_format import END, INSTRUCTION, INTRO, RESPONSE
 
 TEXTS = [
     INTRO,

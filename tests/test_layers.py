@@ -24,14 +24,16 @@ class Import:
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
-    "prompt": {"errors"},
+    "prompt_format": set(),
+    "tokenizer": {"errors"},
+    "prompt": {"errors", "prompt_format", "tokenizer"},
     "system": {"errors", "records"},
-    "models": {"errors"},
+    "models": {"errors", "prompt_format"},
     "tiny": set(),
     "tasks": {"errors", "records", "prompt"},
-    "engine": {"errors", "records", "prompt", "models", "system"},
-    "host": {"errors", "records", "prompt", "system", "engine", ""},
-    "staging": {"errors", "prompt", "models", "engine", "system", "tiny", ""},
+    "engine": {"errors", "records", "prompt", "tokenizer", "models", "system"},
+    "host": {"errors", "records", "prompt", "tokenizer", "system", "engine", ""},
+    "staging": {"errors", "prompt", "prompt_format", "tokenizer", "models", "engine", "system", "tiny", ""},
     "config": {"errors", "records", "tasks"},
     "report": {"records"},
     "console": {"records", "report", "evaluate"},
@@ -50,6 +52,7 @@ LAYERS: dict[str, set[str]] = {
 SPARK = {"pyspark", "py4j", "pandas", "delta"}
 LIBRARIES: dict[str, set[str]] = {
     "prompt": {"tokenizers"},
+    "tokenizer": {"tokenizers"},
     "engine": {
         "torch",
         "transformers",

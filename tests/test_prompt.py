@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dolly_batch.errors import ModelError
-from dolly_batch.prompt import END, INSTRUCTION, INTRO, RESPONSE, PromptEncoder, TextEncoder
+from dolly_batch.prompt import PromptEncoder
+from dolly_batch.prompt_format import END, INSTRUCTION, INTRO, RESPONSE
+from dolly_batch.tokenizer import TextEncoder
 from tests.random_models import train_tokenizer
 
 MARKERS = (END, INSTRUCTION, RESPONSE, "<|endoftext|>")
@@ -21,6 +23,12 @@ def reference_text(instruction: str, context: str | None) -> str:
     """The prompt as Dolly's training code writes it."""
     asked = f"{instruction}\n\nInput:\n{context}" if context else instruction
     return f"{INTRO}\n\n### Instruction:\n{asked}\n\n### Response:\n"
+
+
+def markers(encoder: PromptEncoder) -> list[int]:
+    """The ids of Dolly's instruction and response markers."""
+    frame = encoder.frame(None)
+    return [frame.opening[-1], frame.closing[0]]
 
 
 def trained(response: str = RESPONSE) -> Tokenizer:
@@ -94,8 +102,8 @@ def test_text_of_formats_is_plain_text(encoder: PromptEncoder, tokenizer: Tokeni
 )
 def test_markers_in_text_are_plain_text(encoder: PromptEncoder, instruction: str, context: str | None) -> None:
     ids = encoder.encode(instruction, context)
-    special = [encoder.end_id, encoder.instruction_id, encoder.response_id, 0]
-    assert [token_id for token_id in ids if token_id in special] == [encoder.instruction_id, encoder.response_id]
+    special = [encoder.end_id, *markers(encoder), 0]
+    assert [token_id for token_id in ids if token_id in special] == markers(encoder)
     assert encoder.decode(ids) == reference_text(instruction, context)
 
 
@@ -103,7 +111,7 @@ def test_markers_in_text_are_plain_text(encoder: PromptEncoder, instruction: str
 def test_no_mixture_of_markers_leaks(parts: list[str]) -> None:
     encoder = PromptEncoder(trained(), Path("tokenizer.json"))
     ids = encoder.encode("".join(parts), "".join(reversed(parts)))
-    special = [encoder.end_id, encoder.instruction_id, encoder.response_id, 0]
+    special = [encoder.end_id, *markers(encoder), 0]
     assert sum(token_id in special for token_id in ids) == 2
 
 
@@ -128,7 +136,7 @@ def test_decoding_yields_text_that_can_be_stored(encoder: PromptEncoder) -> None
     for ids in (halves[1:], halves[:-1], [*halves[:1], encoder.end_id, *halves[1:]], [10**6]):
         assert encoder.decode(ids).encode("utf-8").decode("utf-8") == encoder.decode(ids)
     assert encoder.decode([10**6]) == ""
-    assert encoder.decode([0, encoder.instruction_id]) == "<|endoftext|>### Instruction:"
+    assert encoder.decode([0, markers(encoder)[0]]) == "<|endoftext|>### Instruction:"
 
 
 def test_instruction_ids_are_what_stands_between_the_markers(encoder: PromptEncoder) -> None:
@@ -176,7 +184,7 @@ def added(tokenizer: Tokenizer, drop: str = "", **changes: object) -> list[dict[
 def test_a_missing_marker_is_named(tmp_path: Path, marker: str) -> None:
     tokens = added(trained(), drop=marker)
     (tmp_path / "tokenizer.json").write_text(change(trained(), added_tokens=tokens))
-    with pytest.raises(ModelError, match=f"{marker!r}.*not a Dolly"):
+    with pytest.raises(ModelError, match=f"no prompt format.*{marker!r}"):
         PromptEncoder.from_folder(tmp_path)
     assert TextEncoder.from_folder(tmp_path).encode_text("a")  # a base model's tokenizer can still be used for scoring
 

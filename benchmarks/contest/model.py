@@ -13,7 +13,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks.contest.work import TOKENIZER
 from dolly_batch.models.folder import write_manifest
-from dolly_batch.prompt import END
+from dolly_batch.prompt_format import END
 from tests.random_models import train_tokenizer
 
 # Of config.json as EleutherAI publishes it.

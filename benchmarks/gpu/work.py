@@ -16,9 +16,9 @@ from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.models.config import check_config
 from dolly_batch.models.folder import ModelFolder
-from dolly_batch.prompt import TextEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 from dolly_batch.tiny import MODEL_FOLDER
+from dolly_batch.tokenizer import TextEncoder
 
 # databricks-dolly-15k in GPT-NeoX tokens, rows in groups by the length of their prompt: number of rows, mean length of
 # the prompts, means of the eighths of the answers from short to long (capped at 256). Of its 15,014 rows the 14,968

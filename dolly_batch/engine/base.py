@@ -11,15 +11,16 @@ from dolly_batch.engine.requests import Deduplication, failed, num_positions, re
 from dolly_batch.engine.scoring.scorer import Scorer, score_now
 from dolly_batch.engine.sequence import SequenceState
 from dolly_batch.engine.weights.loading import LoadedModel
-from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, Failure, Request, ScoreRequest, Scores
+from dolly_batch.tokenizer import TextEncoder
 
 
 class ModelEngine(ABC):
     """An engine over a loaded model; see `protocol.Engine` for the interface.
 
     `heartbeat` is called before every forward and grammar; `max_scored_tokens` bounds a batch of scores. Answers stop
-    at `### End` only; a model without Dolly's markers runs to `max_new_tokens`.
+    at the stop tokens of the model's prompt format; a model without one runs to `max_new_tokens`.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class ModelEngine(ABC):
         self._model = loaded.model
         self._device = loaded.device
         self._vocab_size = loaded.folder.vocab_size
-        self._stop_id = loaded.encoder.end_id if isinstance(loaded.encoder, PromptEncoder) else None
+        self._stop_ids = frozenset(loaded.encoder.stop_ids if isinstance(loaded.encoder, PromptEncoder) else ())
         self._max_scored_tokens = max_scored_tokens
         self._heartbeat = heartbeat
         self._grammars = Grammars(loaded.encoder, loaded.folder.vocab_size)

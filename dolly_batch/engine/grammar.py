@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dolly_batch.engine.json_grammar import to_lark
 from dolly_batch.errors import EngineError
-from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Failure, Request
+from dolly_batch.tokenizer import TextEncoder
 
 
 class Grammars:
@@ -48,7 +49,7 @@ class Grammars:
     def _tokenizer(self) -> Any:
         encoder = self._encoder
         if not isinstance(encoder, PromptEncoder):
-            raise EngineError("a grammar needs a model with Dolly's end marker")
+            raise EngineError("a grammar needs a model with a prompt format, which says what ends an answer")
         llguidance = importlib.import_module("llguidance")
         return llguidance.LLTokenizer(str(encoder.path), n_vocab=self._vocab_size, eos_token=encoder.end_id)
 

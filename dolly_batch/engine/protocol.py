@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
-from dolly_batch.prompt import TextEncoder
 from dolly_batch.records import Completion, Request, ScoreRequest, Scores
+from dolly_batch.tokenizer import TextEncoder
 
 
 class Engine(Protocol):

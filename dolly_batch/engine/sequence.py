@@ -1,6 +1,6 @@
 """A request on its way through an engine."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -24,12 +24,12 @@ class SequenceState:
         """Whether the sequence still takes tokens."""
         return self.finish_reason is None and self.failure is None
 
-    def append(self, token_id: int, stop_id: int | None) -> None:
+    def append(self, token_id: int, stop_ids: Collection[int]) -> None:
         """Append the next token, or end the sequence: at the stop token, or at `max_new_tokens`.
 
         A partial answer is appended whole when the first token is the one it begins with.
         """
-        if token_id == stop_id:
+        if token_id in stop_ids:
             self.finish_reason = "stop"
             return
         partial_ids = self.request.partial_ids
@@ -56,7 +56,7 @@ State = TypeVar("State", bound=SequenceState)
 
 
 def append_tokens(
-    sequences: Sequence[State], token_ids: Sequence[int], sound: Sequence[bool], stop_id: int | None
+    sequences: Sequence[State], token_ids: Sequence[int], sound: Sequence[bool], stop_ids: Collection[int]
 ) -> list[State]:
     """Append each open sequence's next token; return the sequences that ended with it.
 
@@ -67,7 +67,7 @@ def append_tokens(
         if not sequence.is_open:
             continue
         if is_sound:
-            sequence.append(token_id, stop_id)
+            sequence.append(token_id, stop_ids)
         else:
             number = len(sequence.token_ids) + 1
             sequence.failure = Failure("model_error", f"NaN or infinite logits at answer token {number}")

@@ -17,7 +17,7 @@ from dolly_batch.records import (
 )
 
 if TYPE_CHECKING:
-    from dolly_batch.prompt import TextEncoder
+    from dolly_batch.tokenizer import TextEncoder
 
 REPLACED = "\ufffd"  # what bytes that are no UTF-8 were decoded to; the bytes themselves are lost
 NOT_ENCODED = Failure("model_error", "the tokenizer cannot encode this text")
@@ -36,15 +36,15 @@ class RowEncoder:
     """Encodes rows with the model's encoder. Caches the ids of continuations: a job's labels are always the same."""
 
     def __init__(self, encoder: "TextEncoder", max_positions: int) -> None:
-        self._encoder: Any = encoder  # a PromptEncoder wherever rows are in the Dolly format
+        self._encoder: Any = encoder  # a PromptEncoder wherever rows are in the model's prompt format
         self._max_positions = max_positions
         self._continuations = lru_cache(maxsize=256)(self._encode_continuations)
 
     def encode(self, rows: Sequence[Row]) -> list[Request | ScoreRequest | Failure]:
         """The rows' requests, in order, the prompts encoded as one batch.
 
-        A Failure in place of a row that cannot be encoded: one with a lone surrogate, or in the Dolly format for a
-        model without it.
+        A Failure in place of a row that cannot be encoded: one with a lone surrogate, or in the prompt format of a
+        model that has none.
         """
         try:
             return [self._request(row, ids) for row, ids in zip(rows, self._encode_prompts(rows), strict=True)]
@@ -53,10 +53,10 @@ class RowEncoder:
 
     def _encode_prompts(self, rows: Sequence[Row]) -> list[list[int]]:
         formats = [row.format for row in rows]
-        dolly = [(row.instruction, row.context) for row in rows if row.format == "dolly"]
+        asked = [(row.instruction, row.context) for row in rows if row.format == "model"]
         plain = [row.instruction for row in rows if row.format == "plain"]
         encoded = {
-            "dolly": iter(self._encoder.encode_batch(dolly) if dolly else []),
+            "model": iter(self._encoder.encode_batch(asked) if asked else []),
             "plain": iter(self._encoder.encode_texts(plain) if plain else []),
         }
         return [next(encoded[prompt_format]) for prompt_format in formats]
@@ -86,7 +86,7 @@ class RowEncoder:
 
     def _cut(self, row: ScoreRow, ids: Sequence[int], continuations: _Continuations) -> Sequence[int]:
         """The prompt; a plain one is cut at its beginning where it would not fit."""
-        if row.format == "dolly":
+        if row.format == "model":
             return ids
         room = self._max_positions - max((len(continuation) for continuation in continuations), default=0)
         return ids[max(0, len(ids) - room) :] if room > 0 else ids

@@ -84,8 +84,8 @@ class HostServer:
         # The environment shows the process its one GPU, whose number here is 0.
         device = "cuda:0" if device is not None and device.startswith("cuda") else device
         engine = load_engine(self._record.spec, device, self._watchdog.beat)
-        if self._record.spec.prompt_format == "dolly" and not isinstance(engine.encoder, PromptEncoder):
-            raise ModelError(f"{self._record.spec.model_folder}: its tokenizer lacks Dolly's markers")
+        if self._record.spec.prompt_format == "model" and not isinstance(engine.encoder, PromptEncoder):
+            raise ModelError(f"{self._record.spec.model_folder}: it has no prompt format; name an instruction model")
         self._encoder = RowEncoder(engine.encoder, engine.max_positions)
         log.info("loaded")
         return engine

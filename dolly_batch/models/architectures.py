@@ -55,8 +55,6 @@ class Architecture:
     """Keys of `rope_parameters`, each with its older name and its default; None where the modules have no such key."""
     num_mlp_matrices: int = 2
     """Of hidden size x inner size, in each layer."""
-    prompt_format: str = "dolly"
-    """Of its models that follow instructions."""
     continuous: bool = False
     """Whether the continuous engine runs it."""
     int8: bool = False
@@ -161,7 +159,6 @@ def _llama_like(
         ignored=ignored,
         rotary={"rope_theta": ("rope_theta", 10000.0)},
         num_mlp_matrices=3,
-        prompt_format="chat",
         continuous=True,
         int8=True,
     )

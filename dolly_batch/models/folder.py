@@ -16,6 +16,7 @@ from dolly_batch.errors import ModelError
 from dolly_batch.models.architectures import Architecture
 from dolly_batch.models.checkpoint import read_shapes
 from dolly_batch.models.config import ModelConfig, check_config
+from dolly_batch.prompt_format import PROMPT
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -23,7 +24,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
 # The identity covers the files that decide the answers: these, when they are there, and the weight files.
-IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX)
+IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX, PROMPT)
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

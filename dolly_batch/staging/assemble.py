@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import CONFIG, TOKENIZER, read_config, read_json
+from dolly_batch.prompt_format import PROMPT
 from dolly_batch.staging.isolated import Log, run_isolated
-from dolly_batch.staging.layout import check_index, find_weights
+from dolly_batch.staging.layout import check_index, find_chat_template, find_weights
 from dolly_batch.staging.sources import Snapshot
 
 # Names the reference pipeline's code, which is neither copied nor needed.
@@ -27,6 +28,7 @@ def assemble(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> 
     small = snapshot.fetch_small(fetched)
     _write_config(small, dest)
     _write_tokenizer(small, dest, snapshot.source, log)
+    _write_prompt_format(small, dest, log)
     folder = snapshot.fetch_weights(fetched, log)
     _write_weights(folder, dest, folder == fetched, max_shard_bytes, log)
     shutil.rmtree(fetched)
@@ -51,6 +53,14 @@ def _write_tokenizer(folder: Path, dest: Path, source: str, log: Log) -> None:
         raise ModelError(f"model {source}: {TOKENIZER} is missing, and there is no vocab.json with merges.txt either")
     log(f"writing {TOKENIZER} from vocab.json and merges.txt")
     run_isolated("dolly_batch.staging.tokenizer_files", [str(folder), str(dest)], log)
+
+
+def _write_prompt_format(folder: Path, dest: Path, log: Log) -> None:
+    """Of a folder that was staged before, its own; else made of the chat template, where there is one."""
+    if (folder / PROMPT).is_file():
+        shutil.copyfile(folder / PROMPT, dest / PROMPT)
+    elif (folder / TOKENIZER).is_file() and find_chat_template(folder) is not None:
+        run_isolated("dolly_batch.staging.chat_template", [str(folder), str(dest)], log)
 
 
 def _write_weights(folder: Path, dest: Path, owned: bool, max_shard_bytes: int, log: Log) -> None:

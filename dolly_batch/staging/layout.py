@@ -7,19 +7,18 @@ from pathlib import Path
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json
+from dolly_batch.prompt_format import PROMPT
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
-SLOW_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
+
+SLOW_TOKENIZER_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", TOKENIZER_CONFIG)
 """What GPT-J's kind of tokenizer consists of when there is no `tokenizer.json`."""
 
-SMALL_FILES = (CONFIG, TOKENIZER, *SLOW_TOKENIZER_FILES)
+SMALL_FILES = (CONFIG, TOKENIZER, *SLOW_TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG, PROMPT)
 
 _SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLE = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
@@ -47,6 +46,16 @@ def find_weights(names: Iterable[str]) -> Weights | None:
         if single in present:
             return Weights((single,), None, pickled)
     return None
+
+
+def find_chat_template(folder: Path) -> str | None:
+    """The text of a model's chat template: a file of its own, or an entry of the tokenizer's settings."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    found = read_json(folder / TOKENIZER_CONFIG).get("chat_template") if (folder / TOKENIZER_CONFIG).is_file() else None
+    if isinstance(found, list):
+        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def check_index(folder: Path, weights: Weights) -> Weights:

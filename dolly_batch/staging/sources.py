@@ -14,15 +14,17 @@ from typing import Protocol
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import CONFIG, MANIFEST, ModelFolder, hash_file, inspect_folder, verify_hashes
 from dolly_batch.staging.hub import HubSnapshot
-from dolly_batch.staging.isolated import Log
+from dolly_batch.staging.isolated import Log, run_isolated
 from dolly_batch.staging.layout import SMALL_FILES, find_weights
 from dolly_batch.staging.modelscope_hub import ModelScopeSnapshot
+from dolly_batch.staging.smollm2 import SMOLLM2, SmolLM2Snapshot
 
 BY_CONTENT = "sha256:"
 """Begins the revision of what has no commit or tag."""
 
 MODELSCOPE_PREFIX = "modelscope:"
 TINY = "tiny"
+GGUF = ".gguf"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -87,21 +89,41 @@ class FolderSnapshot:
         return self.root if isinstance(self.root, Path) else into
 
 
+@dataclass(frozen=True)
+class GgufSnapshot:
+    """One GGUF file: config, tokenizer and weights together."""
+
+    source: str
+    revision: str
+    file: Path
+
+    def fetch_small(self, into: Path) -> Path:
+        """Convert the whole file."""
+        run_isolated("dolly_batch.staging.gguf", [str(self.file), str(into)], lambda line: None)
+        return into
+
+    def fetch_weights(self, into: Path, log: Log) -> Path:
+        """The folder, as before."""
+        return into
+
+
 def find_folder(source: str) -> Path | None:
     """The local folder a source names, or None when it names something else.
 
     Raises ModelError for what looks like a path, or like nothing known, and is not a folder.
     """
-    if source == TINY or source.startswith(MODELSCOPE_PREFIX):
+    if source in (TINY, SMOLLM2) or source.startswith(MODELSCOPE_PREFIX):
         return None
     folder = Path(source).expanduser()
+    if folder.suffix == GGUF and folder.is_file():
+        return None
     if folder.is_dir():
         return folder
     if _HUB_ID.fullmatch(source):
         return None
     raise ModelError(
-        f"model {source!r}: there is no such folder, and it is not a hub id; expected a folder, a hub id such as "
-        "databricks/dolly-v2-3b, modelscope:ORG/NAME with a revision, or tiny"
+        f"model {source!r}: there is no such folder, and it is not a hub id; expected a folder, a file in GGUF, a hub "
+        "id such as databricks/dolly-v2-3b, modelscope:ORG/NAME with a revision, smollm2 or tiny"
     )
 
 
@@ -114,10 +136,17 @@ def open_snapshot(source: str, revision: str | None, log: Log) -> Snapshot:
     folder = find_folder(source)
     if source.startswith(MODELSCOPE_PREFIX):
         return ModelScopeSnapshot.resolve(source, source.removeprefix(MODELSCOPE_PREFIX), revision)
-    if folder is None and source != TINY:
+    is_file = source.endswith(GGUF) and Path(source).expanduser().is_file()
+    if folder is None and not is_file and source not in (TINY, SMOLLM2):
         return HubSnapshot.resolve(source, revision)
     if revision is not None:
         raise ModelError(f"model {source!r}: found revision {revision!r}, but only models of a hub have revisions")
+    if is_file:
+        file = Path(source).expanduser().absolute()
+        log(f"hashing {file}")
+        return GgufSnapshot(source, BY_CONTENT + hash_file(file), file)
+    if source == SMOLLM2:
+        return SmolLM2Snapshot()
     if folder is None:
         return FolderSnapshot.plain(files("dolly_batch.tiny").joinpath("model"), TINY)
     if (folder / MANIFEST).is_file():

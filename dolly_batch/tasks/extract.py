@@ -94,7 +94,7 @@ class Extract(Task):
 
     def start(self, row: TaskInput) -> SingleRequestRun:
         """The run of one row."""
-        request = PromptRow("0", row.instruction, row.context, self.params, row.seed, "dolly", self.grammar)
+        request = PromptRow("0", row.instruction, row.context, self.params, row.seed, "model", self.grammar)
         return SingleRequestRun(request, read_object)
 
 

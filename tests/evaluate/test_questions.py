@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dolly_batch.evaluate.benchmarks import BENCHMARKS, read_row
 from dolly_batch.evaluate.question import Question, RowFault
-from dolly_batch.prompt import TextEncoder
+from dolly_batch.tokenizer import TextEncoder
 from tests.evaluate.reference import TINY
 
 PIQA = {"goal": "g", "sol1": "one", "sol2": "two", "label": 1}

@@ -44,7 +44,7 @@ class ContinuousEngine(ModelEngine):
     ) -> None:
         super().__init__(loaded, _SCORED_TOKENS, heartbeat)
         self._cache = cache
-        self._scheduler = Scheduler(cache, max_sequences, prefix_sharing, limits, self._stop_id)
+        self._scheduler = Scheduler(cache, max_sequences, prefix_sharing, limits, self._stop_ids)
         install(loaded.model)
 
     def stats(self) -> dict[str, float]:

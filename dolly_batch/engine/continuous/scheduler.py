@@ -1,7 +1,7 @@
 """Scheduling: which sequences run in the next step. Longest first, admitted as memory allows."""
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from dolly_batch.engine.continuous.cache import HEADROOM, Cache
@@ -66,7 +66,7 @@ class Scheduler:
         max_sequences: int = MAX_SEQUENCES,
         prefix_sharing: bool = True,
         limits: StepLimits = CPU_LIMITS,
-        stop_id: int | None = None,
+        stop_ids: Collection[int] = (),
     ) -> None:
         self.waiting: list[CachedSequence] = []  # longest first
         self.running: list[CachedSequence] = []
@@ -74,7 +74,7 @@ class Scheduler:
         self._cache = cache
         self._limit = SequenceLimit(max_sequences)
         self._limits = limits
-        self._stop_id = stop_id
+        self._stop_ids = stop_ids
         self._prefixes = Prefixes() if prefix_sharing else None
         # Has ended, and stays cached as long as no running sequence can be the source of its prefix.
         self._kept_source: CachedSequence | None = None
@@ -136,7 +136,7 @@ class Scheduler:
         """The pending tokens of a launched step are known; return the sequences that ended, and free them."""
         for sequence in sequences:
             sequence.num_pending -= 1
-        ended = append_tokens(sequences, token_ids, sound, self._stop_id)
+        ended = append_tokens(sequences, token_ids, sound, self._stop_ids)
         for sequence in sequences:
             if sequence in self._prefilled:
                 self._prefilled.remove(sequence)

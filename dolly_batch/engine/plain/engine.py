@@ -87,7 +87,7 @@ class PlainEngine(ModelEngine):
             logits = self._forward(batch)
             token_ids, sound = next_tokens(logits, batch.sequences)
             num_before = [len(sequence.token_ids) for sequence in batch.sequences]
-            append_tokens(batch.sequences, token_ids, sound, self._stop_id)
+            append_tokens(batch.sequences, token_ids, sound, self._stop_ids)
             new = (sequence.token_ids[n:] for sequence, n in zip(batch.sequences, num_before, strict=True))
             batch.append([ids or [chosen] for ids, chosen in zip(new, token_ids, strict=True)])
             batch.drop_ended()

@@ -21,10 +21,11 @@ from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import Deduplication, num_positions, too_long
 from dolly_batch.errors import EngineError
 from dolly_batch.models.folder import read_config
-from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, EngineSpec, Request, ScoreRequest, Scores
 from dolly_batch.system.ipc import Channel, RecordReader, RecordWriter
 from dolly_batch.system.process import ProcessFailure, child_environment
+from dolly_batch.tokenizer import TextEncoder
 
 # Requests that a process may have: enough to refill a slot at once, few enough that all processes end together.
 WINDOW = 80
@@ -60,7 +61,7 @@ class WorkerPool:
     """
 
     def __init__(self, spec: EngineSpec, count: int, heartbeat: Callable[[], None] = no_heartbeat) -> None:
-        kind = PromptEncoder if spec.prompt_format == "dolly" else TextEncoder
+        kind = PromptEncoder if spec.prompt_format == "model" else TextEncoder
         self.encoder: TextEncoder = kind.from_folder(spec.model_folder)
         self.max_positions = read_config(Path(spec.model_folder)).max_positions
         self._heartbeat = heartbeat

@@ -19,8 +19,9 @@ from dolly_batch.engine.weights.device_map import device_map, first_gpus
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
-from dolly_batch.prompt import PromptEncoder, TextEncoder
+from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec
+from dolly_batch.tokenizer import TextEncoder
 
 _DTYPES = {
     "float64": torch.float64,
@@ -51,14 +52,14 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     expected_sha256: str | None = None,
-    prompt_format: Literal["dolly", "none"] = "dolly",
+    prompt_format: Literal["model", "none"] = "model",
     num_gpus: int = 1,
     quantization: str = "none",
 ) -> LoadedModel:
     """Check a model's folder, hashes included, and load it.
 
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
-    instructions for it, else float32. `prompt_format` "none" loads base models without Dolly's markers, for scoring.
+    instructions for it, else float32. `prompt_format` "none" loads base models, which have none, for scoring.
     With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
     into int8 on their way to the device, one by one, so that the device never holds the model in floating point.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
@@ -67,7 +68,7 @@ def load_model(
     checked = inspect_folder(folder)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
         raise ModelError(f"{checked.path}: holds model {checked.sha256}, the plan was made with {expected_sha256}")
-    encoder = (PromptEncoder if prompt_format == "dolly" else TextEncoder).from_folder(folder)
+    encoder = (PromptEncoder if prompt_format == "model" else TextEncoder).from_folder(folder)
     verify_hashes(checked)
     devices = first_gpus(num_gpus) if num_gpus > 1 else ()
     on = devices[0] if devices else torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
