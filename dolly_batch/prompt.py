@@ -80,10 +80,11 @@ class PromptEncoder(TextEncoder):
 
         Raises UnicodeEncodeError for a lone surrogate.
         """
-        frame, behind = self._frames[None], self.format.after_answer
+        frame, around = self._frames[None], self.format
         lead = self.encode_text(frame.lead)
-        whole = self.encode_texts([f"{frame.lead}{text}{behind}" for text in texts])
-        alone = self.encode_texts([f"{text}{behind}" for text in texts])
+        responses = [f"{around.before_answer}{text}{around.after_answer}" for text in texts]
+        whole = self.encode_texts([frame.lead + response for response in responses])
+        alone = self.encode_texts(responses)
         # The text before a response is the prompt's own; a response that would melt into it is encoded on its own.
         return [
             [*(ids[len(lead) :] if ids[: len(lead)] == lead else own), self.end_id]

@@ -34,14 +34,15 @@ class PromptFormat:
 
     `parts` have exactly one slot, `user`; `parts_with_system`, where the format has room for a system prompt, also
     `system`, before it. An instruction and its context are one text, with `before_context` between them; it is stripped
-    of white space at its ends where the format `strips`. A training text ends a response by `after_answer` and the
-    first of the `stop` tokens; each of them ends an answer.
+    of white space at its ends where the format `strips`. A training text has a response between
+    `before_answer` and `after_answer`, and then the first of the `stop` tokens; each of them ends an answer.
     """
 
     name: str
     parts: tuple[Part, ...]
     stop: tuple[str, ...]
     before_context: str = "\n\n"
+    before_answer: str = ""
     after_answer: str = ""
     strips: bool = False
     parts_with_system: tuple[Part, ...] | None = None

@@ -19,7 +19,9 @@ from dolly_batch.spark.files import LocalFiles, files_for
 from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
+from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.staging.stage import stage_under
+from dolly_batch.system.user_cache import user_cache
 
 
 class UsesModel(Protocol):
@@ -69,7 +71,9 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     Raises ModelError for a model that cannot be had or run, ConfigError when the staging folder is not a path that
     executors can open, or when the engine that the job names cannot run this model as it asks.
     """
-    stage_dir = _plain_path(spark, job.model.stage_dir or f"{work}/models")
+    # Where this machine alone runs the job, a model that this user's cache holds is used there.
+    cached = str(user_cache() / "models") if job.model.path == SMOLLM2 and is_local(spark) else None
+    stage_dir = _plain_path(spark, job.model.stage_dir or cached or f"{work}/models")
     staged = stage_under(job.model.path, stage_dir, job.model.revision, log=log)
     if staged.warning:
         log(staged.warning)

@@ -101,7 +101,9 @@ def _read_template(template: _Template, special: Sequence[str], ends: Sequence[s
     except Exception:  # a template says in its own words that it takes no system prompt
         with_system = None
     whole = _render(template, user, ("assistant", _MARKS["assistant"]), answers=False)
-    behind = _split(whole.partition(_MARKS["assistant"])[2], special)
+    until, _, rest = whole.partition(_MARKS["assistant"])
+    before = until.removeprefix(plain) if until.startswith(plain) else ""
+    behind = _split(rest, special)
     end = next((part.value for part in behind if part.kind == "token"), None)
     stop = list(dict.fromkeys([*([end] if end else []), *ends]))
     if not stop:
@@ -110,7 +112,15 @@ def _read_template(template: _Template, special: Sequence[str], ends: Sequence[s
     parts = _parts(plain, special, (USER,))
     if parts is None:
         raise ModelError("it does not write the user's text, or writes it more than once")
-    return PromptFormat("chat", parts, tuple(stop), after_answer=after, strips=strips, parts_with_system=with_system)
+    return PromptFormat(
+        "chat",
+        parts,
+        tuple(stop),
+        before_answer=before,
+        after_answer=after,
+        strips=strips,
+        parts_with_system=with_system,
+    )
 
 
 def _render(template: _Template, *turns: tuple[str, str], answers: bool = True) -> str:

@@ -15,7 +15,9 @@ from dolly_batch.staging.assemble import assemble
 from dolly_batch.staging.atomic_folder import is_filled, partial_folder, publish, turn_to_build
 from dolly_batch.staging.hub import HubUnreachableError
 from dolly_batch.staging.isolated import Log
-from dolly_batch.staging.sources import BY_CONTENT, Snapshot, find_folder, open_snapshot
+from dolly_batch.staging.smollm2 import SmolLM2Snapshot
+from dolly_batch.staging.sources import BY_CONTENT, FolderSnapshot, Snapshot, find_folder, open_snapshot
+from dolly_batch.system.user_cache import user_cache
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -62,7 +64,7 @@ def stage_to(
     dest = Path(dest).expanduser().absolute()
     with _disk_faults_named(source, dest):
         try:
-            snapshot = open_snapshot(source, revision, log)
+            snapshot = _open(source, revision, max_shard_bytes, log)
         except HubUnreachableError as error:
             raise ModelError(f"{error}. {_ADVICE}") from error
         staged = _stage(snapshot, dest, max_shard_bytes, log)
@@ -95,11 +97,20 @@ def stage_under(
             for there in _staged_folders(stage_dir, source, revision):
                 return _describe(there, already_there=True)
         try:
-            snapshot = open_snapshot(source, revision, log)
+            snapshot = _open(source, revision, max_shard_bytes, log)
         except HubUnreachableError as error:
             return _use_without_hub(source, revision, stage_dir, error)
         name = source if folder is None else folder.absolute().name
         return _stage(snapshot, stage_dir / _folder_name(name, snapshot.revision), max_shard_bytes, log)
+
+
+def _open(source: str, revision: str | None, max_shard_bytes: int, log: Log) -> Snapshot:
+    """As `open_snapshot`; `smollm2` from the user's cache, where it is put the first time: nothing is fetched twice."""
+    snapshot = open_snapshot(source, revision, log)
+    if not isinstance(snapshot, SmolLM2Snapshot):
+        return snapshot
+    cached = _stage(snapshot, user_cache() / "models" / _folder_name(source, snapshot.revision), max_shard_bytes, log)
+    return FolderSnapshot.staged(inspect_folder(cached.folder), source)
 
 
 def _stage(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> StagedModel:

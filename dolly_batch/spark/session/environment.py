@@ -1,7 +1,6 @@
-"""What the environment says of Spark: who starts it, how it logs, where the connector and our cache lie."""
+"""What the environment says of Spark: who starts it, how it logs, where the connector lies."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +29,3 @@ def conf_folders() -> list[Path]:
 def delta_jars() -> tuple[str, ...]:
     """Jars of the Delta connector given by hand (`DELTA_JARS`, comma-separated), for where Maven cannot be reached."""
     return tuple(jar for jar in os.environ.get("DELTA_JARS", "").split(",") if jar)
-
-
-def user_cache(environ: Mapping[str, str] = os.environ) -> Path:
-    """This user's cache folder for this package, which need not exist."""
-    home = environ.get("HOME") or os.path.expanduser("~")
-    return Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "dolly-batch")

@@ -19,8 +19,9 @@ import pyspark
 
 from dolly_batch.console import say
 from dolly_batch.errors import Refused
-from dolly_batch.spark.session.environment import conf_folders, user_cache
+from dolly_batch.spark.session.environment import conf_folders
 from dolly_batch.system.file_lock import locked
+from dolly_batch.system.user_cache import user_cache
 
 PACKAGES = "spark.jars.packages"
 JARS = "spark.jars"

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.session.environment import user_cache
+from dolly_batch.system.user_cache import user_cache
 
 MIN_JAVA = 17
 VECTOR_FLAG = "--add-modules=jdk.incubator.vector"
