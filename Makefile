@@ -19,13 +19,17 @@ help: ## Show this list
 	@echo "make VERB, with VERB one of:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Answer the sample table with the small model, into a Parquet table (needs no Java and no GPU)
+# `make demo MODEL=tiny` needs no network: the model that comes with the package, and questions that it was made for.
+MODEL ?= smollm2
+DEMO_MODEL = --set model.path=$(MODEL) $(if $(filter tiny,$(MODEL)),--set input.path=dolly_batch/samples/instructions.jsonl)
+
+demo: $(READY) ## Answer the sample table with a small real model, into a Parquet table (needs no Java and no GPU)
 	@rm -rf demo-output/answers demo-output/work
-	@$(BIN)/dolly-batch run conf/demo.yaml --show 50
+	@$(BIN)/dolly-batch run conf/demo.yaml --show 50 $(DEMO_MODEL)
 
 demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetches the Delta connector from Maven Central
 	@rm -rf demo-output/answers-delta demo-output/work-delta
-	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50
+	@$(BIN)/dolly-batch run conf/demo-delta.yaml --show 50 $(DEMO_MODEL)
 
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -15,10 +15,12 @@ from dolly_batch.evaluate.report import EvaluateReport
 from dolly_batch.records import ERROR_STATUSES
 from dolly_batch.report import PlanReport, Report
 
-STAND_IN = (
-    "note: `tiny` is a small stand-in that can answer little beyond the sample table; "
-    "name a real model: --set model.path=databricks/dolly-v2-3b"
-)
+_MODEL_NOTES = {
+    "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
+    "name a real model: --set model.path=smollm2",
+    "smollm2": "note: the answers are of SmolLM2-135M-Instruct (`smollm2`), about the smallest model there is; a bigger "
+    "one answers better, for example on a GPU --set model.path=databricks/dolly-v2-3b",
+}
 _WIDTH = 140  # where the output is not a terminal
 _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells
 _BAR_WIDTH = 24
@@ -103,8 +105,8 @@ def print_summary(report: Report) -> None:
         )
     if report.output:
         write(f"output: {report.output}")
-    if report.model == "tiny":
-        write(STAND_IN)
+    if report.model in _MODEL_NOTES:
+        write(_MODEL_NOTES[report.model])
 
 
 def print_plan(report: Report) -> None:
