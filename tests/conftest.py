@@ -31,22 +31,13 @@ STARTS_SPARK = {"session", "spark", "cluster", "new_job", "wheel"}
 COMMANDS = {"cli", "cluster", "crash"}
 USES_SPARK = {"test_publish_again", "test_session_conf"}  # by a fixture of each case
 # Files whose tests load models beyond `tiny`, start engine processes or a JVM, or wait for seconds.
-SLOW = {
-    *("test_continuous_equality", "test_continuous_faults", "test_gpu", "test_gpu_benchmark", "test_gpu_faults"),
-    *("test_gpu_load", "test_gpu_pages", "test_int8_cpu", "test_int8_gpu", "test_kernels_cpu", "test_kernels_gpu"),
-    *("test_load", "test_plain_equality", "test_plain_faults", "test_pools", "test_processes", "test_sampling"),
-    *("test_scoring", "test_partial_answers", "test_grammar", "test_client", "test_lifecycle", "test_plain_host"),
-    *(
-        "test_pool_host",
-        "test_quarantine",
-        "test_watchdog",
-        "test_lm_eval",
-        "test_card_models",
-        "test_jars",
-        "test_java",
-    ),
-    *("test_java", "test_stage_hub", "test_stage_folder", "test_stage_pickles", "test_stage_named"),
-}
+_SLOW = """
+    card_models client continuous_equality continuous_faults gpu gpu_benchmark gpu_faults gpu_load gpu_pages
+    grammar int8_cpu int8_gpu jars java kernels_cpu kernels_gpu lifecycle llama_family lm_eval load
+    partial_answers plain_equality plain_faults plain_host pool_host pools processes quarantine sampling
+    scoring stage_folder stage_hub stage_named stage_pickles watchdog
+"""
+SLOW = {f"test_{name}" for name in _SLOW.split()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,10 +49,12 @@ def write_random_model(
     seed: int = 0,
     manifest: bool = False,
     max_shard_size: str = "1GB",
+    **settings: object,
 ) -> Path:
     """Write a model's folder and return it: config, tokenizer, safetensors in float32, and a manifest if asked for.
 
-    `tokenizer` is a tokenizer.json to use. The weights are wide enough that answers differ from row to row.
+    `tokenizer` is a tokenizer.json to use, `settings` are further keys of config.json. The weights are wide enough that
+    answers differ from row to row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
@@ -69,6 +71,9 @@ def write_random_model(
         keys.max_positions: max_positions,
         **({keys.inner_size: 4 * hidden_size} if keys.inner_size in entry.required else {}),
         **({"rotary_dim": 8} if "rotary_dim" in entry.required else {}),
+        **({keys.num_kv_heads: 2} if keys.num_kv_heads else {}),
+        **entry.fixed,
+        **settings,
     }
     config = getattr(transformers, entry.config_class)(
         **sizes, vocab_size=vocab_size, initializer_range=0.2, bos_token_id=0, eos_token_id=0

@@ -5,14 +5,10 @@ architectures is read from here. `continuous` and `int8` come last, when `tests/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-OLD_BUFFERS = (
-    *(f"{attention}.{name}" for attention in ("attention", "attn") for name in ("bias", "masked_bias")),
-    *("attn.embed_positions", "rotary_emb.inv_freq"),
-)
-"""Masks and rotary tables that older versions of transformers saved with the weights; modules make them anew."""
+from dolly_batch.models.tensors import OLD_BUFFERS, Switch, Weight, linear, norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +25,6 @@ class SizeKeys:
     """Default: as many as heads."""
     head_size: str | None = None
     """Default: hidden size / heads."""
-
-
-Size = Literal["vocab", "hidden", "inner", "queries", "keys", "qkv"]
-"""A size by config.json: `queries` is heads x head size, `keys` the same of key-value heads, `qkv` all three."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor of the checkpoint: its name and shape, [outputs, inputs] for a matrix.
-
-    `switch` is a key of config.json, and its default, that must be true for the tensor to be there.
-    """
-
-    name: str
-    shape: tuple[Size, ...]
-    switch: tuple[str, bool] | None = None
-
-
-def _linear(name: str, outputs: Size, inputs: Size, *, bias: bool | tuple[str, bool] = True) -> tuple[Weight, ...]:
-    """A linear layer; `bias` may be the switch of its bias."""
-    matrix = Weight(f"{name}.weight", (outputs, inputs))
-    if bias is False:
-        return (matrix,)
-    return (matrix, Weight(f"{name}.bias", (outputs,), None if bias is True else bias))
-
-
-def _norm(name: str) -> tuple[Weight, ...]:
-    return (Weight(f"{name}.weight", ("hidden",)), Weight(f"{name}.bias", ("hidden",)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +58,10 @@ class Architecture:
     """Keys that must be integers above 0."""
     optional: tuple[str, ...]
     """Further keys that shape the model."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Keys that must have these values where they are given: another one is a model that is not run here."""
+    ignored: tuple[str, ...] = ()
+    """Further keys that change nothing, given those that are fixed."""
     rotary: Mapping[str, tuple[str, float]] | None = None
     """Keys of `rope_parameters`, each with its older name and its default; None where the modules have no such key."""
     num_mlp_matrices: int = 2
@@ -127,15 +99,15 @@ _GPT_NEOX = Architecture(
     base="gpt_neox.",
     embedding="gpt_neox.embed_in.weight",
     head=("embed_out.weight", "lm_head.weight"),
-    weights=_norm("gpt_neox.final_layer_norm"),
+    weights=norm("gpt_neox.final_layer_norm"),
     layer="gpt_neox.layers.{}.",
     layer_weights=(
-        *_norm("input_layernorm"),
-        *_norm("post_attention_layernorm"),
-        *_linear("attention.query_key_value", "qkv", "hidden", bias=("attention_bias", True)),
-        *_linear("attention.dense", "hidden", "queries", bias=("attention_bias", True)),
-        *_linear("mlp.dense_h_to_4h", "inner", "hidden"),
-        *_linear("mlp.dense_4h_to_h", "hidden", "inner"),
+        *norm("input_layernorm"),
+        *norm("post_attention_layernorm"),
+        *linear("attention.query_key_value", "qkv", "hidden", bias=("attention_bias", True)),
+        *linear("attention.dense", "hidden", "queries", bias=("attention_bias", True)),
+        *linear("mlp.dense_h_to_4h", "inner", "hidden"),
+        *linear("mlp.dense_4h_to_h", "hidden", "inner"),
     ),
     sizes=SizeKeys(
         hidden_size="hidden_size",
@@ -168,16 +140,16 @@ _GPTJ = Architecture(
     base="transformer.",
     embedding="transformer.wte.weight",
     head=("lm_head.weight",),
-    weights=(*_norm("transformer.ln_f"), Weight("lm_head.bias", ("vocab",))),
+    weights=(*norm("transformer.ln_f"), Weight("lm_head.bias", ("vocab",))),
     layer="transformer.h.{}.",
     layer_weights=(
-        *_norm("ln_1"),
-        *_linear("attn.q_proj", "queries", "hidden", bias=False),
-        *_linear("attn.k_proj", "keys", "hidden", bias=False),
-        *_linear("attn.v_proj", "keys", "hidden", bias=False),
-        *_linear("attn.out_proj", "hidden", "queries", bias=False),
-        *_linear("mlp.fc_in", "inner", "hidden"),
-        *_linear("mlp.fc_out", "hidden", "inner"),
+        *norm("ln_1"),
+        *linear("attn.q_proj", "queries", "hidden", bias=False),
+        *linear("attn.k_proj", "keys", "hidden", bias=False),
+        *linear("attn.v_proj", "keys", "hidden", bias=False),
+        *linear("attn.out_proj", "hidden", "queries", bias=False),
+        *linear("mlp.fc_in", "inner", "hidden"),
+        *linear("mlp.fc_out", "hidden", "inner"),
     ),
     sizes=SizeKeys(
         hidden_size="n_embd",
@@ -190,4 +162,111 @@ _GPTJ = Architecture(
     optional=("activation_function", "layer_norm_epsilon", "tie_word_embeddings", "n_inner"),
 )
 
-ARCHITECTURES: Mapping[str, Architecture] = {entry.model_type: entry for entry in (_GPT_NEOX, _GPTJ)}
+
+def _llama_like(
+    model_type: str,
+    name: str,
+    models: str,
+    *,
+    qkv_bias: bool | Switch = False,
+    output_bias: bool | Switch = False,
+    mlp_bias: bool | Switch = False,
+    head_norms: bool = False,
+    optional: tuple[str, ...] = (),
+    fixed: Mapping[str, object] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> Architecture:
+    """Grouped keys and values, RMS norms, a gated MLP, rotary embeddings of whole heads: what `name`Config says.
+
+    `head_norms`: queries and keys have a norm of each head.
+    """
+    head_weights = (Weight("self_attn.q_norm.weight", ("head",)), Weight("self_attn.k_norm.weight", ("head",)))
+    return Architecture(
+        model_type=model_type,
+        title=name,
+        models=models,
+        config_class=f"{name}Config",
+        model_class=f"{name}ForCausalLM",
+        attention="sdpa",
+        base="model.",
+        embedding="model.embed_tokens.weight",
+        head=("lm_head.weight",),
+        weights=(Weight("model.norm.weight", ("hidden",)),),
+        layer="model.layers.{}.",
+        layer_weights=(
+            Weight("input_layernorm.weight", ("hidden",)),
+            Weight("post_attention_layernorm.weight", ("hidden",)),
+            *(head_weights if head_norms else ()),
+            *linear("self_attn.q_proj", "queries", "hidden", bias=qkv_bias),
+            *linear("self_attn.k_proj", "keys", "hidden", bias=qkv_bias),
+            *linear("self_attn.v_proj", "keys", "hidden", bias=qkv_bias),
+            *linear("self_attn.o_proj", "hidden", "queries", bias=output_bias),
+            *linear("mlp.gate_proj", "inner", "hidden", bias=mlp_bias),
+            *linear("mlp.up_proj", "inner", "hidden", bias=mlp_bias),
+            *linear("mlp.down_proj", "hidden", "inner", bias=mlp_bias),
+        ),
+        sizes=SizeKeys(
+            hidden_size="hidden_size",
+            num_layers="num_hidden_layers",
+            num_heads="num_attention_heads",
+            max_positions="max_position_embeddings",
+            inner_size="intermediate_size",
+            num_kv_heads="num_key_value_heads",
+            head_size="head_dim",
+        ),
+        required=(
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ),
+        optional=("hidden_act", "rms_norm_eps", "tie_word_embeddings", "num_key_value_heads", "head_dim", *optional),
+        fixed=fixed or {},
+        ignored=ignored,
+        rotary={"rope_theta": ("rope_theta", 10000.0)},
+        num_mlp_matrices=3,
+        prompt_format="chat",
+        continuous=True,
+        int8=True,
+    )
+
+
+_LLAMA = _llama_like(
+    "llama",
+    "Llama",
+    "SmolLM2, Llama 3",
+    qkv_bias=("attention_bias", False),
+    output_bias=("attention_bias", False),
+    mlp_bias=("mlp_bias", False),
+    optional=("attention_bias", "mlp_bias"),
+    # Keys of converters and of training in parallel; products in parts have the same sums.
+    ignored=("pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"),
+)
+# Windows narrower than the context would need a cache that forgets.
+_MISTRAL = _llama_like("mistral", "Mistral", "Mistral, with a byte-level BPE", fixed={"sliding_window": None})
+_QWEN_WINDOWS = ("sliding_window", "max_window_layers")
+_QWEN2 = _llama_like(
+    "qwen2",
+    "Qwen2",
+    "Qwen2, Qwen2.5",
+    qkv_bias=True,
+    fixed={"use_sliding_window": False},
+    ignored=(*_QWEN_WINDOWS, "use_mrope"),
+)
+_QWEN3 = _llama_like(
+    "qwen3",
+    "Qwen3",
+    "Qwen3",
+    qkv_bias=("attention_bias", False),
+    output_bias=("attention_bias", False),
+    head_norms=True,
+    optional=("attention_bias",),
+    fixed={"use_sliding_window": False},
+    ignored=_QWEN_WINDOWS,
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    entry.model_type: entry for entry in (_GPT_NEOX, _GPTJ, _LLAMA, _MISTRAL, _QWEN2, _QWEN3)
+}

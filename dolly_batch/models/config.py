@@ -5,9 +5,11 @@ are fetched (`_attn_implementation_internal`). So the keys are allow-listed: tho
 that are known to be harmless here are dropped, and any other is refused.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.architectures import ARCHITECTURES, Architecture
@@ -60,6 +62,14 @@ _IGNORED = {
 _QUANTIZATIONS = ("quantization_config", "compression_config", "quantization")
 
 
+# The keys of each type of rotary embedding that is the same at every position, however long the row becomes.
+_SCALED_ROTARY: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The checked part of config.json: `settings` holds only keys that shape the model, under their own names."""
@@ -75,6 +85,8 @@ class ModelConfig:
     head_size: int
     inner_size: int
     """Width of a layer's MLP."""
+    is_tied: bool = False
+    """Whether the output layer is the embedding."""
 
     @property
     def kv_size(self) -> int:
@@ -94,11 +106,16 @@ def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
         _positive(path, config, key)
     keys = architecture.sizes
     hidden_size, num_heads = (_positive(path, config, key) for key in (keys.hidden_size, keys.num_heads))
-    if keys.head_size is None and hidden_size % num_heads:
+    head_size = _positive(path, config, keys.head_size, default=hidden_size // num_heads)
+    if hidden_size % num_heads and head_size == hidden_size // num_heads:
         raise ModelError(f"{path}: hidden size {hidden_size} is not divisible by {num_heads} attention heads")
+    num_kv_heads = _positive(path, config, keys.num_kv_heads, default=num_heads)
+    if num_heads % num_kv_heads:
+        raise ModelError(f"{path}: {num_heads} attention heads are not a multiple of {num_kv_heads} key-value heads")
+    _check_fixed(path, config, architecture)
     _check_activation(path, config)
     kept = (*architecture.required, *architecture.optional)
-    settings = {key: config[key] for key in kept if config.get(key) is not None}
+    settings = {key: config[key] for key in kept if config.get(key) is not None} | dict(architecture.fixed)
     if architecture.rotary is not None:
         settings["rope_parameters"] = _rope_parameters(path, config, architecture.rotary)
     return ModelConfig(
@@ -109,9 +126,10 @@ def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
         hidden_size=hidden_size,
         num_layers=_positive(path, config, keys.num_layers),
         num_heads=num_heads,
-        num_kv_heads=_positive(path, config, keys.num_kv_heads, default=num_heads),
-        head_size=_positive(path, config, keys.head_size, default=hidden_size // num_heads),
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
         inner_size=_positive(path, config, keys.inner_size, default=4 * hidden_size),
+        is_tied=config.get("tie_word_embeddings") is True,
     )
 
 
@@ -144,12 +162,25 @@ def _check_keys(path: Path, config: Mapping[str, object], architecture: Architec
     if "auto_map" in config:
         raise ModelError(f"{path}: auto_map names code to run from the model's folder, which is never done; remove it")
     known = {*architecture.required, *architecture.optional, *architecture.rotary_keys, *_IGNORED, *_QUANTIZATIONS}
+    known |= {"layer_types", *architecture.fixed, *architecture.ignored}
     unknown = sorted(key for key in config if key not in known and not key.startswith("_derived"))
     if unknown:
         raise ModelError(
             f"{path}: unknown keys for {architecture.model_type}: {', '.join(unknown)}; "
             "remove them if they don't matter"
         )
+
+
+def _check_fixed(path: Path, config: Mapping[str, object], architecture: Architecture) -> None:
+    """Refuse what would need another attention: windows that slide, over all layers or some."""
+    for key, value in architecture.fixed.items():
+        if config.get(key, value) != value:
+            raise ModelError(
+                f"{path}: {key} is {config[key]!r}; {architecture.title} models are run with {json.dumps(value)} alone"
+            )
+    layer_types = config.get("layer_types")
+    if layer_types is not None and (not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}):
+        raise ModelError(f"{path}: layer_types holds others than 'full_attention', which are not run: {layer_types!r}")
 
 
 def _positive(path: Path, config: Mapping[str, object], key: str | None, default: int | None = None) -> int:
@@ -166,16 +197,24 @@ def _rope_parameters(
 ) -> dict[str, object]:
     """Return the rotary settings under their present names.
 
-    Only plain rotary embeddings are run: a scaled one changes with the length of the batch.
+    Scaled ones are run where the scaling does not change with the length of a row.
     """
-    rope = config.get("rope_parameters") or {}
-    plain = isinstance(rope, dict) and not set(rope) - {"rope_type", *keys}
-    if config.get("rope_scaling") or not plain or rope.get("rope_type", "default") != "default":  # type: ignore[attr-defined]
-        found = config.get("rope_scaling") or rope
-        raise ModelError(f"{path}: scaled rotary embeddings are not run, found {found!r}")
-    result: dict[str, object] = {"rope_type": "default"}
+    found = [config.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    rope: dict[str, Any] = {key: value for part in found if isinstance(part, dict) for key, value in part.items()}
+    kinds = {str(rope[name]) for name in ("rope_type", "type") if name in rope} or {"default"}
+    kind = kinds.pop()
+    numbers = None if kinds else _SCALED_ROTARY.get(kind)
+    if numbers is None or set(rope) - {"rope_type", "type", *keys} != set(numbers):
+        raise ModelError(
+            f"{path}: these rotary embeddings are not run, only those of the types "
+            f"{', '.join(_SCALED_ROTARY)} with their own keys: found {found!r}"
+        )
+    result: dict[str, object] = {"rope_type": kind, **{name: rope[name] for name in numbers}}
+    for name in numbers:
+        if isinstance(rope[name], bool) or not isinstance(rope[name], int | float) or not rope[name] > 0:
+            raise ModelError(f"{path}: {name} of the rotary embeddings is {rope[name]!r}, expected a number above 0")
     for key, (old_key, default) in keys.items():
-        values = [source[name] for source in (rope, config) for name in (key, old_key) if name in source]  # type: ignore[operator,index]
+        values = [source[name] for source in (rope, config) for name in (key, old_key) if name in source]
         if any(value != values[0] for value in values):
             raise ModelError(f"{path}: {key} and {old_key} differ: {values}")
         result[key] = values[0] if values else default

@@ -38,7 +38,12 @@ def parse_gpus(text: str) -> list[Gpu]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of a model of this shape, biases and norms included to within a few thousandths."""
-    return config.num_layers * layer_parameters(config) + 2 * config.vocab_size * config.hidden_size
+    return config.num_layers * layer_parameters(config) + _num_ends(config) * config.vocab_size * config.hidden_size
+
+
+def _num_ends(config: ModelConfig) -> int:
+    """The matrices of vocabulary x hidden size: the embedding and the output layer, or one that is both."""
+    return 1 if config.is_tied else 2
 
 
 def layer_parameters(config: ModelConfig) -> int:
@@ -55,7 +60,7 @@ def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
     """
     if num_gpus == 1:
         return [config.num_layers]
-    ends = 2 * config.vocab_size * config.hidden_size / layer_parameters(config)
+    ends = _num_ends(config) * config.vocab_size * config.hidden_size / layer_parameters(config)
     first = max(0, round((config.num_layers + ends) / num_gpus - ends))
     rest, more = divmod(config.num_layers - first, num_gpus - 1)
     return [first, *(rest + (gpu < more) for gpu in range(num_gpus - 1))]
@@ -63,12 +68,12 @@ def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
 
 def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) -> int:
     """Bytes of a model's weights. In int8 the embedding stays in floating point, and each output has a scale."""
-    num = num_parameters(config)
     if quantization != "int8":
-        return num * item_bytes
+        return num_parameters(config) * item_bytes
     embedding = config.vocab_size * config.hidden_size
     num_scales = _SCALES_PER_LAYER * config.num_layers * config.hidden_size + config.vocab_size
-    return num - embedding + embedding * item_bytes + 4 * num_scales
+    # A tied output layer is quantized too, next to the embedding.
+    return config.num_layers * layer_parameters(config) + embedding + embedding * item_bytes + 4 * num_scales
 
 
 def lacks_int8(name: str, capability: tuple[int, int]) -> str:

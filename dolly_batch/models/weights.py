@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dolly_batch.errors import ModelError
-from dolly_batch.models.architectures import Size, Weight
 from dolly_batch.models.checkpoint import Tensor
 from dolly_batch.models.config import ModelConfig
+from dolly_batch.models.tensors import Size, Weight
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Ends of tensor names that GPTQ, AWQ and bitsandbytes add, in this order.
@@ -57,7 +57,7 @@ def _expected(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Iterator[tu
     """Names and shapes that the config asks of these tensors; of two that are tied, those that are there."""
     entry = config.architecture
     ends = [entry.embedding, *([name for name in entry.head if name in tensors] or entry.head[:1])]
-    if config.settings.get("tie_word_embeddings", False):
+    if config.is_tied:
         ends = [name for name in ends if name in tensors] or ends[:1]
     groups = [("", (*(Weight(name, ("vocab", "hidden")) for name in ends), *entry.weights))]
     # So many layers are enough to find the first that is missing, whatever the config claims.
@@ -78,6 +78,7 @@ def _sizes(config: ModelConfig) -> dict[Size, int]:
         "inner": config.inner_size,
         "queries": queries,
         "keys": config.kv_size,
+        "head": config.head_size,
         "qkv": queries + 2 * config.kv_size,
     }
 

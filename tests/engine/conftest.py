@@ -21,6 +21,11 @@ def gptj_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("llama"), "llama", manifest=True, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
 def double(neox_folder: Path) -> LoadedModel:
     """In float64, where engines' answers are equal however rows are batched. Not to be changed by a test."""
     return load_model(neox_folder, dtype="float64", device="cpu")

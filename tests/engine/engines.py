@@ -9,7 +9,6 @@ from dolly_batch.engine.continuous.cpu.pools import KVPools
 from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.pages import Pages
-from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 from dolly_batch.engine.protocol import Engine, generate
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import Completion, Request
@@ -21,9 +20,7 @@ TIGHT = 1  # byte: pages for one sequence of the model's full length, and no mor
 def continuous_engine(
     loaded: LoadedModel, kind: type[ContinuousEngine] = ContinuousEngine, *, kv_bytes: int = ROOMY, **settings: int
 ) -> ContinuousEngine:
-    shape = CacheShape.of(loaded)
-    pools = KVPools(shape, kv_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
-    return kind(loaded, pools, **settings)  # type: ignore[arg-type]
+    return kind(loaded, KVPools.with_kernels(CacheShape.of(loaded), kv_bytes), **settings)  # type: ignore[arg-type]
 
 
 def gpu_engine(

@@ -67,7 +67,7 @@ def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelCo
         read_config(folder), num_layers=num_layers, hidden_size=hidden_size, num_heads=40, num_kv_heads=40,
         head_size=hidden_size // 40, inner_size=4 * hidden_size, vocab_size=50_280, max_positions=2048,
     )  # fmt: skip
-    return config, CacheShape(num_layers, 40, hidden_size // 40, torch.bfloat16, torch.device("cpu"))
+    return config, CacheShape(num_layers, 40, 40, hidden_size // 40, torch.bfloat16, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

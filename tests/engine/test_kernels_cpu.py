@@ -19,7 +19,7 @@ from dolly_batch.engine.weights.loading import load_model
 from tests.engine.engines import answer
 from tests.engine.questions import mixed_requests
 
-HEADS, HEAD_SIZE, CAPACITY = 3, 18, 192
+HEADS, KV_HEADS, HEAD_SIZE, CAPACITY = 6, 3, 18, 192
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -41,19 +41,20 @@ def prefill_with(kernels: PoolKernels, pool: Tensor, start: int, query: Tensor, 
 
 
 def random_pool(dtype: torch.dtype, num_slots: int) -> Tensor:
-    return torch.randn(2, num_slots, CAPACITY, HEADS, HEAD_SIZE).to(dtype)
+    return torch.randn(2, num_slots, CAPACITY, KV_HEADS, HEAD_SIZE).to(dtype)
 
 
 def random_tokens(dtype: torch.dtype, count: int) -> tuple[Tensor, Tensor]:
     """Queries, keys and values."""
-    return torch.randn(count, HEADS, HEAD_SIZE), torch.randn(count, 2, HEADS, HEAD_SIZE).to(dtype)
+    return torch.randn(count, HEADS, HEAD_SIZE), torch.randn(count, 2, KV_HEADS, HEAD_SIZE).to(dtype)
 
 
 def attend_exactly(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The last tokens of a row, each over those up to itself, by torch in float64."""
     mask = torch.ones(len(query), len(keys), dtype=torch.bool).tril(len(keys) - len(query))
     parts = (part.double().transpose(0, 1) for part in (query, keys, values))
-    return nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=1.0).transpose(0, 1)
+    attended = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=1.0, enable_gqa=True)
+    return attended.transpose(0, 1)
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -64,7 +65,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def kernels(dtype: torch.dtype) -> PoolKernels:
-    found = find_pool_kernels(HEADS, HEAD_SIZE, dtype)
+    found = find_pool_kernels(HEADS, KV_HEADS, HEAD_SIZE, dtype)
     assert found is not None
     return found
 
@@ -113,7 +114,7 @@ def test_what_is_broken_comes_out_and_stays_in_its_row(
     pool, query = random_pool(dtype, 3), torch.ones(3, HEADS, HEAD_SIZE)
     pool[:, 0, 101:] = torch.nan  # behind a row's end is nobody's
     pool[part, 1, 40, :, 7] = broken
-    found = decode_with(kernels, pool, rows, query, torch.zeros(3, 2, HEADS, HEAD_SIZE).to(dtype))
+    found = decode_with(kernels, pool, rows, query, torch.zeros(3, 2, KV_HEADS, HEAD_SIZE).to(dtype))
     # A key of -inf may rightly have the weight 0.
     if part == 1 or broken != -torch.inf:
         assert not found[1].isfinite().all(dim=-1).any()
@@ -137,12 +138,12 @@ def test_what_is_broken_in_a_chunk_is_seen_from_there_on(
 
 def test_large_scores_overflow_nothing(kernels: PoolKernels, dtype: torch.dtype) -> None:
     pool, query = random_pool(dtype, 2), torch.full((1, HEADS, HEAD_SIZE), 1e4)
-    key_value = torch.zeros(1, 2, HEADS, HEAD_SIZE).to(dtype)
+    key_value = torch.zeros(1, 2, KV_HEADS, HEAD_SIZE).to(dtype)
     for found in (
         decode_with(kernels, pool, [(1, 150)], query, key_value),
         prefill_with(kernels, pool, 150, query, key_value),
     ):
-        keys, values = pool[:, 1, :151].double().transpose(1, 2)
+        keys, values = pool[:, 1, :151].double().transpose(1, 2).repeat_interleave(HEADS // KV_HEADS, dim=1)
         best = (keys @ query[0, :, :, None].double()).argmax(dim=1)[:, 0]
         torch.testing.assert_close(found[0].double(), values[torch.arange(HEADS), best], atol=1e-5, rtol=1e-4)
 
@@ -168,13 +169,13 @@ def test_int8_layers_have_torchs_bits(dtype: torch.dtype, output_dtype: torch.dt
 
 
 def test_kernels_are_not_for_everything() -> None:
-    assert find_pool_kernels(HEADS, HEAD_SIZE, torch.float64) is None
-    assert find_pool_kernels(HEADS, 19, torch.bfloat16) is None
+    assert find_pool_kernels(HEADS, KV_HEADS, HEAD_SIZE, torch.float64) is None
+    assert find_pool_kernels(HEADS, KV_HEADS, 19, torch.bfloat16) is None
     assert find_row_kernels(torch.float64, torch.float64, 1e-30, 128) is None
     num_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert find_pool_kernels(HEADS, HEAD_SIZE, torch.float32) is None
+        assert find_pool_kernels(HEADS, KV_HEADS, HEAD_SIZE, torch.float32) is None
     finally:
         torch.set_num_threads(num_threads)
 
@@ -183,7 +184,7 @@ def test_answers_are_the_same_with_the_kernels_and_without(neox_folder: Path) ->
     loaded = load_model(neox_folder, dtype="float32", device="cpu")
     requests = mixed_requests(loaded.encoder, 60)
     shape = CacheShape.of(loaded)
-    kernels = find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype)
+    kernels = find_pool_kernels(shape.num_heads, shape.num_kv_heads, shape.head_size, shape.dtype)
     assert kernels is not None
     with_them, without = (ContinuousEngine(loaded, KVPools(shape, 2**27, found)) for found in (kernels, None))
     assert answer(with_them, requests) == answer(without, requests)

@@ -32,8 +32,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BORDERS = (0, 1, 15, 16, 33, SPLIT_KEYS, SPLIT_KEYS + 1)
 
 
-def shape(head_size: int, dtype: torch.dtype, num_heads: int = 1) -> CacheShape:
-    return CacheShape(1, num_heads, head_size, dtype, DEVICE)
+def shape(head_size: int, dtype: torch.dtype, num_heads: int = 1, group: int = 1) -> CacheShape:
+    return CacheShape(1, num_heads * group, num_heads, head_size, dtype, DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_decode_attends_as_sdpa_does(head_size: int, dtype: torch.dtype) -> None
 
 def test_decode_reads_the_pages_of_its_own_row_and_head() -> None:
     check_decode(shape(48, torch.float32, num_heads=3), 2048, (40, 3, 17))
+    check_decode(shape(48, torch.float32, num_heads=2, group=3), 2048, (40, 3, 17))
 
 
 @pytest.mark.parametrize("fault", ["late", "early", "other row"])

@@ -10,7 +10,7 @@ from dolly_batch.engine.continuous.cpu.pools import KVPools, Pool
 from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.records import GenerationParams, Request
 
-SHAPE = CacheShape(1, 1, 2, torch.float32, torch.device("cpu"))
+SHAPE = CacheShape(1, 1, 1, 2, torch.float32, torch.device("cpu"))
 BUDGET_TOKENS = 14_000
 
 

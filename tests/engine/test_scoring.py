@@ -39,7 +39,7 @@ def requests_of(seed: int, num_rows: int, shared: int = 0) -> list[ScoreRequest]
     return rows
 
 
-@pytest.mark.parametrize("folder", ["neox_folder", "gptj_folder"])
+@pytest.mark.parametrize("folder", ["neox_folder", "gptj_folder", "llama_folder"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("float32", 1e-3)])
 @pytest.mark.parametrize("budget", [None, 1])
 def test_scores_are_sums_of_log_probabilities(
@@ -55,7 +55,7 @@ def test_scores_are_sums_of_log_probabilities(
 
 @pytest.mark.parametrize("shared", [0, 30])
 @pytest.mark.parametrize(("budget", "max_nodes"), [(None, 1024), (150, 1024), (None, 3)])
-@pytest.mark.parametrize("folder", ["neox_folder", "gptj_folder"])
+@pytest.mark.parametrize("folder", ["neox_folder", "gptj_folder", "llama_folder"])
 def test_no_batching_changes_a_score(
     folder: str,
     shared: int,

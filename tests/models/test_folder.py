@@ -182,7 +182,7 @@ def test_pickled_weights_are_never_opened(neox: Path, tmp_path: Path, name: str)
         (lambda config: config.update(quantization_config={}), "quantization_config"),
         (lambda config: config.update(quantization_config={"quant_method": "gptq"}), "quantized by gptq"),
         (lambda config: config.update(quantization={"bits": 4}), "original weights"),
-        (lambda config: config.update(model_type="llama"), "llama"),
+        (lambda config: config.update(model_type="mamba"), "mamba"),
         (lambda config: config.pop("model_type"), "model_type"),
         (lambda config: config.pop("vocab_size"), "vocab_size"),
         (lambda config: config.update(hidden_size="64"), "hidden_size"),
@@ -192,6 +192,8 @@ def test_pickled_weights_are_never_opened(neox: Path, tmp_path: Path, name: str)
         (lambda config: config.update(hidden_act="evil"), "hidden_act"),
         (lambda config: config.update(rope_scaling={"type": "dynamic", "factor": 2.0}), "rotary"),
         (lambda config: config.update(rope_parameters={"rope_type": "yarn"}), "rotary"),
+        (lambda config: config.update(rope_parameters={"rope_type": "linear"}), "rotary"),
+        (lambda config: config.update(rope_scaling={"type": "linear", "factor": "2"}), "factor"),
         (lambda config: config.update(rotary_pct=0.5), "rotary_pct"),
         (lambda config: config.update(vocab_size=401), "gpt_neox.embed_in.weight"),
     ],
@@ -201,6 +203,46 @@ def test_a_config_that_cannot_be_run_is_refused(
 ) -> None:
     edit(neox, change)
     refuse(neox, name)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "name"),
+    [
+        ("mistral", {"sliding_window": 4096}, "sliding_window is 4096; Mistral models are run with null alone"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 128}, "use_sliding_window"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ("llama", {"num_key_value_heads": 3}, "3 key-value heads"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+    ],
+)
+def test_llama_like_models_that_need_another_attention_are_refused(
+    tmp_path: Path, architecture: str, change: dict[str, object], name: str
+) -> None:
+    folder = write_random_model(tmp_path / "model", architecture)
+    edit(folder, lambda config: config.update(change))
+    refuse(folder, name)
+
+
+def test_the_configs_of_real_llama_like_models_are_accepted(tmp_path: Path) -> None:
+    """As transformers 4 wrote that of Llama 3.2: settings of rotary embeddings at two places."""
+    folder = write_random_model(tmp_path / "model", "llama", tie_word_embeddings=True)
+    scaling = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
+
+    def rename(config: dict[str, object]) -> None:
+        config.pop("rope_parameters")
+        config.update(rope_theta=500000.0, rope_scaling={**scaling, "original_max_position_embeddings": 8192})
+        config.update(pretraining_tp=1, attention_dropout=0.0, torch_dtype="bfloat16", mlp_bias=False)
+
+    edit(folder, rename)
+    config = inspect_folder(folder).config
+    assert config.is_tied
+    assert (config.num_heads, config.num_kv_heads, config.head_size) == (4, 2, 16)
+    assert config.settings["rope_parameters"] == {
+        **scaling,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The interface of a KV cache, and the attention function that Hugging Face's modules call.
 
 A cache decides where keys and values are stored and how they are attended to; all else is the same on every device. The
-modules' attention calls `attend` below with packed [1, heads, tokens, head size] tensors.
+modules' attention calls `attend` below with packed [1, heads, tokens, head size] tensors. A head of keys and values
+serves a group of query heads, of one where a model has as many of both.
 """
 
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ HEADROOM = 16  # tokens that a sequence may grow before its first move
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The shape of a model's keys and values."""
+    """The shape of a model's keys and values. `num_heads` are the queries': a multiple of `num_kv_heads`."""
 
     num_layers: int
     num_heads: int
+    num_kv_heads: int
     head_size: int
     dtype: torch.dtype
     device: torch.device
@@ -35,12 +37,14 @@ class CacheShape:
     def of(cls, loaded: LoadedModel) -> "CacheShape":
         """The shape for a loaded model."""
         config = loaded.folder.config
-        return cls(config.num_layers, config.num_heads, config.head_size, loaded.dtype, loaded.device)
+        return cls(
+            config.num_layers, config.num_heads, config.num_kv_heads, config.head_size, loaded.dtype, loaded.device
+        )
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_heads * self.head_size * self.dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * self.head_size * self.dtype.itemsize
 
 
 class StepAttention(Protocol):

@@ -87,7 +87,6 @@ def continuous_engine(
     from dolly_batch.engine.continuous.cache import CacheShape
     from dolly_batch.engine.continuous.cpu.pools import KVPools
     from dolly_batch.engine.continuous.engine import ContinuousEngine
-    from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 
     shape = CacheShape.of(loaded)
     fraction = _MEMORY_FRACTION if spec.memory_fraction is None else spec.memory_fraction
@@ -95,5 +94,5 @@ def continuous_engine(
     num_bytes //= num_sharing
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
-    pools = KVPools(shape, num_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype))
+    pools = KVPools.with_kernels(shape, num_bytes)
     return ContinuousEngine(loaded, pools, prefix_sharing=spec.prefix_sharing, heartbeat=heartbeat)

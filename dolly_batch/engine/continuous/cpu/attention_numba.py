@@ -14,7 +14,7 @@ from torch import Tensor
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk
 from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words
 
-Arrays = Sequence[Any]  # by layer, each [2, slots, capacity, heads, words of a head]
+Arrays = Sequence[Any]  # by layer, each [2, slots, capacity, kv heads, words of a head]
 
 
 @dataclass(frozen=True, slots=True)

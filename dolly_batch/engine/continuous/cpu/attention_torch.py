@@ -21,7 +21,7 @@ QUERIES_STEP = 8
 class DecodeSequences:
     """The decoding sequences of one pool in one step."""
 
-    layers: Sequence[Tensor]  # each [2, slots, heads, capacity, head size]
+    layers: Sequence[Tensor]  # each [2, slots, kv heads, capacity, head size]
     tokens: slice  # of the packed tokens, one for each sequence
     slots: Tensor  # [sequences]
     positions: Tensor  # [sequences]
@@ -47,17 +47,17 @@ class DecodeSequences:
         )
 
     def attend(self, layer: int, query: Tensor, key_value: Tensor, output: Tensor) -> None:
-        """`query` and `output` are [tokens, heads, head size], `key_value` is [tokens, 2, heads, head size]."""
+        """`query` and `output` are [tokens, heads, head size], `key_value` is [tokens, 2, kv heads, head size]."""
         pool = self.layers[layer]
         pool[:, self.slots, :, self.positions] = key_value[self.tokens]
-        _, _, num_heads, capacity, head_size = pool.shape
+        _, _, num_kv_heads, capacity, head_size = pool.shape
         by_slot = query[self.tokens] if self.token_of_slot is None else query[self.token_of_slot]
-        num_slots = len(by_slot)
+        num_slots, num_heads, _ = by_slot.shape
         # To the end of their capacity: keys cut shorter would be copied by the product.
-        keys, values = pool[:, :num_slots].view(2, num_slots * num_heads, capacity, head_size)
-        weights = _products(by_slot.reshape(-1, 1, head_size), keys)
-        weights = weights.view(num_slots, num_heads, -1).add_(self.bias).softmax(dim=-1)
-        attended = torch.bmm(weights.view(-1, 1, capacity), values).view(num_slots, num_heads, head_size)
+        keys, values = pool[:, :num_slots].view(2, num_slots * num_kv_heads, capacity, head_size)
+        weights = _products(by_slot.reshape(len(keys), -1, head_size), keys)
+        weights = weights.reshape(num_slots, num_heads, capacity).add_(self.bias).softmax(dim=-1)
+        attended = torch.bmm(weights.view(len(keys), -1, capacity), values).view(num_slots, num_heads, head_size)
         output[self.tokens] = attended if self.token_of_slot is None else attended[self.slots]
 
 
@@ -92,14 +92,18 @@ class PrefillChunk:
 
     def attend(self, layer: int, query: Tensor, key_value: Tensor, output: Tensor) -> None:
         """Same shapes as `DecodeSequences.attend`."""
-        pool_slot = self.layers[layer][:, self.slot]  # [2, heads, capacity, head size]
+        pool_slot = self.layers[layer][:, self.slot]  # [2, kv heads, capacity, head size]
         pool_slot[:, :, self.positions] = key_value[self.tokens].permute(1, 2, 0, 3)
         keys, values = pool_slot[:, :, : self.num_keys]
         queries = query[self.tokens].transpose(0, 1)
         if self.padding:
             queries = torch.nn.functional.pad(queries, (0, 0, 0, self.padding))
-        weights = torch.bmm(queries, keys.transpose(1, 2)).add_(self.bias).softmax(dim=-1)
-        attended = torch.bmm(weights, values).transpose(0, 1)  # [queries, heads, head size]
+        num_heads, num_queries, head_size = queries.shape
+        # The queries of all heads that share a head of keys, one behind the other.
+        weights = torch.bmm(queries.reshape(len(keys), -1, head_size), keys.transpose(1, 2))
+        weights = weights.view(num_heads, num_queries, -1).add_(self.bias).softmax(dim=-1)
+        attended = torch.bmm(weights.view(len(keys), -1, self.num_keys), values)
+        attended = attended.view(num_heads, num_queries, head_size).transpose(0, 1)
         output[self.tokens] = attended[: attended.shape[0] - self.padding]
 
 
@@ -120,12 +124,12 @@ class PoolAttention:
 
 
 def _products(query: Tensor, keys: Tensor) -> Tensor:
-    """[batch, 1, head size] and [batch, keys, head size] to the product of each pair, in one row or one column.
+    """[batch, queries, head size] and [batch, keys, head size] to the products of each pair, [batch, queries, keys].
 
     In float32 MKL reads rows of keys a third faster than columns of them; oneDNN, for bfloat16, would copy them.
     """
     if query.dtype == torch.float32:
-        return torch.bmm(keys, query.transpose(1, 2))
+        return torch.bmm(keys, query.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(query, keys.transpose(1, 2))
 
 

@@ -6,7 +6,6 @@ from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.cpu.pools import KVPools
 from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
-from dolly_batch.engine.kernels.cpu.compiled import find_pool_kernels
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
 
@@ -42,10 +41,7 @@ def is_batch_invariant(loaded: LoadedModel) -> bool:
 
 def _logits(loaded: LoadedModel, requests: list[Request]) -> dict[str, list[torch.Tensor]]:
     shape = CacheShape.of(loaded)
-    engine = _RecordingEngine(
-        loaded,
-        KVPools(shape, 16 * 256 * shape.token_bytes, find_pool_kernels(shape.num_heads, shape.head_size, shape.dtype)),
-    )
+    engine = _RecordingEngine(loaded, KVPools.with_kernels(shape, 16 * 256 * shape.token_bytes))
     engine.seen = {}
     for request in requests:
         engine.submit(request)

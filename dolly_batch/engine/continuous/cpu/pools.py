@@ -15,7 +15,7 @@ from dolly_batch.engine.continuous.cache import HEADROOM, CacheShape, StepAttent
 from dolly_batch.engine.continuous.cpu.attention_numba import CompiledAttention
 from dolly_batch.engine.continuous.cpu.attention_torch import DecodeSequences, PoolAttention, PrefillChunk
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
-from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words
+from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words, find_pool_kernels
 from dolly_batch.engine.memory import map_zeros
 
 _POOL_TOKENS = 2_048
@@ -31,7 +31,7 @@ def capacity_for(num_tokens: int) -> int:
 
 
 class Pool:
-    """Room for a few sequences of one length class: [layers, keys and values, slots, heads, capacity, head size].
+    """Room for a few sequences of one length class: [layers, keys and values, slots, kv heads, capacity, head size].
 
     In memory a head's tokens lie side by side, as torch's products want them; with `by_token`, a token's heads, as the
     kernels read them. Zeros at first: what lies behind a sequence's end is read with weight 0, and must not be a NaN.
@@ -39,7 +39,7 @@ class Pool:
 
     def __init__(self, shape: CacheShape, capacity: int, num_slots: int, *, by_token: bool) -> None:
         self.capacity = capacity
-        inner = (capacity, shape.num_heads) if by_token else (shape.num_heads, capacity)
+        inner = (capacity, shape.num_kv_heads) if by_token else (shape.num_kv_heads, capacity)
         sizes = (shape.num_layers, 2, num_slots, *inner, shape.head_size)
         memory = map_zeros(math.prod(sizes), shape.dtype).view(sizes)
         self.tensor = memory.transpose(3, 4) if by_token else memory
@@ -82,6 +82,12 @@ class KVPools:
         self._reserved_bytes = 0
         self._pool_tokens = min(_POOL_TOKENS, budget_bytes // shape.token_bytes // 16)
         self._classes: dict[int, list[Pool]] = {}
+
+    @classmethod
+    def with_kernels(cls, shape: CacheShape, budget_bytes: int) -> "KVPools":
+        """The pools with the fastest attention that runs here."""
+        kernels = find_pool_kernels(shape.num_heads, shape.num_kv_heads, shape.head_size, shape.dtype)
+        return cls(shape, budget_bytes, kernels)
 
     def has_room(self, sequence: CachedSequence) -> bool:
         """Whether the sequence can be admitted, to its full length; one larger than the budget is admitted alone."""

@@ -39,7 +39,8 @@ class Packing:
         )
 
 
-# (queries, keys, values, packing, scaling) -> [queries, heads, head size]; a query sees the keys up to its own.
+# (queries, keys, values, packing, scaling) -> [queries, heads, head size]; a query sees the keys up to its own. Of keys
+# and values there may be fewer heads, each for a group of the queries'.
 Prefiller = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
 
 
@@ -51,11 +52,15 @@ def prefill_by_sdpa(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
         queries = query[query_at : query_at + num_queries].transpose(0, 1)[None]
         keys, values = (rows[key_at : key_at + num_keys].transpose(0, 1)[None] for rows in (key, value))
         if num_queries == num_keys:
-            attended = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scaling)
+            attended = scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=scaling, enable_gqa=queries.shape[1] != keys.shape[1]
+            )
         else:
             seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
             seen = seen.tril(num_keys - num_queries)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scaling)
+            attended = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=seen, scale=scaling, enable_gqa=queries.shape[1] != keys.shape[1]
+            )
         output[query_at : query_at + num_queries] = attended[0].transpose(0, 1)
         query_at += num_queries
         key_at += num_keys
@@ -78,6 +83,8 @@ def varlen_prefill() -> Prefiller:
 
     def prefill(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
         settings = {**causal, "scale": scaling} if "scale" in known else causal
+        if query.shape[1] != key.shape[1] and "enable_gqa" in known:
+            settings = {**settings, "enable_gqa": True}
         output: Tensor = attend(
             query,
             key,
@@ -146,15 +153,18 @@ def decode_by_sdpa(
 ) -> Tensor:
     """As the kernel's `paged_decode`, sequence by sequence through torch's own attention: slow, exact in any dtype."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _, _, num_heads, page, head_size = pages.shape
+    _, _, num_kv_heads, page, head_size = pages.shape
     for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
         own = tables[slot, : position // page + 1].long()
         pages[0, own[-1], :, position % page] = key[row]
         pages[1, own[-1], :, position % page] = value[row]
         keys, values = (
-            part[own].transpose(0, 1).reshape(1, num_heads, -1, head_size)[:, :, : position + 1] for part in pages
+            part[own].transpose(0, 1).reshape(1, num_kv_heads, -1, head_size)[:, :, : position + 1] for part in pages
         )
-        output[row] = scaled_dot_product_attention(query[row][None, :, None], keys, values, scale=scaling)[0, :, 0]
+        attended = scaled_dot_product_attention(
+            query[row][None, :, None], keys, values, scale=scaling, enable_gqa=query.shape[1] != num_kv_heads
+        )
+        output[row] = attended[0, :, 0]
     return output
 
 

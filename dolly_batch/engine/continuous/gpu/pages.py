@@ -66,9 +66,9 @@ class Pages:
         table_size = _num_pages(max_positions)
         # Page 0 is the null page, where padding writes.
         self.num_pages = max(table_size, min(budget_bytes // self.page_bytes, (max_sequences + 1) * table_size)) + 1
-        # [layers, keys and values, pages, heads, tokens, head size]. Nothing is read that was not written before.
+        # [layers, keys and values, pages, kv heads, tokens, head size]. Nothing is read that was not written before.
         self.data = torch.empty(
-            (shape.num_layers, 2, self.num_pages, shape.num_heads, PAGE_TOKENS, shape.head_size),
+            (shape.num_layers, 2, self.num_pages, shape.num_kv_heads, PAGE_TOKENS, shape.head_size),
             dtype=shape.dtype,
             device=shape.device,
         )

@@ -81,7 +81,8 @@ def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _
     numbers = torch.Generator(shape.device).manual_seed(1)
     positions = [position for position in tried if position < max_positions]
     tables, pages = _scattered_pages(shape, positions, numbers)
-    query, key, value = (_random(shape, (len(positions), shape.num_heads), numbers) for _ in range(3))
+    query = _random(shape, (len(positions), shape.num_heads), numbers)
+    key, value = (_random(shape, (len(positions), shape.num_kv_heads), numbers) for _ in range(2))
     slots = torch.arange(len(positions), device=shape.device)
     at = torch.tensor(positions, device=shape.device)
     wide = pages.double()
@@ -106,7 +107,7 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
         packing = Packing.of(num_queries, num_keys, shape.device)
         # Head by head, as the modules give them.
         query = _random(shape, (shape.num_heads, sum(num_queries)), numbers).transpose(0, 1)
-        key, value = (_random(shape, (shape.num_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2))
+        key, value = (_random(shape, (shape.num_kv_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2))
         scaling = shape.head_size**-0.5
         expected = prefill_by_sdpa(query.double(), key.double(), value.double(), packing, scaling)
         found = prefill(query, key, value, packing, scaling)
@@ -182,14 +183,17 @@ def _scattered_pages(shape: CacheShape, positions: list[int], numbers: torch.Gen
     order = (torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(5)) + 1).tolist()
     tables = torch.zeros((len(positions), max(widths)), dtype=torch.int32)
     pages = torch.full(
-        (2, num_pages, shape.num_heads, PAGE_TOKENS, shape.head_size), torch.nan, dtype=shape.dtype, device=shape.device
+        (2, num_pages, shape.num_kv_heads, PAGE_TOKENS, shape.head_size),
+        torch.nan,
+        dtype=shape.dtype,
+        device=shape.device,
     )
     for row, (width, position) in enumerate(zip(widths, positions, strict=True)):
         own = [order.pop() for _ in range(width)]
         tables[row, :width] = torch.tensor(own)
         for number, page in enumerate(own):
             filled = min(PAGE_TOKENS, position - number * PAGE_TOKENS)
-            pages[:, page, :, :filled] = _random(shape, (2, shape.num_heads, filled), numbers)
+            pages[:, page, :, :filled] = _random(shape, (2, shape.num_kv_heads, filled), numbers)
     return tables.to(shape.device), pages
 
 

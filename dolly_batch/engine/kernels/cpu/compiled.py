@@ -44,9 +44,9 @@ class Mismatch(Exception):
     """A kernel's numbers are wrong."""
 
 
-def find_pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+def find_pool_kernels(num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
     """The kernels for pools of this shape, for few threads only: they are one thread."""
-    return _pool_kernels(num_heads, head_size, dtype) if torch.get_num_threads() <= _MAX_THREADS else None
+    return _pool_kernels(num_heads, num_kv_heads, head_size, dtype) if torch.get_num_threads() <= _MAX_THREADS else None
 
 
 @functools.cache
@@ -80,17 +80,17 @@ def as_words(tensor: Tensor) -> Any:
 
 
 @functools.cache
-def _pool_kernels(num_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
+def _pool_kernels(num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
     def compile_and_check() -> PoolKernels:
         from dolly_batch.engine.kernels.cpu.pool_decode import compile_decode
         from dolly_batch.engine.kernels.cpu.pool_prefill import compile_prefill
 
         is_bfloat16 = dtype == torch.bfloat16
         kernels = PoolKernels(
-            compile_decode(num_heads, head_size, is_bfloat16=is_bfloat16),
-            compile_prefill(num_heads, head_size, is_bfloat16=is_bfloat16),
+            compile_decode(num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
+            compile_prefill(num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
         )
-        _check_pool_kernels(kernels, num_heads, head_size, dtype)
+        _check_pool_kernels(kernels, (num_heads, num_kv_heads), head_size, dtype)
         return kernels
 
     is_known = dtype in _DTYPES and head_size % 2 == 0
@@ -109,16 +109,18 @@ def _compile_or_none(name: str, compile_and_check: Callable[[], Any]) -> Any:
     return None
 
 
-def _check_pool_kernels(kernels: PoolKernels, num_heads: int, head_size: int, dtype: torch.dtype) -> None:
+def _check_pool_kernels(kernels: PoolKernels, heads: tuple[int, int], head_size: int, dtype: torch.dtype) -> None:
     """Compare both with attention in float64: rows of any length, next to NaN, and chunks of one of them."""
     numbers = torch.Generator().manual_seed(4)
     num_rows = len(_POSITIONS)
 
-    def random(*sizes: int) -> Tensor:
-        return torch.randn((*sizes, num_heads, head_size), generator=numbers)
+    num_heads, num_kv_heads = heads
 
-    pool = random(2, num_rows + 1, max(_POSITIONS) + 1).to(dtype)
-    query, key_value = random(num_rows), random(num_rows, 2).to(dtype)
+    def random(*sizes: int) -> Tensor:
+        return torch.randn((*sizes, head_size), generator=numbers)
+
+    pool = random(2, num_rows + 1, max(_POSITIONS) + 1, num_kv_heads).to(dtype)
+    query, key_value = random(num_rows, num_heads), random(num_rows, 2, num_kv_heads).to(dtype)
     expected = []
     for row, position in enumerate(_POSITIONS):
         pool[:, row + 1, position:] = torch.nan
@@ -129,7 +131,7 @@ def _check_pool_kernels(kernels: PoolKernels, num_heads: int, head_size: int, dt
     kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy())
     _assert_close(found, torch.stack(expected), _MAX_ERROR)
     for start, stop in ((0, 1), (1, 39), (39, 72)):
-        query, key_value = random(stop - start), random(stop - start, 2).to(dtype)
+        query, key_value = random(stop - start, num_heads), random(stop - start, 2, num_kv_heads).to(dtype)
         found = torch.empty_like(query)
         kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
         keys, values = pool[:, 0, :stop]
@@ -137,8 +139,9 @@ def _check_pool_kernels(kernels: PoolKernels, num_heads: int, head_size: int, dt
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention of a row's last tokens, in float64; all [tokens, heads, head size]."""
+    """Causal attention of a row's last tokens, in float64; all [tokens, heads or kv heads, head size]."""
     own, keys, values = (part.double().transpose(0, 1) for part in (query, keys, values))
+    keys, values = (part.repeat_interleave(len(own) // len(part), dim=0) for part in (keys, values))
     scores = own @ keys.transpose(1, 2)
     hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys[0]) - len(query) + 1)
     return (scores.masked_fill(hidden, -torch.inf).softmax(dim=-1) @ values).transpose(0, 1)

@@ -18,19 +18,21 @@ from dolly_batch.engine.kernels.cpu.softmax import exponentiate
 _PREFETCH_BYTES = 8_192
 
 
-def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Callable[..., None]:
+def compile_decode(num_heads: int, num_kv_heads: int, head_size: int, *, is_bfloat16: bool) -> Callable[..., None]:
     """Return `decode` for this shape and type of keys; it is compiled when it is first called.
 
     `decode(pool, slots, positions, query, key_value, output)` stores the new keys and values of rows at their
-    positions and attends. All are arrays in C order: `pool` [2, slots, capacity, heads, words of a head], `slots` and
-    `positions` [rows], `query` [rows, heads, head size] in float32, times the scaling already, `key_value` [rows, 2,
-    heads, words of a head], `output` as `query`. Words are those of `kernels.pairs`.
+    positions and attends. All are arrays in C order: `pool` [2, slots, capacity, kv heads, words of a head], `slots`
+    and `positions` [rows], `query` [rows, heads, head size] in float32, times the scaling already, `key_value` [rows,
+    2, kv heads, words of a head], `output` as `query`. Words are those of `kernels.pairs`. What is read of a key or a
+    value serves all heads of its group.
     """
     pairs = pairs_of(head_size, is_bfloat16=is_bfloat16)
     half, num_words = pairs.count, pairs.num_words
     first, second, first_place, second_place = pairs.first, pairs.second, pairs.first_place, pairs.second_place
     prefetch = prefetcher(4 * num_words)
-    ahead = max(1, _PREFETCH_BYTES // (4 * num_heads * num_words))
+    ahead = max(1, _PREFETCH_BYTES // (4 * num_kv_heads * num_words))
+    group = num_heads // num_kv_heads
 
     @njit(inline="always")
     def fetch_ahead(stream, following, token, num_tokens, head):
@@ -49,33 +51,36 @@ def compile_decode(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Call
         for row in range(len(slots)):
             num_keys = positions[row] + 1
             keys, values = pool[0, slots[row]], pool[1, slots[row]]
-            for head in range(num_heads):
+            for kv_head in range(num_kv_heads):
                 for i in range(num_words):
-                    keys[num_keys - 1, head, i] = key_value[row, 0, head, i]
-                    values[num_keys - 1, head, i] = key_value[row, 1, head, i]
+                    keys[num_keys - 1, kv_head, i] = key_value[row, 0, kv_head, i]
+                    values[num_keys - 1, kv_head, i] = key_value[row, 1, kv_head, i]
+            for head in range(num_heads):
                 for i in range(half):
                     own[head, 0, i] = query[row, head, first_place(i)]
                     own[head, 1, i] = query[row, head, second_place(i)]
             for key in range(num_keys):
-                for head in range(num_heads):
-                    fetch_ahead(keys, values, key, num_keys, head)
-                    product = np.float32(0)
-                    for i in range(half):
-                        numbers = keys[key, head]
-                        product += own[head, 0, i] * first(numbers, i) + own[head, 1, i] * second(numbers, i)
-                    weights[head, key] = product
+                for kv_head in range(num_kv_heads):
+                    fetch_ahead(keys, values, key, num_keys, kv_head)
+                    for head in range(kv_head * group, (kv_head + 1) * group):
+                        product = np.float32(0)
+                        for i in range(half):
+                            numbers = keys[key, kv_head]
+                            product += own[head, 0, i] * first(numbers, i) + own[head, 1, i] * second(numbers, i)
+                        weights[head, key] = product
             for head in range(num_heads):
                 totals[head] = exponentiate(weights[head], num_keys)
             attended[:] = 0
             next_keys = pool[0, slots[min(row + 1, len(slots) - 1)]]
             for key in range(num_keys):
-                for head in range(num_heads):
-                    fetch_ahead(values, next_keys, key, num_keys, head)
-                    weight = weights[head, key]
-                    for i in range(half):
-                        numbers = values[key, head]
-                        attended[head, 0, i] += weight * first(numbers, i)
-                        attended[head, 1, i] += weight * second(numbers, i)
+                for kv_head in range(num_kv_heads):
+                    fetch_ahead(values, next_keys, key, num_keys, kv_head)
+                    for head in range(kv_head * group, (kv_head + 1) * group):
+                        weight = weights[head, key]
+                        for i in range(half):
+                            numbers = values[key, kv_head]
+                            attended[head, 0, i] += weight * first(numbers, i)
+                            attended[head, 1, i] += weight * second(numbers, i)
             for head in range(num_heads):
                 for i in range(half):
                     output[row, head, first_place(i)] = attended[head, 0, i] / totals[head]

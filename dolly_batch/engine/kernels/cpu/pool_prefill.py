@@ -20,7 +20,7 @@ _TILE = 32  # keys that lie side by side
 _STEP = 4  # queries, numbers of a key, or keys that are worked on at once
 
 
-def compile_prefill(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Callable[..., None]:
+def compile_prefill(num_heads: int, num_kv_heads: int, head_size: int, *, is_bfloat16: bool) -> Callable[..., None]:
     """Return `prefill` for this shape and type of keys; it is compiled when it is first called.
 
     `prefill(pool, slot, start, query, key_value, output)` stores the keys and values of a row's tokens from `start` on
@@ -30,6 +30,7 @@ def compile_prefill(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Cal
     half, num_words = pairs.count, pairs.num_words
     first, second, first_place, second_place = pairs.first, pairs.second, pairs.first_place, pairs.second_place
     depth = -(-head_size // _STEP) * _STEP
+    heads_a_key = num_heads // num_kv_heads
 
     @njit(fastmath=FLAGS)
     def multiply_keys(own, keys, products):
@@ -76,21 +77,23 @@ def compile_prefill(num_heads: int, head_size: int, *, is_bfloat16: bool) -> Cal
         products, attended = np.empty(_STEP * _TILE, np.float32), np.empty(_STEP * head_size, np.float32)
         own, totals = np.zeros(_STEP * depth, np.float32), np.empty(_STEP, np.float32)
         for token in range(num_queries):
-            for head in range(num_heads):
+            for kv_head in range(num_kv_heads):
                 for i in range(num_words):
-                    pool[0, slot, start + token, head, i] = key_value[token, 0, head, i]
-                    pool[1, slot, start + token, head, i] = key_value[token, 1, head, i]
+                    pool[0, slot, start + token, kv_head, i] = key_value[token, 0, kv_head, i]
+                    pool[1, slot, start + token, kv_head, i] = key_value[token, 1, kv_head, i]
         for head in range(num_heads):
-            for key in range(num_keys):
-                key_numbers, value_numbers = pool[0, slot, key, head], pool[1, slot, key, head]
-                columns, column = keys[key // _TILE], key % _TILE
-                block, offset = values[key // _STEP], key % _STEP * head_size
-                for i in range(half):
-                    columns[first_place(i) * _TILE + column] = first(key_numbers, i)
-                    columns[second_place(i) * _TILE + column] = second(key_numbers, i)
-                for i in range(half):
-                    block[offset + first_place(i)] = first(value_numbers, i)
-                    block[offset + second_place(i)] = second(value_numbers, i)
+            kv_head = head // heads_a_key
+            if head % heads_a_key == 0:  # the heads of a group read the same keys and values
+                for key in range(num_keys):
+                    key_numbers, value_numbers = pool[0, slot, key, kv_head], pool[1, slot, key, kv_head]
+                    columns, column = keys[key // _TILE], key % _TILE
+                    block, offset = values[key // _STEP], key % _STEP * head_size
+                    for i in range(half):
+                        columns[first_place(i) * _TILE + column] = first(key_numbers, i)
+                        columns[second_place(i) * _TILE + column] = second(key_numbers, i)
+                    for i in range(half):
+                        block[offset + first_place(i)] = first(value_numbers, i)
+                        block[offset + second_place(i)] = second(value_numbers, i)
             for group in range(0, num_queries, _STEP):
                 count = min(_STEP, num_queries - group)
                 for member in range(count):

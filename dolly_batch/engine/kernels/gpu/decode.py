@@ -23,10 +23,10 @@ _NUM_WARPS = 4
 
 @triton.jit
 def _attend(
-    query,  # [rows, heads, head size], as key and value: those of the new tokens
-    key,
+    query,  # [rows, heads, head size], of the new tokens
+    key,  # [rows, kv heads, head size], as value
     value,
-    key_pages,  # [pages, heads, PAGE, HEAD_SIZE], as value_pages
+    key_pages,  # [pages, kv heads, PAGE, HEAD_SIZE], as value_pages
     value_pages,
     tables,  # [slots, pages of a row]
     slots,  # [rows]
@@ -47,11 +47,14 @@ def _attend(
     BLOCK_KEYS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     head = tl.program_id(0)
+    kv_head = head // GROUP
     row = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     num_heads = tl.num_programs(0)
+    num_kv_heads = num_heads // GROUP
     position = tl.load(positions + row).to(tl.int32)
     table = tables + tl.load(slots + row).to(tl.int64) * table_row
     size = tl.arange(0, BLOCK_SIZE)
@@ -59,13 +62,14 @@ def _attend(
     own_query = tl.load(query + row * query_row + head * query_head + size, mask=inner, other=0.0).to(tl.float32)
     own_query = own_query * (scale * 1.4426950408889634)  # of 2 instead of e
 
-    own_key = tl.load(key + row * key_row + head * key_head + size, mask=inner, other=0.0)
-    own_value = tl.load(value + row * value_row + head * value_head + size, mask=inner, other=0.0)
+    own_key = tl.load(key + row * key_row + kv_head * key_head + size, mask=inner, other=0.0)
+    own_value = tl.load(value + row * value_row + kv_head * value_head + size, mask=inner, other=0.0)
     own_page = tl.load(table + position // PAGE).to(tl.int64)
-    own_place = ((own_page * num_heads + head) * PAGE + position % PAGE) * HEAD_SIZE + size
+    own_place = ((own_page * num_kv_heads + kv_head) * PAGE + position % PAGE) * HEAD_SIZE + size
     is_first = split == 0
-    tl.store(key_pages + own_place, own_key, mask=inner & is_first)
-    tl.store(value_pages + own_place, own_value, mask=inner & is_first)
+    stores = inner & is_first & (head % GROUP == 0)
+    tl.store(key_pages + own_place, own_key, mask=stores)
+    tl.store(value_pages + own_place, own_value, mask=stores)
 
     lane = tl.arange(0, BLOCK_KEYS)
     best = tl.full((BLOCK_KEYS,), -1.0e30, tl.float32)
@@ -77,7 +81,7 @@ def _attend(
         at = start + lane
         there = at < end
         page = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64)
-        place = ((page * num_heads + head) * PAGE + at % PAGE) * HEAD_SIZE
+        place = ((page * num_kv_heads + kv_head) * PAGE + at % PAGE) * HEAD_SIZE
         # Nothing beyond the row's end is read: what lies there may be another row's, even a NaN.
         mask = there[:, None] & inner[None, :]
         keys = tl.load(key_pages + place[:, None] + size[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -143,9 +147,10 @@ def paged_decode(
 ) -> Tensor:
     """Store the new tokens' keys and values and return the attended values, [rows, heads, head size].
 
-    `query`, `key` and `value` are [rows, heads, head size], dense in their last dimension; `pages` is a layer's [2,
-    pages, heads, page, head size], `tables` the page numbers by slot, [slots, pages of a row]. `slots` and `positions`
-    are [rows]; a row has `position` keys in its pages already, no more than `num_splits` times `SPLIT_KEYS`. No two
+    `query` is [rows, heads, head size], `key` and `value` [rows, kv heads, head size], dense in their last dimension;
+    each of their heads is for a group of the queries'. `pages` is a layer's [2, pages, kv heads, page, head size],
+    `tables` the page numbers by slot, [slots, pages of a row]. `slots` and `positions` are [rows]; a row has
+    `position` keys in its pages already, no more than `num_splits` times `SPLIT_KEYS`. No two
     rows may have the same slot, but for one whose results are not wanted.
     """
     num_rows, num_heads, head_size = query.shape
@@ -181,6 +186,7 @@ def paged_decode(
         BLOCK_KEYS=_BLOCK_KEYS,
         HEAD_SIZE=head_size,
         BLOCK_SIZE=block_size,
+        GROUP=num_heads // pages.shape[2],
         num_warps=_NUM_WARPS,
     )
     if num_splits > 1:
