@@ -18,8 +18,8 @@ from dolly_batch.report import PlanReport, Report
 _MODEL_NOTES = {
     "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
     "name a real model: --set model.path=smollm2",
-    "smollm2": "note: the answers are of SmolLM2-135M-Instruct (`smollm2`), about the smallest model there is; a bigger "
-    "one answers better, for example on a GPU --set model.path=databricks/dolly-v2-3b",
+    "smollm2": "note: the answers are of SmolLM2-135M-Instruct (`smollm2`), about the smallest model there is; a "
+    "bigger one answers better, for example on a GPU --set model.path=databricks/dolly-v2-3b",
 }
 _WIDTH = 140  # where the output is not a terminal
 _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells

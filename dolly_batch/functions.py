@@ -13,16 +13,19 @@ import getpass
 import inspect
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.pandas.types import to_arrow_type
 
 from dolly_batch.config.job import check_job
 from dolly_batch.config.task import check_task
@@ -30,14 +33,17 @@ from dolly_batch.console import say
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
 from dolly_batch.spark.files import files_for
-from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_columns
+from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_rows
 from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.preflight.package import ship_package
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
 from dolly_batch.tasks import KINDS
+from dolly_batch.tasks.arguments import SqlArgument, check_argument
 from dolly_batch.tasks.base import TaskKind, TaskSettings
+
+ARROW_UDFS_FROM = (4, 1)  # the first version of Spark that has them
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,16 @@ class Functions:
     def _call(self, kind: TaskKind, text: Column | str, *values: Any, try_: bool = False, **named: Any) -> Column:
         given = _signature(kind).bind(text, *values, **named)
         given.apply_defaults()
-        arguments = {name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in given.arguments.items()}
-        settings = {one.name: arguments[one.name] for one in kind.sql_arguments if not one.is_column}
+        of_call = [argument for argument in kind.sql_arguments if not argument.is_column]
+        settings = {argument.name: _setting(argument, given.arguments[argument.name]) for argument in of_call}
         schema = kind.response_schema(
             call_settings(kind, kind.settings(kind=kind.name, **kind.sql_placeholders), settings)
         )
         columns: list[Any] = [text]
         for argument in kind.sql_arguments:
-            value = arguments[argument.name]
+            value = given.arguments[argument.name]
             if value is not None:
-                columns.append(value if argument.is_column else _literal(value))
+                columns.append(value if argument.is_column else _literal(settings[argument.name]))
         result: Column = self.udfs[("try_" if try_ else "") + f"dolly_{kind.name}"](*columns)
         if schema is None:
             return result
@@ -97,11 +103,17 @@ def _signature(kind: TaskKind) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
+def _setting(argument: SqlArgument, value: Any) -> Any:
+    """A setting of a call, a schema as its text. Raises ConfigError for one of a type that is not taken."""
+    is_schema = argument.takes == "schema" and isinstance(value, Mapping)
+    return check_argument(argument, json.dumps(value) if is_schema else value)
+
+
 def _literal(value: Any) -> Column:
     """A setting of a call as a column."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return F.array(*(F.lit(one) for one in value))
-    return F.lit(value)
+    if isinstance(value, dict):
+        return F.create_map(*(F.lit(one) for pair in value.items() for one in pair))
+    return F.array(*map(F.lit, value)) if isinstance(value, list) else F.lit(value)
 
 
 def register(
@@ -157,7 +169,7 @@ def register(
             long_prompt=long_prompt,
         )
         for prefix in ("", "try_"):
-            udfs[f"{prefix}dolly_{name}"] = udf = _udf(function, tries=bool(prefix))
+            udfs[f"{prefix}dolly_{name}"] = udf = _udf(spark, function, tries=bool(prefix))
             spark.udf.register(f"{prefix}dolly_{name}", udf)
     return Functions(udfs)
 
@@ -176,24 +188,30 @@ def _settings(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]
     return settings
 
 
-def _udf(function: SqlFunction, *, tries: bool) -> Any:
+def _udf(spark: SparkSession, function: SqlFunction, *, tries: bool) -> Any:
     kind = KINDS[function.kind]
+    extras = [field for field in task_fields(kind.name) if field.name in kind.sql_columns]
+    texts = [T.StructField(name, T.StringType()) for name in ("response", "error")]
+    returns: T.DataType = T.StructType([*texts, *extras]) if tries else T.StringType()
 
     # The types are read by Spark: an iterator keeps one connection to the engine host for all of a task's batches.
-    def give_text(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
+    def give(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
         for results in answer_calls(function, batches):
-            yield pd.Series([None if result is None else result.response for result in results], dtype=object)
+            yield pa.array(result_rows(function, results, tries=tries), to_arrow_type(returns))
 
-    def give_struct(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+    def give_texts(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         for results in answer_calls(function, batches):
-            yield pd.DataFrame([result_columns(KINDS[function.kind], result) for result in results])
+            yield pd.Series(result_rows(function, results, tries=False), dtype=object)
 
-    udf: Any
-    if tries:
-        extras = [f"{field.name} {field.dataType.simpleString()}" for field in task_fields(kind.name)]
-        shown = [extra for extra in extras if extra.split()[0] in kind.sql_columns]
-        udf = pandas_udf(give_struct, ", ".join(["response STRING", "error STRING", *shown]))  # type: ignore[call-overload]
+    def give_structs(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
+        for results in answer_calls(function, batches):
+            yield pd.DataFrame(result_rows(function, results, tries=True))
+
+    arrow_udf: Any = getattr(F, "arrow_udf", None)
+    server = tuple(int(number) for number in spark.version.split(".")[:2])
+    if arrow_udf is not None and server >= ARROW_UDFS_FROM:
+        udf = arrow_udf(give, returns)
     else:
-        udf = pandas_udf(give_text, "string")  # type: ignore[call-overload]
+        udf = pandas_udf(give_structs if tries else give_texts, returns)  # type: ignore[call-overload]
     # So that Spark does not evaluate it a second time where it merges projections.
     return udf.asNondeterministic()

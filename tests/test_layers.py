@@ -49,7 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "": {"errors", "config", "report", "spark", "evaluate"},
 }
 # What a layer may take from outside of the standard library.
-SPARK = {"pyspark", "py4j", "pandas", "delta"}
+SPARK = {"pyspark", "py4j", "pandas", "pyarrow", "delta"}
 LIBRARIES: dict[str, set[str]] = {
     "prompt": {"tokenizers"},
     "tokenizer": {"tokenizers"},

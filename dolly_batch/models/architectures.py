@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dolly_batch.models.tensors import OLD_BUFFERS, Switch, Weight, linear, norm
+
 
 @dataclass(frozen=True, slots=True)
 class SizeKeys:
@@ -40,8 +42,17 @@ class Architecture:
     model_class: str
     attention: Literal["sdpa", "eager"]
     """Transformers' implementation to load the model with."""
+    base: str
+    """What the names of all tensors but the output layer's begin with; a checkpoint may leave it out as a whole."""
     embedding: str
     """Name of the token embedding's tensor, [vocabulary, hidden size]."""
+    head: tuple[str, ...]
+    """Names that the output layer's matrix may have; its shape is the embedding's. Tied models have one of the two."""
+    weights: tuple[Weight, ...]
+    """The other tensors outside of the layers."""
+    layer: str
+    """What the names of a layer's tensors begin with; `{}` is its number, from 0."""
+    layer_weights: tuple[Weight, ...]
     sizes: SizeKeys
     required: tuple[str, ...]
     """Keys that must be integers above 0."""
@@ -55,10 +66,16 @@ class Architecture:
     """Keys of `rope_parameters`, each with its older name and its default; None where the modules have no such key."""
     num_mlp_matrices: int = 2
     """Of hidden size x inner size, in each layer."""
+    buffers: tuple[str, ...] = OLD_BUFFERS
+    """Ends of the names of tensors that are never read."""
     continuous: bool = False
     """Whether the continuous engine runs it."""
     int8: bool = False
     """Whether its linear layers may be quantized."""
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor of the checkpoint is left unread."""
+        return name.endswith(tuple(f".{end}" for end in self.buffers))
 
     @property
     def rotary_keys(self) -> set[str]:
@@ -77,7 +94,19 @@ _GPT_NEOX = Architecture(
     model_class="GPTNeoXForCausalLM",
     # Eager attention takes its softmax in float32 whatever the dtype; sdpa keeps float64 and is the faster one.
     attention="sdpa",
+    base="gpt_neox.",
     embedding="gpt_neox.embed_in.weight",
+    head=("embed_out.weight", "lm_head.weight"),
+    weights=norm("gpt_neox.final_layer_norm"),
+    layer="gpt_neox.layers.{}.",
+    layer_weights=(
+        *norm("input_layernorm"),
+        *norm("post_attention_layernorm"),
+        *linear("attention.query_key_value", "qkv", "hidden", bias=("attention_bias", True)),
+        *linear("attention.dense", "hidden", "queries", bias=("attention_bias", True)),
+        *linear("mlp.dense_h_to_4h", "inner", "hidden"),
+        *linear("mlp.dense_4h_to_h", "hidden", "inner"),
+    ),
     sizes=SizeKeys(
         hidden_size="hidden_size",
         num_layers="num_hidden_layers",
@@ -106,7 +135,20 @@ _GPTJ = Architecture(
     config_class="GPTJConfig",
     model_class="GPTJForCausalLM",
     attention="eager",  # its only one
+    base="transformer.",
     embedding="transformer.wte.weight",
+    head=("lm_head.weight",),
+    weights=(*norm("transformer.ln_f"), Weight("lm_head.bias", ("vocab",))),
+    layer="transformer.h.{}.",
+    layer_weights=(
+        *norm("ln_1"),
+        *linear("attn.q_proj", "queries", "hidden", bias=False),
+        *linear("attn.k_proj", "keys", "hidden", bias=False),
+        *linear("attn.v_proj", "keys", "hidden", bias=False),
+        *linear("attn.out_proj", "hidden", "queries", bias=False),
+        *linear("mlp.fc_in", "inner", "hidden"),
+        *linear("mlp.fc_out", "hidden", "inner"),
+    ),
     sizes=SizeKeys(
         hidden_size="n_embd",
         num_layers="n_layer",
@@ -124,11 +166,19 @@ def _llama_like(
     name: str,
     models: str,
     *,
+    qkv_bias: bool | Switch = False,
+    output_bias: bool | Switch = False,
+    mlp_bias: bool | Switch = False,
+    head_norms: bool = False,
     optional: tuple[str, ...] = (),
     fixed: Mapping[str, object] | None = None,
     ignored: tuple[str, ...] = (),
 ) -> Architecture:
-    """Grouped keys and values, RMS norms, a gated MLP, rotary embeddings of whole heads: what `name`Config says."""
+    """Grouped keys and values, RMS norms, a gated MLP, rotary embeddings of whole heads: what `name`Config says.
+
+    `head_norms`: queries and keys have a norm of each head.
+    """
+    head_weights = (Weight("self_attn.q_norm.weight", ("head",)), Weight("self_attn.k_norm.weight", ("head",)))
     return Architecture(
         model_type=model_type,
         title=name,
@@ -136,7 +186,23 @@ def _llama_like(
         config_class=f"{name}Config",
         model_class=f"{name}ForCausalLM",
         attention="sdpa",
+        base="model.",
         embedding="model.embed_tokens.weight",
+        head=("lm_head.weight",),
+        weights=(Weight("model.norm.weight", ("hidden",)),),
+        layer="model.layers.{}.",
+        layer_weights=(
+            Weight("input_layernorm.weight", ("hidden",)),
+            Weight("post_attention_layernorm.weight", ("hidden",)),
+            *(head_weights if head_norms else ()),
+            *linear("self_attn.q_proj", "queries", "hidden", bias=qkv_bias),
+            *linear("self_attn.k_proj", "keys", "hidden", bias=qkv_bias),
+            *linear("self_attn.v_proj", "keys", "hidden", bias=qkv_bias),
+            *linear("self_attn.o_proj", "hidden", "queries", bias=output_bias),
+            *linear("mlp.gate_proj", "inner", "hidden", bias=mlp_bias),
+            *linear("mlp.up_proj", "inner", "hidden", bias=mlp_bias),
+            *linear("mlp.down_proj", "hidden", "inner", bias=mlp_bias),
+        ),
         sizes=SizeKeys(
             hidden_size="hidden_size",
             num_layers="num_hidden_layers",
@@ -168,6 +234,9 @@ _LLAMA = _llama_like(
     "llama",
     "Llama",
     "SmolLM2, Llama 3",
+    qkv_bias=("attention_bias", False),
+    output_bias=("attention_bias", False),
+    mlp_bias=("mlp_bias", False),
     optional=("attention_bias", "mlp_bias"),
     # Keys of converters and of training in parallel; products in parts have the same sums.
     ignored=("pretraining_tp", "rope_interleaved", "is_llama_config", "transformers.js_config"),
@@ -176,12 +245,20 @@ _LLAMA = _llama_like(
 _MISTRAL = _llama_like("mistral", "Mistral", "Mistral, with a byte-level BPE", fixed={"sliding_window": None})
 _QWEN_WINDOWS = ("sliding_window", "max_window_layers")
 _QWEN2 = _llama_like(
-    "qwen2", "Qwen2", "Qwen2, Qwen2.5", fixed={"use_sliding_window": False}, ignored=(*_QWEN_WINDOWS, "use_mrope")
+    "qwen2",
+    "Qwen2",
+    "Qwen2, Qwen2.5",
+    qkv_bias=True,
+    fixed={"use_sliding_window": False},
+    ignored=(*_QWEN_WINDOWS, "use_mrope"),
 )
 _QWEN3 = _llama_like(
     "qwen3",
     "Qwen3",
     "Qwen3",
+    qkv_bias=("attention_bias", False),
+    output_bias=("attention_bias", False),
+    head_norms=True,
     optional=("attention_bias",),
     fixed={"use_sliding_window": False},
     ignored=_QWEN_WINDOWS,

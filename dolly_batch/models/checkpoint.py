@@ -8,27 +8,29 @@ Source: the format's description in huggingface/safetensors, README.
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dolly_batch.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E5M2": 1, "F8_E4M3": 1, "C64": 8},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in the file, in the order of their bytes.
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as its file's header describes it; `dtype` is safetensors' name, such as BF16."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return what every tensor in the file is, in the order of their bytes.
 
     Raises ModelError, naming the file, when header and length do not agree to the byte.
     """
@@ -43,10 +45,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(
             f"{path}: its header describes {end} bytes of tensors, the file holds {num_data_bytes}; copy it again"
         )
-    return {name: tuple(header[name]["shape"]) for _, name in spans}
+    return {name: Tensor(tuple(header[name]["shape"]), header[name]["dtype"]) for _, name in spans}
 
 
-def _read_header(path: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
+def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """Return the header without its metadata, and the number of bytes that follow it."""
     num_file_bytes = path.stat().st_size
     with path.open("rb") as file:

@@ -59,6 +59,7 @@ _IGNORED = {
     "transformers_version",
     "use_cache",
 }
+_QUANTIZATIONS = ("quantization_config", "compression_config", "quantization")
 
 
 # The keys of each type of rotary embedding that is the same at every position, however long the row becomes.
@@ -99,6 +100,7 @@ def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:
     Raises ModelError for another architecture, a key that is not known to be harmless, a missing or impossible size.
     """
     architecture = _check_architecture(path, config)
+    _check_quantization(path, config)
     _check_keys(path, config, architecture)
     for key in architecture.required:
         _positive(path, config, key)
@@ -142,10 +144,24 @@ def _check_architecture(path: Path, config: Mapping[str, object]) -> Architectur
     return architecture
 
 
+def _check_quantization(path: Path, config: Mapping[str, object]) -> None:
+    """Weights that are quantized on disk are named as that: GPTQ, AWQ, bitsandbytes, MLX and others note it here."""
+    for key in _QUANTIZATIONS:
+        if config.get(key) is None:
+            continue
+        found = config[key]
+        method = found.get("quant_method") if isinstance(found, Mapping) else None
+        by = f" by {method}" if isinstance(method, str) else ""
+        raise ModelError(
+            f"{path}: {key} says that the weights are quantized{by}, and such weights are not run; take the model's "
+            "original weights (model.quantization: int8 quantizes those)"
+        )
+
+
 def _check_keys(path: Path, config: Mapping[str, object], architecture: Architecture) -> None:
     if "auto_map" in config:
         raise ModelError(f"{path}: auto_map names code to run from the model's folder, which is never done; remove it")
-    known = {*architecture.required, *architecture.optional, *architecture.rotary_keys, *_IGNORED}
+    known = {*architecture.required, *architecture.optional, *architecture.rotary_keys, *_IGNORED, *_QUANTIZATIONS}
     known |= {"layer_types", *architecture.fixed, *architecture.ignored}
     unknown = sorted(key for key in config if key not in known and not key.startswith("_derived"))
     if unknown:

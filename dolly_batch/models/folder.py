@@ -14,8 +14,10 @@ from typing import Any
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.architectures import Architecture
-from dolly_batch.models.checkpoint import read_shapes
+from dolly_batch.models.checkpoint import Tensor, read_tensors
 from dolly_batch.models.config import ModelConfig, check_config
+from dolly_batch.models.foreign import explain_format, refuse_adapter
+from dolly_batch.models.weights import check_weights
 from dolly_batch.prompt_format import PROMPT
 
 CONFIG = "config.json"
@@ -23,8 +25,6 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "manifest.json"
-# The identity covers the files that decide the answers: these, when they are there, and the weight files.
-IDENTITY_FILES = (CONFIG, TOKENIZER, INDEX, PROMPT)
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -65,29 +65,35 @@ class ModelFolder:
 
         Taken from the manifest, or else from hashing the files, which takes about a second per GiB.
         """
-        present = [name for name in IDENTITY_FILES if (self.path / name).is_file()]
+        named = _identity_files(self.path, self.weight_files)
+        present = [name for name in named if (self.path / name).is_file()]
         names = sorted((*present, *self.weight_files))
         hashes = self.manifest_hashes or {name: hash_file(self.path / name) for name in names}
         lines = "".join(f"{name} {hashes[name]}\n" for name in names)
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _identity_files(path: Path, weight_files: tuple[str, ...]) -> tuple[str, ...]:
+    """The files beside the weights that decide the answers; one file needs no index, Dolly no prompt format."""
+    index = () if weight_files == (WEIGHTS,) else (INDEX,)
+    return (CONFIG, TOKENIZER, *index, *((PROMPT,) if (path / PROMPT).is_file() else ()))
+
+
 def inspect_folder(folder: str | Path) -> ModelFolder:
     """Check a model's folder without loading it, in well under five seconds.
 
     Raises ModelError, naming the file, for: a file missing, pickled weights only, a config of another architecture
-    or with an unknown key, a safetensors file of the wrong length, an index that does not match its shards, more tokens
-    than embedding rows, sizes that differ from the manifest's.
+    or with an unknown key, an adapter, a safetensors file of the wrong length, an index that does not match its shards,
+    tensors that are not those of the config, more tokens than embedding rows, sizes that differ from the manifest's.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; stage the model with `dolly-batch stage-model SOURCE DEST`")
+    refuse_adapter(path, [file.name for file in path.iterdir()])
     config = read_config(path)
-    if (path / "adapter_config.json").exists():
-        raise ModelError(f"{path / 'adapter_config.json'}: adapters are not run; merge it into the model's weights")
-    weight_files, shapes = _read_weights(path)
-    _check_embedding(path, config, shapes)
-    manifest = _read_manifest(path, (CONFIG, TOKENIZER, *weight_files))
+    weight_files = read_weights(path, config)
+    _check_token_ids(path / TOKENIZER, config)
+    manifest = _read_manifest(path, (*_identity_files(path, weight_files), *weight_files))
     if manifest is None:
         return ModelFolder(path, config, weight_files)
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
@@ -157,52 +163,58 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _read_weights(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Return the weight files' names and the shapes of all tensors in them."""
-    single, index = path / WEIGHTS, path / INDEX
-    if single.is_file() and index.is_file():
-        raise ModelError(f"{path}: holds both {WEIGHTS} and {INDEX}; keep one")
-    if single.is_file():
-        return (WEIGHTS,), read_shapes(single)
-    if index.is_file():
-        return _read_shards(path)
+def read_weights(path: Path, config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the weight files, whose headers hold the tensors of this config, all and no others.
+
+    Of one file and shards the one file is taken, as transformers does. Raises ModelError.
+    """
+    if (path / WEIGHTS).is_file():
+        tensors = {WEIGHTS: read_tensors(path / WEIGHTS)}
+    elif (path / INDEX).is_file():
+        tensors = _read_shards(path)
+    else:
+        raise _no_weights(path)
+    check_weights(path, config, {name: tensor for file in tensors.values() for name, tensor in file.items()})
+    return tuple(tensors)
+
+
+def _no_weights(path: Path) -> ModelError:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
-        raise ModelError(
+        return ModelError(
             f"{path / pickles[0]}: pickled weights are never loaded; convert them once with "
             f"`dolly-batch stage-model {path} DEST`"
         )
-    raise ModelError(f"{single}: the file is missing (and so is {INDEX}); stage the model again")
+    found = explain_format(file.name for file in path.iterdir())
+    return ModelError(f"{path / WEIGHTS}: the file is missing (and so is {INDEX}); {found or 'stage the model again'}")
 
 
-def _read_shards(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+def _read_shards(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each shard, by its file name, in the names' order."""
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path / INDEX}: weight_map is missing or empty")
-    shapes: dict[str, tuple[int, ...]] = {}
-    shards = sorted({str(name) for name in weight_map.values()})
-    for shard in shards:
+    shards = {}
+    for shard in sorted({str(name) for name in weight_map.values()}):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ModelError(f"{path / INDEX}: {shard!r} is not the name of a safetensors file in the folder")
         if not (path / shard).is_file():
             raise ModelError(f"{path / shard}: the file is missing, {INDEX} names it; stage the model again")
-        found = read_shapes(path / shard)
+        found = read_tensors(path / shard)
         absent = sorted(name for name, where in weight_map.items() if where == shard and name not in found)
         if absent:
             raise ModelError(f"{path / shard}: tensor {absent[0]} is missing, {INDEX} says that it is there")
-        shapes.update(found)
-    return tuple(shards), shapes
+        shards[shard] = found
+    return shards
 
 
-def _check_embedding(path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """The embedding must have the config's shape, and a row for every token."""
-    name = config.architecture.embedding
-    expected = (config.vocab_size, config.hidden_size)
-    if shapes.get(name) != expected:
-        raise ModelError(f"{path}: tensor {name} has shape {shapes.get(name)}, expected {expected} from {CONFIG}")
-    top = max(_token_ids(path / TOKENIZER), default=-1)
+def _check_token_ids(path: Path, config: ModelConfig) -> None:
+    """The embedding must have a row for every token."""
+    top = max(_token_ids(path), default=-1)
     if top >= config.vocab_size:
-        raise ModelError(f"{path / TOKENIZER}: token id {top}, but {name} has only {config.vocab_size} rows")
+        raise ModelError(
+            f"{path}: token id {top}, but {config.architecture.embedding} has only {config.vocab_size} rows"
+        )
 
 
 def _token_ids(path: Path) -> Iterable[int]:
@@ -224,7 +236,6 @@ def _read_manifest(path: Path, needed: tuple[str, ...]) -> dict[str, Any] | None
     files = manifest.get("files")
     if manifest.get("format") != 1 or not isinstance(files, dict):
         raise ModelError(f"{path / MANIFEST}: not a manifest of format 1; stage the model again")
-    needed += (INDEX,) if (path / INDEX).is_file() else ()
     for name in needed:
         if name not in files:
             raise ModelError(f"{path / MANIFEST}: {name} is not listed; stage the model again")

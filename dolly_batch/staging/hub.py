@@ -26,7 +26,7 @@ from huggingface_hub.utils.tqdm import tqdm
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import hash_file
 from dolly_batch.staging.isolated import Log
-from dolly_batch.staging.layout import SMALL_FILES, find_weights
+from dolly_batch.staging.layout import SMALL_FILES, require_weights
 
 _ASK_TIMEOUT_S = 15.0
 _UNAUTHORIZED = (401, 403)
@@ -72,7 +72,8 @@ class HubSnapshot:
     def resolve(cls, source: str, revision: str | None) -> HubSnapshot:
         """Pin a branch, a tag or None (the default branch) to its commit.
 
-        Raises HubUnreachableError, or ModelError when there is no such repository or revision, or it needs a token.
+        Raises HubUnreachableError, or ModelError when there is no such repository or revision, when it needs a token,
+        and when it holds an adapter or no weights that are read.
         """
         with _client_faults_explained(source, revision):
             info = HfApi().model_info(source, revision=revision, files_metadata=True, timeout=_ASK_TIMEOUT_S)
@@ -82,6 +83,7 @@ class HubSnapshot:
         ]
         if info.sha is None:
             raise ModelError(f"model {source}: the hub named no commit for it; name a folder instead")
+        require_weights(f"model {source}", (file.name for file in files))
         return cls(source, info.sha, tuple(files))
 
     def fetch_small(self, into: Path) -> Path:
@@ -90,9 +92,7 @@ class HubSnapshot:
 
     def fetch_weights(self, into: Path, log: Log) -> Path:
         """Download the weights, safetensors if the repository has them, and check them against the hub's hashes."""
-        weights = find_weights(file.name for file in self.files)
-        if weights is None:
-            raise ModelError(f"model {self.source}: the repository holds no *.safetensors and no pytorch_model*.bin")
+        weights = require_weights(f"model {self.source}", (file.name for file in self.files))
         size = sum(file.size or 0 for file in self.files if file.name in weights.files)
         log(f"downloading {self.source}, {len(weights.files)} weight file(s), {size / 1e9:.1f} GB")
         return self._fetch({*weights.files, *filter(None, [weights.index])}, into)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json
+from dolly_batch.models.foreign import explain_format, refuse_adapter
 from dolly_batch.prompt_format import PROMPT
 
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -34,17 +35,19 @@ class Weights:
 
 
 def find_weights(names: Iterable[str]) -> Weights | None:
-    """Pick the weights among a repository's top-level file names: safetensors if there are any, else pickles."""
+    """Pick the weights among a repository's top-level file names, in transformers' order.
+
+    That is safetensors if there are any, else pickles, and of each one file before shards.
+    """
     present = set(names)
     for pattern, single, index, pickled in (
         (_SAFETENSORS, WEIGHTS, INDEX, False),
         (_PICKLE, "pytorch_model.bin", PICKLE_INDEX, True),
     ):
-        if index in present:
-            shards = sorted(name for name in present if pattern.fullmatch(name) and name != single)
-            return Weights(tuple(shards), index, pickled)
         if single in present:
             return Weights((single,), None, pickled)
+        if index in present:
+            return Weights(tuple(sorted(filter(pattern.fullmatch, present))), index, pickled)
     return None
 
 
@@ -56,6 +59,21 @@ def find_chat_template(folder: Path) -> str | None:
     if isinstance(found, list):
         found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None
+
+
+def require_weights(where: object, names: Iterable[str]) -> Weights:
+    """Pick the weights of the model `where` by its file names. Raises ModelError for an adapter, or without a model."""
+    present = set(names)
+    refuse_adapter(where, present)
+    weights = find_weights(present)
+    found = None if weights else explain_format(present)
+    if found:
+        raise ModelError(f"{where}: found no weights that are read, {found}")
+    if CONFIG not in present:
+        raise ModelError(f"{where}: {CONFIG} is missing; expected a model in Hugging Face's layout")
+    if weights is None:
+        raise ModelError(f"{where}: found no weights, expected *.safetensors or pytorch_model*.bin")
+    return weights
 
 
 def check_index(folder: Path, weights: Weights) -> Weights:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dolly_batch.errors import ModelError
 from dolly_batch.models.folder import INDEX
+from dolly_batch.models.foreign import ADAPTER, refuse_adapter
 from dolly_batch.staging.isolated import Log
 from dolly_batch.staging.layout import PICKLE_INDEX, SMALL_FILES, find_weights
 
@@ -29,7 +30,9 @@ class ModelScopeSnapshot:
 
     def fetch_small(self, into: Path) -> Path:
         """Download the config and the tokenizer's files."""
-        return self._fetch([*SMALL_FILES], into)
+        self._fetch([*SMALL_FILES, ADAPTER], into)
+        refuse_adapter(f"model {self.source}", [path.name for path in into.iterdir()])
+        return into
 
     def fetch_weights(self, into: Path, log: Log) -> Path:
         """Download the weights: safetensors if the repository has them, else pickles."""

@@ -12,10 +12,20 @@ from pathlib import Path
 from typing import Protocol
 
 from dolly_batch.errors import ModelError
-from dolly_batch.models.folder import CONFIG, MANIFEST, ModelFolder, hash_file, inspect_folder, verify_hashes
+from dolly_batch.models.folder import (
+    CONFIG,
+    MANIFEST,
+    ModelFolder,
+    hash_file,
+    inspect_folder,
+    read_config,
+    read_weights,
+    verify_hashes,
+)
+from dolly_batch.models.foreign import explain_format
 from dolly_batch.staging.hub import HubSnapshot
 from dolly_batch.staging.isolated import Log, run_isolated
-from dolly_batch.staging.layout import SMALL_FILES, find_weights
+from dolly_batch.staging.layout import SMALL_FILES, check_index, require_weights
 from dolly_batch.staging.modelscope_hub import ModelScopeSnapshot
 from dolly_batch.staging.smollm2 import SMOLLM2, SmolLM2Snapshot
 
@@ -119,6 +129,9 @@ def find_folder(source: str) -> Path | None:
         return None
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        what = explain_format([folder.name]) or "a file"
+        raise ModelError(f"model {source!r}: {what}; expected a folder with {CONFIG}, tokenizer and weights")
     if _HUB_ID.fullmatch(source):
         return None
     raise ModelError(
@@ -151,17 +164,23 @@ def open_snapshot(source: str, revision: str | None, log: Log) -> Snapshot:
         return FolderSnapshot.plain(files("dolly_batch.tiny").joinpath("model"), TINY)
     if (folder / MANIFEST).is_file():
         return FolderSnapshot.staged(inspect_folder(folder), source)
+    _check_headers(folder)
     log(f"hashing the files of {folder}")
     return FolderSnapshot.plain(folder, source)
 
 
+def _check_headers(folder: Path) -> None:
+    """Refuse weights that cannot be run before they are hashed and copied; pickles tell only once they are read."""
+    weights = require_weights(folder, [path.name for path in folder.iterdir() if path.is_file()])
+    config = read_config(folder)
+    if not weights.pickled:
+        check_index(folder, weights)
+        read_weights(folder, config)
+
+
 def _names_to_take(root: Traversable) -> tuple[str, ...]:
     present = [entry.name for entry in root.iterdir() if entry.is_file()] if root.is_dir() else []
-    if CONFIG not in present:
-        raise ModelError(f"{root}: {CONFIG} is missing; expected a model folder in Hugging Face's layout")
-    weights = find_weights(present)
-    if weights is None:
-        raise ModelError(f"{root}: found no weights, expected *.safetensors or pytorch_model*.bin")
+    weights = require_weights(root, present)
     taken = {*SMALL_FILES, *weights.files, weights.index}
     return tuple(sorted(name for name in present if name in taken))
 

@@ -124,7 +124,7 @@ def _stage(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> St
         with partial_folder(dest) as partial:
             assemble(snapshot, partial, max_shard_bytes, log)
             write_manifest(partial, snapshot.source, snapshot.revision)
-            built = inspect_folder(partial)
+            built = _inspect_built(partial, snapshot.source)
             if publish(partial, dest):
                 return _describe(replace(built, path=dest))
     theirs = inspect_folder(dest)
@@ -134,6 +134,14 @@ def _stage(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> St
             f"{built.sha256}; remove the folder and run again"
         )
     return _describe(theirs, already_there=True)
+
+
+def _inspect_built(partial: Path, source: str) -> ModelFolder:
+    """Inspect the unfinished folder; errors name the source instead, since the folder is deleted by then."""
+    try:
+        return inspect_folder(partial)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(partial), source)) from error
 
 
 def _find_same(dest: Path, snapshot: Snapshot) -> StagedModel | None:

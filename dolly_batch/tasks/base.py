@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 from dolly_batch.prompt import PromptEncoder, encoder_of
 from dolly_batch.records import Completion, GenerationParams, PartialAnswer, Row, Scores
+from dolly_batch.tasks.arguments import SqlArgument
 
 PREFILL_SPEEDUP = 8  # a token that is only read or scored costs about this much less than one that is generated
 
@@ -127,15 +128,6 @@ class TaskModel:
         return len(self.encoder.encode_text(text))
 
 
-@dataclass(frozen=True)
-class SqlArgument:
-    """One argument of a kind's SQL function, behind the first: a column of each row, or a setting of the call."""
-
-    name: str
-    is_column: bool = False
-    is_optional: bool = False
-
-
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
     """The settings of a task, of whatever kind: the section `task` of a job file. `kind` is a name in `KINDS`."""
@@ -162,6 +154,7 @@ class TaskKind:
     executor_needs: ClassVar[tuple[str, ...]] = ()
     """Modules that executors must have, in addition to those that load a model."""
     sql_arguments: ClassVar[tuple[SqlArgument, ...]] = ()
+    """Those behind the text."""
     sql_columns: ClassVar[tuple[str, ...]] = ()
     """Those of `columns` that the `try_` function returns too."""
 
@@ -178,7 +171,10 @@ class TaskKind:
         return None
 
     def with_arguments(self, settings: Any, arguments: Mapping[str, Any]) -> Any:
-        """The settings with those of one SQL call put over them. Raises ConfigError, naming the argument."""
+        """The settings with those of one SQL call put over them, of the types that `sql_arguments` takes.
+
+        Raises ConfigError, naming the argument.
+        """
         return settings
 
     @property

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from dolly_batch.errors import ConfigError, EngineError
 from dolly_batch.records import Completion, GenerationParams, Row, ScoreRow, Scores
+from dolly_batch.tasks.arguments import SqlArgument
 from dolly_batch.tasks.base import (
     PREFILL_SPEEDUP,
     PreparedTask,
     SettingError,
     SingleRequestRun,
-    SqlArgument,
     Task,
     TaskInput,
     TaskKind,
@@ -74,7 +74,7 @@ class ClassifyKind(TaskKind):
         "margin": "double",
         "label_scores": {"type": "map", "keyType": "string", "valueType": "double", "valueContainsNull": True},
     }
-    sql_arguments = (SqlArgument("labels"),)
+    sql_arguments = (SqlArgument("labels", "labels"),)
     sql_columns = ("confidence",)
 
     @property
@@ -107,11 +107,7 @@ class ClassifyKind(TaskKind):
 
     def with_arguments(self, settings: ClassifySettings, arguments: Mapping[str, Any]) -> ClassifySettings:
         """The labels are the call's."""
-        labels = arguments["labels"]
-        names = [] if labels is None else list(labels)
-        if not all(isinstance(name, str) for name in names):
-            raise ConfigError("labels must be strings, none of them null")
-        return replace(settings, labels=names)
+        return replace(settings, labels=arguments["labels"])
 
 
 @dataclass(frozen=True)

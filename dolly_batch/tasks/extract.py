@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dolly_batch.errors import ConfigError
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Scores
+from dolly_batch.tasks.arguments import SqlArgument
 from dolly_batch.tasks.base import (
     PreparedTask,
     SingleRequestRun,
-    SqlArgument,
     Task,
     TaskInput,
     TaskKind,
@@ -50,7 +49,7 @@ class ExtractKind(TaskKind):
     name = "extract"
     settings = ExtractSettings
     executor_needs = ("llguidance",)
-    sql_arguments = (SqlArgument("schema"),)
+    sql_arguments = (SqlArgument("schema", "schema"),)
 
     @property
     def sql_placeholders(self) -> Mapping[str, Any]:
@@ -79,10 +78,7 @@ class ExtractKind(TaskKind):
 
     def with_arguments(self, settings: ExtractSettings, arguments: Mapping[str, Any]) -> ExtractSettings:
         """The schema is the call's."""
-        schema = arguments["schema"]
-        if not isinstance(schema, str):
-            raise ConfigError("the schema must be a string: Spark DDL, or a JSON Schema")
-        return replace(settings, schema=schema)
+        return replace(settings, schema=arguments["schema"])
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Literal
 
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Scores
+from dolly_batch.tasks.arguments import SqlArgument
 from dolly_batch.tasks.base import (
     PreparedTask,
     SettingError,
     SingleRequestRun,
-    SqlArgument,
     Task,
     TaskInput,
     TaskKind,
@@ -63,7 +63,7 @@ class GenerateKind(TaskKind):
     reads_text = False
     resumes = True
     in_prompt = frozenset({"template", "examples"})
-    sql_arguments = (SqlArgument("context", is_column=True, is_optional=True),)
+    sql_arguments = (SqlArgument("context", "text", is_column=True, is_optional=True),)
 
     @property
     def sql_placeholders(self) -> Mapping[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from dolly_batch.errors import ConfigError
 from dolly_batch.records import Completion, GenerationParams, PromptRow, Row, Scores
+from dolly_batch.tasks.arguments import SqlArgument
 from dolly_batch.tasks.base import (
     PreparedTask,
-    SqlArgument,
     Task,
     TaskInput,
     TaskKind,
@@ -55,7 +55,7 @@ class SummarizeKind(TaskKind):
     settings = SummarizeSettings
     columns = {"num_pieces": "integer", "num_calls": "integer"}  # noqa: RUF012 - a constant of the kind
     in_prompt = frozenset({"instruction", "style", "max_words"})
-    sql_arguments = (SqlArgument("max_words", is_optional=True),)
+    sql_arguments = (SqlArgument("max_words", "number", is_optional=True),)
 
     def prepare(self, settings: SummarizeSettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
         """Raises ConfigError when `max_new_tokens` cannot hold a summary, or leaves no room for the text."""
@@ -87,7 +87,7 @@ class SummarizeKind(TaskKind):
     def with_arguments(self, settings: SummarizeSettings, arguments: Mapping[str, Any]) -> SummarizeSettings:
         """The call's number of words, where it gives one."""
         words = arguments["max_words"]
-        return settings if words is None or words != words else replace(settings, max_words=int(words))
+        return settings if words is None else replace(settings, max_words=words)
 
 
 def default_instruction(style: Literal["sentence", "bullets"], max_words: int | None) -> str:

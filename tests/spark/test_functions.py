@@ -7,20 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy
-import pandas
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 import dolly_batch.functions
 from dolly_batch.errors import ConfigError
-from dolly_batch.records import EngineSpec, GenerationParams
-from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls
 from dolly_batch.spark.tables.struct import struct_type
-from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.schema import read_schema
-from dolly_batch.tiny import MODEL_FOLDER
 from tests.conftest import PROJECT
 from tests.spark.desk import Desk
 from tests.tasks.test_schema import DDL
@@ -106,9 +100,16 @@ def test_sql_and_python_give_what_the_job_gives(job_desk: Desk) -> None:
     }
     # A struct, not text, where Python knows the schema; and a summary of what is too long for one prompt.
     three = spark.table("texts").filter("id = '3'")
-    person = three.select(functions.extract("text", "name STRING, age INT").alias("person"))
+    meant = {"positive": "praise", "negative": "a complaint"}
+    person = three.select(
+        functions.extract("text", "name STRING, age INT").alias("person"),
+        functions.classify("text", meant, try_=True).alias("topic"),
+    )
     assert person.schema["person"].dataType.simpleString() == "struct<name:string,age:int>"
-    assert person.first().person.asDict() == json.loads(found["3"]["extract"])  # type: ignore[union-attr]
+    row = person.first()
+    assert row is not None
+    assert row.person.asDict() == json.loads(found["3"]["extract"])
+    assert (row.topic.error, row.topic.confidence > 0) == (None, True)
     long = spark.table("texts").filter("id IN ('long', 'null')")
     summaries = long.selectExpr("id", "try_dolly_summarize(text, 9) AS summary").collect()
     assert {row.id: row.summary.response is not None for row in summaries} == {"long": True, "null": False}
@@ -158,22 +159,33 @@ def test_ddl_gives_the_types_that_spark_reads_in_it(spark: SparkSession) -> None
         assert struct_type(read_schema(ddl)) == without_lengths(T._parse_datatype_string(ddl))
 
 
-def test_labels_that_are_lists_themselves_are_a_fault_of_the_row() -> None:
-    nested = numpy.empty(2, dtype=object)
-    nested[:] = [numpy.array(["a"]), numpy.array(["b"])]
-    function = SqlFunction(
-        kind="classify",
-        settings=KINDS["classify"].settings(kind="classify", labels=["a", "b"]),  # type: ignore[call-arg]
-        spec=EngineSpec("echo", str(MODEL_FOLDER)),
-        params=GenerationParams(do_sample=False),
-        max_positions=2048,
-        seed=42,
-        long_prompt="error",
-    )
-    batch = (pandas.Series(["a text"]), pandas.Series([nested]))
-    ((result,),) = answer_calls(function, iter([batch]))
-    assert result is not None
-    assert (result.status, result.error) == ("invalid_arguments", "labels: must be a list of plain values")
+# Calls whose arguments have types that only Spark makes, and what `error` says of each.
+ODD_CALLS = {
+    "try_dolly_generate(n)": "invalid_arguments: text: must be a string, found a number",
+    "try_dolly_generate(cast(text AS binary))": "invalid_arguments: text: must be a string, found binary",
+    "try_dolly_generate(cast(x'ff41' AS string))": "bad_encoding: text is not valid UTF-8",
+    "try_dolly_generate(text, struct(n))": "invalid_arguments: context: must be a string, found struct<n:int>",
+    "try_dolly_generate(text, date'2024-01-01')": "invalid_arguments: context: must be a string, found date",
+    "try_dolly_classify(text, array('a', cast(x'ff' AS string)))": "bad_encoding: labels is not valid UTF-8",
+    "try_dolly_classify(text, map('a', 1))": "invalid_arguments: labels: must be an array of strings, or a map",
+    "try_dolly_summarize(text, double('inf'))": "invalid_arguments: max_words: must be a whole number, found a number",
+}
+
+
+@pytest.mark.parametrize("arrow_udfs_from", [(4, 1), (99, 0)], ids=["Spark 4.1 and newer", "Spark 4.0"])
+def test_odd_arguments_are_faults_of_the_row_and_end_no_query(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch, arrow_udfs_from: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(dolly_batch.functions, "ARROW_UDFS_FROM", arrow_udfs_from)
+    expected = {call: told for call, told in ODD_CALLS.items() if arrow_udfs_from == (4, 1) or "x'ff" not in call}
+    dolly_batch.functions.register(spark, "tiny", engine={"kind": "echo"}, generation={"max_new_tokens": 48})
+    calls = ", ".join(f"{call} AS c{number}" for number, call in enumerate(expected))
+    row = spark.sql(f"SELECT {calls} FROM VALUES (1, 'a text') AS t(n, text)").first()
+    assert row is not None
+    for (call, told), result in zip(expected.items(), row, strict=True):
+        assert result.response is None, call
+        # pandas says less of what is in a struct or a map.
+        assert result.error.startswith(told if arrow_udfs_from == (4, 1) else told.split("<")[0]), call
 
 
 def test_python_refuses_arguments_that_a_query_could_not_use(job_desk: Desk) -> None:
@@ -182,6 +194,10 @@ def test_python_refuses_arguments_that_a_query_could_not_use(job_desk: Desk) -> 
         functions.extract("text", "name STRIN")
     with pytest.raises(ConfigError, match="labels: 1 labels"):
         functions.classify("text", ["a"])
+    with pytest.raises(ConfigError, match=r"labels: must be an array .* found string"):
+        functions.classify("text", "yes")
+    with pytest.raises(ConfigError, match="max_words: must be a whole number"):
+        functions.summarize("text", 9.5)
     with pytest.raises(TypeError, match="labels"):
         functions.classify("text")
     with pytest.raises(AttributeError, match="the kinds of task are generate"):

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from dolly_batch.errors import ModelError
@@ -163,3 +163,57 @@ def test_vocab_and_merges_become_the_same_tokenizer(plain, tmp_path):
     text = "a plain text of\n\n### Response:\nnaïve  words ### End"
     assert converted.encode(text).ids == original.encode(text).ids
     assert set(added.values()) <= set(converted.encode("### Instruction:### Response:### End").ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json"),
+        (lambda folder: reconfigure(folder, num_hidden_layers=3), r"tensor gpt_neox\.layers\.2\..* is missing"),
+        (lambda folder: reconfigure(folder, num_hidden_layers=1), r"tensor gpt_neox\.layers\.1\..* is unknown"),
+        (lambda folder: reconfigure(folder, intermediate_size=128), r"has shape \[64, 32\], expected \[128, 32\]"),
+        (lambda folder: reconfigure(folder, quantization_config={"quant_method": "awq"}), "quantized by awq"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["plain", "pickled"])
+def test_a_folder_that_cannot_be_run_as_it_is_leaves_nothing_behind(layout, request, change, told, tmp_path):
+    source = copy_of(request.getfixturevalue(layout), tmp_path / "source")
+    change(source)
+    lines = []
+    with pytest.raises(ModelError, match=f"{source}.*{told}"):
+        stage_under(str(source), tmp_path / "models", log=lines.append)
+    assert not (tmp_path / "models").exists() or os.listdir(tmp_path / "models") == []
+    assert layout == "pickled" or not lines, "refused by the headers, before files are hashed or copied"
+
+
+def reconfigure(folder: Path, **settings: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+def test_an_adapter_beside_a_staged_model_is_refused_too(plain, tmp_path):
+    staged = stage_to(str(plain), tmp_path / "staged").folder
+    (staged / "adapter_config.json").write_text("{}")
+    for stage in (stage_to, stage_under):
+        with pytest.raises(ModelError, match="adapter_config"):
+            stage(str(staged), tmp_path / "models")
+
+
+def test_of_one_file_and_shards_the_file_is_staged(plain, tmp_path):
+    source = copy_of(plain, tmp_path / "source")
+    one = {name: value + 1 for name, value in tensors_of(plain).items()}
+    save_file(one, source / "model.safetensors")
+    staged = stage_to(str(source), tmp_path / "staged").folder
+    assert sorted(path.name for path in staged.glob("*.safetensors*")) == ["model.safetensors"]
+    assert all(value.equal(one[name]) for name, value in tensors_of(staged).items())
+
+
+def test_a_file_and_a_folder_of_another_form_are_named_as_what_they_are(plain, tmp_path):
+    source = tmp_path / "gguf"
+    source.mkdir()
+    (source / "dolly.Q4_K_M.gguf").write_bytes(b"GGUF")
+    for model in (source, source / "dolly.Q4_K_M.gguf"):
+        with pytest.raises(ModelError, match=r"dolly\.Q4_K_M\.gguf is GGUF.*original model"):
+            stage_to(str(model), tmp_path / "staged")
+    with pytest.raises(ModelError, match="a file; expected a folder"):
+        stage_to(str(plain / "config.json"), tmp_path / "staged")

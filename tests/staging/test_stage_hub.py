@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -161,3 +162,16 @@ def test_without_the_hub_two_staged_revisions_are_not_guessed_between(hub, in_pr
     assert "f" * 40 in unsure.error
     chosen = in_process("stage_under", REPO_ID, tmp_path, COMMIT[:10])
     assert inspect_folder(chosen.folder).revision == COMMIT
+
+
+def test_a_repository_with_an_adapter_or_gguf_is_refused_by_its_list_of_files(plain, in_process, tmp_path):
+    adapter, gguf = tmp_path / "adapter", tmp_path / "gguf"
+    for folder, files in ((adapter, [*plain.iterdir(), "adapter_config.json"]), (gguf, ["dolly.gguf"])):
+        folder.mkdir()
+        for file in files:
+            (folder / Path(file).name).write_bytes(file.read_bytes() if isinstance(file, Path) else b"{}")
+        with HubServer(folder, REPO_ID, COMMIT) as other:
+            done = in_process("stage_to", REPO_ID, tmp_path / "models" / "dolly", None, endpoint=other.endpoint)
+            assert other.downloads() == {}
+        assert done.error.startswith(f"ModelError: model {REPO_ID}: ")
+        assert ("adapter_config.json" if folder == adapter else "GGUF") in done.error

@@ -5,7 +5,6 @@ settings alone (`config.py`), not from the file.
 """
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Masks and rotary tables that older versions of transformers saved with the weights. They are rebuilt, never read.
-_OLD_BUFFERS = re.compile(r"\.(self_attn|attention|attn)\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def _load_weights(
 
 def _check_loaded(folder: ModelFolder, info: Mapping[str, Any]) -> None:
     """Refuse a model with missing weights: transformers fills them with random numbers."""
-    unexpected = sorted(name for name in info["unexpected_keys"] if not _OLD_BUFFERS.search(name))
+    unexpected = sorted(name for name in info["unexpected_keys"] if not folder.architecture.is_buffer(name))
     problems = {
         "missing": sorted(info["missing_keys"]),
         "of another shape": sorted(str(key) for key in info["mismatched_keys"]),

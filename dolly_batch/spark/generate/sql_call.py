@@ -1,19 +1,21 @@
 """Inside one task of a query, on an executor: a SQL function's rows to the engine host, and back in their order."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
-
-import pandas as pd
 
 from dolly_batch.errors import ConfigError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams
 from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.generate.sql_columns import NotUtf8, values_of
 from dolly_batch.tasks import KINDS
+from dolly_batch.tasks.arguments import TEXT, check_argument
 from dolly_batch.tasks.base import (
     PreparedTask,
     SettingError,
@@ -58,7 +60,7 @@ def answer_calls(function: SqlFunction, batches: Iterator[Any]) -> Iterator[list
         client: RetryingClient | None = None
         warm: dict[Task, Task] = {}
         for batch in batches:
-            columns = batch if isinstance(batch, tuple) else (batch,)
+            columns = [values_of(column) for column in (batch if isinstance(batch, tuple) else (batch,))]
             starts = [_start(function, prepare, arguments) for arguments in zip(*columns, strict=True)]
             results = {number: one for number, one in enumerate(starts) if isinstance(one, TaskResult)}
             rows = {number: one for number, one in enumerate(starts) if isinstance(one, tuple)}
@@ -73,16 +75,20 @@ def answer_calls(function: SqlFunction, batches: Iterator[Any]) -> Iterator[list
 
 
 class _Preparation:
-    """A function's task for the settings of one call, which are hashable."""
+    """A function's task for the settings of one call, as JSON: a list of their values, in their order."""
 
     def __init__(self, function: SqlFunction) -> None:
         self._function = function
 
-    def __call__(self, *settings: Any) -> PreparedTask:
+    def __call__(self, settings: str) -> PreparedTask:
         function, kind = self._function, KINDS[self._function.kind]
         names = [argument.name for argument in kind.sql_arguments if not argument.is_column]
-        of_call = call_settings(kind, function.settings, dict(zip(names, settings, strict=True)))
-        return kind.prepare(of_call, function.model, function.params)
+        try:
+            of_call = call_settings(kind, function.settings, dict(zip(names, json.loads(settings), strict=True)))
+            return kind.prepare(of_call, function.model, function.params)
+        except (TypeError, ValueError, LookupError, RecursionError) as error:
+            # Whatever no check has foreseen in a text from a query is a fault of that call, not of the query.
+            raise ConfigError(f"{', '.join(names)}: cannot be used ({type(error).__name__})") from error
 
 
 def call_settings(kind: TaskKind, settings: Any, arguments: Mapping[str, Any]) -> Any:
@@ -95,12 +101,11 @@ def call_settings(kind: TaskKind, settings: Any, arguments: Mapping[str, Any]) -
 
 def _start(function: SqlFunction, prepare: Any, arguments: Sequence[Any]) -> Started | TaskResult | None:
     """A row's task and input; its result where it cannot run; None for a null text."""
-    text = arguments[0]
-    if text is None or (not isinstance(text, str) and pd.isna(text)):
+    if arguments[0] is None:
         return None
     try:
-        settings, context = _split(KINDS[function.kind], arguments[1:])
-        prepared: PreparedTask = prepare(*settings)
+        text, settings, context = _checked(KINDS[function.kind], arguments)
+        prepared: PreparedTask = prepare(json.dumps(settings))
         if is_blank(text):
             return _fault("empty_instruction", "the text is blank")
         values, context = ((), text) if prepared.reads_text else ((text,), context)
@@ -110,24 +115,32 @@ def _start(function: SqlFunction, prepare: Any, arguments: Sequence[Any]) -> Sta
         return _fault("invalid_arguments", str(error))
     except UnicodeEncodeError:
         return _fault("bad_encoding", "the text holds half of a surrogate pair")
+    except _NotUtf8Error as error:
+        return _fault("bad_encoding", str(error))
     except _TooLongError as error:
         return _fault("too_long", str(error))
 
 
-def _split(kind: TaskKind, arguments: Sequence[Any]) -> tuple[list[Any], str | None]:
-    """A call's settings, made hashable, and the row's context. Raises ConfigError for nested lists."""
+def _checked(kind: TaskKind, values: Sequence[Any]) -> tuple[str, list[Any], str | None]:
+    """A call's text, its settings and the row's context. Raises ConfigError for values of other types."""
+    arguments = (TEXT, *kind.sql_arguments)
+    if len(values) > len(arguments):
+        names = ", ".join(argument.name for argument in arguments)
+        raise ConfigError(f"dolly_{kind.name} takes {names}, and was given {len(values)} arguments")
     settings, context = [], None
-    for number, argument in enumerate(kind.sql_arguments):
-        value = arguments[number] if number < len(arguments) else None
-        if argument.is_column:
-            context = value if isinstance(value, str) and value else None
-            continue
-        if value is not None and not pd.api.types.is_scalar(value):
-            value = tuple(value)
-            if not all(map(pd.api.types.is_scalar, value)):
-                raise ConfigError(f"{argument.name}: must be a list of plain values")
-        settings.append(value)
-    return settings, context
+    for argument, value in zip_longest(arguments, values):
+        if isinstance(value, NotUtf8):
+            raise _NotUtf8Error(f"{argument.name} is not valid UTF-8")
+        checked = check_argument(argument, value)
+        if not argument.is_column:
+            settings.append(checked)
+        elif argument is not TEXT:
+            context = checked or None
+    return values[0], settings, context
+
+
+class _NotUtf8Error(Exception):
+    """A value that holds a text that is not UTF-8."""
 
 
 class _TooLongError(Exception):
@@ -152,7 +165,14 @@ def _fault(status: str, message: str) -> TaskResult:
     return TaskResult(None, status, message, None, None)
 
 
-def result_columns(kind: TaskKind, result: TaskResult | None) -> dict[str, Any]:
+def result_rows(function: SqlFunction, results: Sequence[TaskResult | None], *, tries: bool) -> list[Any]:
+    """What the function returns for each row: its response, or a dict of the fields of its `try_` variant."""
+    if tries:
+        return [_fields(KINDS[function.kind], result) for result in results]
+    return [None if result is None else result.response for result in results]
+
+
+def _fields(kind: TaskKind, result: TaskResult | None) -> dict[str, Any]:
     """A row of a `try_` function: `error` is null exactly for rows that are ok."""
     if result is None:
         columns: dict[str, Any] = {"response": None, "error": "null_instruction: the text is null"}
