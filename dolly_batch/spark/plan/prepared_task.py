@@ -11,5 +11,5 @@ def prepare_task(job: JobConfig, model: TaskModel) -> PreparedTask:
     """The job's task. Raises ConfigError for settings that cannot work with this model, and for such schemas."""
     prepared = KINDS[job.task.kind].prepare(job.task, model, job.generation.params)
     if prepared.grammar is not None and (fault := fault_of(prepared.grammar)):
-        raise ConfigError(f"task.schema: cannot be followed while an answer is written: {fault}")
+        raise ConfigError(fault)
     return prepared
