@@ -13,6 +13,7 @@ from dolly_batch.host.address import HostAddress
 from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams
 from dolly_batch.spark.generate.device import task_device
+from dolly_batch.spark.plan.prepared_task import prepare_settings
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.base import (
     PreparedTask,
@@ -82,7 +83,7 @@ class _Preparation:
         function, kind = self._function, KINDS[self._function.kind]
         names = [argument.name for argument in kind.sql_arguments if not argument.is_column]
         of_call = call_settings(kind, function.settings, dict(zip(names, settings, strict=True)))
-        return kind.prepare(of_call, function.model, function.params)
+        return prepare_settings(kind, of_call, function.model, function.params)
 
 
 def call_settings(kind: TaskKind, settings: Any, arguments: Mapping[str, Any]) -> Any:
