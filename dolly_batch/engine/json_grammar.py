@@ -39,8 +39,8 @@ def fault_of(schema: Mapping[str, Any], where: str = "task.schema") -> str | Non
         return None
     for path, part in _patterns(schema, where):
         if fault := _fault(part):
-            sizes = f"{part.get('minLength', 0)} to {part['maxLength']}"
-            nothing = f"no text of {sizes} characters is known to match; `maxLength` sets another bound"
+            most = f", of {part['maxLength']} characters at most (`maxLength`)," if "maxLength" in part else ""
+            nothing = f"no text{most} is known to match it"
             return f"{path}.pattern: {nothing if 'regex is empty' in fault.lower() else f'cannot be followed: {fault}'}"
     fault = _fault(schema)
     return f"{where}: cannot be followed while an answer is written: {fault}" if fault else None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ DEFAULT_ITEMS = 10
 MIN_CHARS, MIN_ITEMS = 8, 2
 PATTERN_CHARS = 256
 _PATTERN_CHARS_MEANT = 30
+_OPEN_END = re.compile(r"[*+]|\{[0-9]+,\}")
 _DATE_CHARS = 24
 _NUMBER_CHARS = 12
 _CHARS_COUNTED = 1_000_000  # of a shortest value: more fits no model
@@ -91,8 +93,9 @@ def _bounded(schema: Mapping[str, Any], chars: int, items: int) -> dict[str, Any
     elif found["type"] == "array":
         found["items"] = _bounded(found["items"], chars, items)
         found.setdefault("maxItems", max(items, found.get("minItems", 0)))
-    elif "pattern" in found:  # its own bounds are not known; this one keeps an open end from running on
-        found.setdefault("maxLength", max(PATTERN_CHARS, found.get("minLength", 0)))
+    elif "pattern" in found:
+        if _OPEN_END.search(found["pattern"]):  # which would run on
+            found.setdefault("maxLength", max(PATTERN_CHARS, found.get("minLength", 0)))
     elif found["type"] == "string" and not {"enum", "format"} & set(found):
         found.setdefault("maxLength", max(chars, found.get("minLength", 0)))
     return found
