@@ -59,6 +59,11 @@ class ClassifySettings(TaskSettings):
             raise SettingError("labels", "a label is empty, or begins or ends with white space")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise SettingError("labels", f"label `{repeated[0]}` is given twice")
+        if self.instruction and isinstance(self.labels, dict) and any(self.labels.values()):
+            message = (
+                "descriptions stand in the default instruction, which task.instruction replaces: leave one of them out"
+            )
+            raise SettingError("labels", message)
         if self.none_below is not None and not 0 <= self.none_below <= 1:
             raise SettingError("none_below", f"must be 0 to 1, found {self.none_below}")
 
