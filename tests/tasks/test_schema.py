@@ -1,6 +1,7 @@
 """Schemas: what is let through, how it is bounded, and DDL read by Spark and by Python alone."""
 
 import json
+from datetime import date
 from typing import Any, Literal
 
 import pytest
@@ -61,6 +62,18 @@ BAD = [
     (objects(a=objects()), r"schema\.a\.properties: an object needs at least one field"),
     ({**objects(a={"type": "string"}), "required": ["b"]}, r"schema\.required: must list fields"),
     (objects(a={"anyOf": [{"type": "string"}, {"type": "integer"}]}), r"a\.anyOf: only one type can be used"),
+    (objects(a={"anyOf": [{"type": "string", "maxLength": 3}], "maxLength": 9}), r"a\.maxLength: 9 stands beside"),
+    (objects(a={"type": "string", "default": date(2024, 1, 1)}), r"a\.default: holds what JSON has not"),
+    (
+        {
+            **objects(a={"$ref": "#/$defs/A0"}),
+            "$defs": {
+                "A9": {"type": "string"},
+                **{f"A{n}": objects(**{key: {"$ref": f"#/$defs/A{n + 1}"} for key in "abcdefghij"}) for n in range(9)},
+            },
+        },
+        "more than 10,000 parts",
+    ),
     (objects(a={"$ref": "other.json"}), r"a\.\$ref: 'other\.json' is not in the schema's own"),
     ({**objects(a={"$ref": "#/$defs/A"}), "$defs": {"A": {"$ref": "#/$defs/A"}}}, "leads back to itself"),
     ({**objects(a={"$ref": "#/$defs/A"}), "$defs": {"A": objects(b={"$ref": "#/$defs/A"})}}, r"a\.b\.b.*nested deeper"),

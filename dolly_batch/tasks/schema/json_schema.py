@@ -5,8 +5,10 @@ are never null; `const` has become an `enum` of one; bounds are what can be writ
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from dolly_batch.errors import ConfigError
@@ -22,6 +24,7 @@ from dolly_batch.tasks.schema.values import (
 )
 
 MAX_DEPTH = 32
+MAX_PARTS = 10_000
 SPARK_TYPE = "sparkType"
 """A key of ours, on fields read from DDL: their exact type in Spark (its JSON name). Grammars do not have it."""
 INT_RANGE = {"minimum": -(10**18) + 1, "maximum": 10**18 - 1}  # 18 digits: within 64 bits
@@ -37,6 +40,7 @@ _KEYS = {
     "boolean": set[str](),
 }
 _NOTES = {"type", "title", "description", "$schema", "$id", "$defs", "definitions", "examples", "default", "nullable"}
+_UNREAD = {*_NOTES, "additionalProperties"}
 _WRAPPERS = ("anyOf", "oneOf", "allOf")
 
 
@@ -70,11 +74,14 @@ class _Reader:
     """Reads one schema; `definitions` are its own, by how `$ref` names them."""
 
     definitions: Mapping[str, Any]
+    numbers: Iterator[int] = field(default_factory=count)
 
     def read(self, schema: Any, where: str, depth: int) -> tuple[dict[str, Any], bool]:
         """A part of the schema, reduced, and whether it may be null. `depth` is how many others are around it."""
         if depth > MAX_DEPTH:
             raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels (a `$ref` may lead back to itself)")
+        if next(self.numbers) > MAX_PARTS:
+            raise ConfigError(f"{where}: the schema has more than {MAX_PARTS:,} parts, each `$ref` counted")
         schema, is_nullable = self._unwrapped(schema, where)
         kind = _type(schema, where)
         _check_keys(schema, kind, where)
@@ -99,7 +106,7 @@ class _Reader:
         properties, required = schema.get("properties"), schema.get("required", [])
         if not isinstance(properties, Mapping) or not properties:
             raise ConfigError(f"{where}.properties: an object needs at least one field")
-        if not isinstance(required, list) or not all(name in properties for name in map(str, required)):
+        if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
             raise ConfigError(f"{where}.required: must list fields of `properties`, found {required!r}")
         fields, never_null = {}, []
         for name, value in properties.items():
@@ -124,19 +131,29 @@ class _Reader:
                 inner = self._definition(schema[key], where)
             else:
                 parts = schema[key] if isinstance(schema[key], list) else []
-                values = [part for part in parts if not _is_null(part)]
+                values = [part for part in parts if key == "allOf" or not _is_null(part)]
                 if len(values) != 1:
                     raise ConfigError(
                         f"{where}.{key}: only one type can be used, or one and null; write `type: string`"
                     )
                 inner, is_nullable = values[0], is_nullable or len(parts) > 1
-            schema = {**inner, **others} if isinstance(inner, Mapping) else inner
+            schema = _merged(inner, others, where) if isinstance(inner, Mapping) else inner
         raise ConfigError(f"{where}: `$ref` leads back to itself")
 
     def _definition(self, name: Any, where: str) -> Any:
         if not isinstance(name, str) or name not in self.definitions:
             raise ConfigError(f"{where}.$ref: {name!r} is not in the schema's own `$defs`, as `#/$defs/NAME`")
         return self.definitions[name]
+
+
+def _merged(inner: Mapping[str, Any], others: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A schema with what stands beside the reference to it. Raises ConfigError where they contradict each other."""
+    for key in others:
+        if key in inner and key not in _NOTES - {"type", "nullable"} and inner[key] != others[key]:
+            raise ConfigError(
+                f"{where}.{key}: {others[key]!r} stands beside a `$ref` or `anyOf` that says {inner[key]!r}"
+            )
+    return {**inner, **others}
 
 
 def _is_null(schema: Any) -> bool:
@@ -165,6 +182,11 @@ def _check_keys(schema: Mapping[str, Any], kind: str, where: str) -> None:
             listed = ", ".join(sorted(_KEYS[kind])) or "none but notes"
             hint = f"did you mean `{near[0]}`?" if near and near[0] != key else f"known for {kind}: {listed}"
             raise ConfigError(f"{where}.{key}: not a key that can be used here; {hint}")
+        if key in _UNREAD:
+            try:
+                json.dumps(schema[key])
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"{where}.{key}: holds what JSON has not; put dates into quotes") from error
 
 
 def _string(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
