@@ -157,6 +157,22 @@ def test_tiny_completes_what_it_is_asked_for(tiny: LoadedModel) -> None:
     assert counts["stop"] >= 0.95 * len(rows)
 
 
+def test_a_field_that_is_not_null_gets_a_value_where_the_text_has_none(tiny: LoadedModel) -> None:
+    rows = [row for row in texts.json_rows(200, 4711) if "name" in row.response][:8]
+    found = []
+    for required in ([], ["age"]):
+        schema = check_schema({"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}})
+        schema = bound_schema({**schema, "required": required}, 64, len)
+        answers = generate(PlainEngine(tiny), ask(tiny, rows, schema))
+        found.append(
+            {answer.key: json.loads(answer.text)["age"] for answer in answers if answer.finish_reason == "stop"}
+        )
+    free, held = found
+    assert None in free.values()
+    assert len(held) == len(rows)
+    assert all(isinstance(value, int) for value in held.values())
+
+
 @pytest.mark.chaos
 def test_of_1000_rows_none_is_invalid(tiny: LoadedModel, neox_folder: Path) -> None:
     schema = schema_of({"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}, 64)
