@@ -114,7 +114,8 @@ def _terminal(schema: Mapping[str, Any]) -> str:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A text as Lark has it: as JSON does, but for DEL, which Lark wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def whole_pattern(pattern: str) -> str:

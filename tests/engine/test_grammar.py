@@ -326,6 +326,11 @@ def test_what_is_not_null_cannot_be_written_as_null() -> None:
         assert writes({"type": "object", "properties": {"y": field}}, '{"y": null}')
 
 
+def test_values_of_an_enum_are_written_as_json_has_them() -> None:
+    values = ["", '"', "\\", "a/b", "a\r\nb", "\x01", "\x7f", "\x85", "\u2028", "e\u0301", "%json {", "/x/i", "# c"]
+    assert [value for value in values if not writes({"enum": values}, json.dumps(value, ensure_ascii=False))] == []
+
+
 def test_an_enum_of_thousands_compiles_at_once() -> None:
     schema = {"enum": [f"Category {number}" for number in range(20_000)]}
     assert writes(schema, '"Category 19999"')
