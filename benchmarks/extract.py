@@ -23,7 +23,8 @@ from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
-from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema
+from dolly_batch.tasks.schema.bounds import bound_schema
+from dolly_batch.tasks.schema.json_schema import check_schema
 from dolly_batch.tiny import MODEL_FOLDER
 from tools.tiny import texts
 

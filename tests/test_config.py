@@ -37,7 +37,7 @@ BAD = {
     "twice inside": (GOOD.replace("id: id}", "id: id, id: other}"), "key `id` is given twice"),
     "python object": (GOOD + "x: !!python/object/apply:os.system ['touch pwned']\n", "not readable YAML"),
     "wrong type": (GOOD.replace("{path: out}", '{path: out, target_file_mb: "12"}'), "output.target_file_mb"),
-    "number as text": (GOOD.replace("name: job", "name: 12"), "name: .*string.*found 12"),
+    "number as text": (GOOD.replace("name: job", "name: 12"), 'name: must be text.*quote it: name: "12"'),
     "path and table": (GOOD.replace("{path: out}", "{path: out, table: t}"), "output: give exactly one of"),
     "neither": (GOOD.replace("{path: out}", "{mode: append}"), "output: give exactly one of"),
     "no format": (GOOD.replace(", format: json", ""), "input: `format` is needed"),
@@ -50,10 +50,49 @@ BAD = {
         GOOD + "task: {kind: classify, labels: [a, b], none_belo: 1}\n",
         "task.none_belo: .*`none_below`",
     ),
+    "labels YAML reads as booleans": (
+        GOOD + "task: {kind: classify, labels: [yes, No, 'on']}\n",
+        r'task.labels: must be text.*quote them: labels: \["yes", "No", "on"\]$',
+    ),
+    "labels YAML reads as numbers": (
+        GOOD + "task: {kind: classify, labels: [1, 0x2]}\n",
+        r'task.labels: .*quote them: labels: \["1", "0x2"\]$',
+    ),
+    "labels YAML reads as null and a date": (
+        GOOD + "task: {kind: classify, labels: [null, 2024-01-01]}\n",
+        r'task.labels: .*quote them: labels: \["null", "2024-01-01"\]$',
+    ),
+    "a date that is none": (GOOD + "task: {kind: classify, labels: [2024-13-45, b]}\n", "not readable YAML.*quotes"),
+    "label with a number to it": (
+        GOOD + "task: {kind: classify, labels: {a: 1, b: x}}\n",
+        'task.labels.a: must be text.*quote it: a: "1"$',
+    ),
+    "label YAML reads as a boolean": (GOOD + "task: {kind: classify, labels: {no: x, b: y}}\n", 'quote it: "no"'),
+    "labels as text": (GOOD + "task: {kind: classify, labels: 'a, b'}\n", "task.labels: .*valid list"),
+    "nested too deeply": (GOOD + "task: " + "{a: " * 3000 + "}" * 3000 + "\n", "not readable YAML"),
+    "an anchor that holds itself": (GOOD + "task: &a {kind: classify, labels: *a}\n", "holds itself"),
+    "half a label": (GOOD + 'task: {kind: classify, labels: ["a\\ud83d", b]}\n', r"task\.labels\.0: holds half"),
+    "half a label's name": (
+        GOOD + 'task: {kind: classify, labels: {"a\\ud83d": x, b: y}}\n',
+        r"task\.labels\.a\\ud83d: holds half",
+    ),
+    "half an enum": (
+        GOOD + 'task: {kind: extract, schema: {type: object, properties: {a: {enum: ["\\ude00"]}}}}\n',
+        r"task\.schema\.properties\.a\.enum\.0: holds half",
+    ),
+    "half a template": (GOOD + 'task: {template: "\\ud83d {text}"}\n', r"task\.template: holds half"),
+    "half a path": (GOOD.replace("in.jsonl", '"in\\ud83d.jsonl"'), r"input\.path: holds half"),
+    "schema by its path": (
+        GOOD + "task: {kind: extract, schema: {type: object, properties: {a: {type: string, maxLength: '3'}}}}\n",
+        r"task\.schema\.a\.maxLength: must be a whole number",
+    ),
     "one label": (GOOD + "task: {kind: classify, labels: [a]}\n", "task.labels: 1 labels; give 2 to 500"),
     "label twice": (GOOD + "task: {kind: classify, labels: [a, b, a]}\n", "label `a` is given twice"),
     "template of no column": (GOOD + "task: {template: 'x {{a}}'}\n", "task.template: names no column"),
-    "template with a format": (GOOD + "task: {template: '{a:>3}'}\n", "task.template: `{a}` must hold"),
+    "template with a format": (
+        GOOD + "task: {template: '{a:>3}'}\n",
+        "task.template: `{a:>3}` must hold .* write {`a:>3`}",
+    ),
     "lone brace": (GOOD + "task: {template: '{a} {'}\n", "task.template: .*write {{ and }} for braces"),
     "example": (GOOD + "task: {examples: [{instruction: a, respons: b}]}\n", r"task.examples.0.respons: .*`response`"),
     "unread column": (
@@ -95,3 +134,8 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
 def test_greedy_decoding_ignores_the_sampling_settings(tmp_path: Path) -> None:
     greedy = load(tmp_path, GOOD, "generation.do_sample=false", "generation.temperature=0.3").generation.params
     assert greedy == load(tmp_path, GOOD, "generation.do_sample=false").generation.params
+
+
+def test_two_escapes_of_one_character_are_one_character(tmp_path: Path) -> None:
+    job = load(tmp_path, GOOD + 'task: {kind: classify, labels: ["a\\ud83d\\ude00", b]}\n')
+    assert job.task.labels == ["a\U0001f600", "b"]

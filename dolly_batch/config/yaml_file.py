@@ -1,9 +1,13 @@
 """Reading a YAML file of settings: strict, with every fault reported by its path and the nearest valid key."""
 
 import difflib
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +22,8 @@ class Section(BaseModel):
 
 
 File = TypeVar("File", bound=Section)
+MAX_SHOWN = 20
+_TYPE_TAG = re.compile(r"str|(list|dict)\[.*\]")  # as pydantic puts them into the path of a fault
 
 
 def load_file(kind: type[File], noun: str, path: str | Path, overrides: list[str] | None = None) -> File:
@@ -26,19 +32,48 @@ def load_file(kind: type[File], noun: str, path: str | Path, overrides: list[str
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the {noun} file {path} cannot be read: {error}") from error
-    document = _parse_yaml(text, str(path))
-    for override in overrides or []:
-        _put(document, override)
-    return check(kind, noun, document, str(path))
+    read = partial(_document, text, str(path), overrides or [])
+    return check(kind, noun, read(_StrictLoader), str(path), lambda: read(yaml.BaseLoader))
 
 
-def check(kind: type[File], noun: str, document: dict[str, Any], where: str) -> File:
-    """Return a document as a file of one kind. Raises ConfigError, with every fault found; `where` names it there."""
+def check(
+    kind: type[File], noun: str, document: dict[str, Any], where: str, as_written: Callable[[], Any] | None = None
+) -> File:
+    """Return a document as a file of one kind. Raises ConfigError, with every fault found; `where` names it there.
+
+    `as_written` gives the document with every scalar as the text that stands in the file.
+    """
     try:
-        return kind.model_validate(document)
+        return kind.model_validate(_whole(document, ()))
+    except _HalfCharacterError as error:
+        lines = [str(error)]
+    except RecursionError:
+        lines = ["it is nested too deeply, or holds itself by an anchor"]
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault, kind, noun)}" for fault in error.errors())
-        raise ConfigError(f"{where} is not a valid {noun}:\n{faults}") from error
+        written = None if as_written is None else as_written()
+        faults = [fault for fault in error.errors() if not _is_other_type(fault, error.errors())]
+        lines = [_describe(fault, kind, noun, written) for fault in faults]
+    raise ConfigError("\n  ".join([f"{where} is not a valid {noun}:", *dict.fromkeys(lines)]))
+
+
+class _HalfCharacterError(Exception):
+    """A text that is not all characters."""
+
+
+def _whole(value: Any, path: tuple[object, ...]) -> Any:
+    """The same values; two halves of a surrogate pair, which JSON's escapes make, have become one character."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            where = ".".join(ascii(part).strip("'") for part in path)
+            message = f"{where}: holds half of a surrogate pair (of an emoji that was cut, say); write it whole"
+            raise _HalfCharacterError(message) from error
+    if isinstance(value, dict):
+        return {_whole(key, (*path, key)): _whole(inner, (*path, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner, (*path, at)) for at, inner in enumerate(value)]
+    return value
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -51,32 +86,40 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
+                quoted = f"; quote it: {_quoted(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
+                message = f"key {key!r} is not a string{quoted}"
+                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not readable YAML: {error}") from error
+def _document(text: str, where: str, overrides: list[str], loader: Any) -> dict[str, Any]:
+    """A file's mapping with the overrides put over it."""
+    document = _parsed(text, f"{where} is not readable YAML", loader)
     if not isinstance(document, dict):
         raise ConfigError(f"{where} must hold a mapping of keys (name, model, input, output, ...)")
+    for override in overrides:
+        _put(document, override, loader)
     return document
 
 
-def _put(document: dict[str, Any], override: str) -> None:
+def _parsed(text: str, message: str, loader: Any) -> Any:
+    try:
+        return yaml.load(text, Loader=loader)  # noqa: S506 - a SafeLoader, or one that knows only text
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{message}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{message}: {error} (is it a date? put what is no date into quotes)") from error
+
+
+def _put(document: dict[str, Any], override: str, loader: Any) -> None:
     """Put one `a.b=value` into the document; the value is read as YAML, so `42`, `true`, `null` and `[a, b]` work."""
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set takes key.path=value, not {override!r}")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: the value is not readable YAML: {error}") from error
+    value = _parsed(text, f"--set {path}: the value is not readable YAML", loader)
     *parents, last = path.split(".")
     place = document
     for parent in parents:
@@ -86,7 +129,37 @@ def _put(document: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _describe(fault: Any, kind: type[Section], noun: str) -> str:
+def _is_other_type(fault: Any, faults: list[Any]) -> bool:
+    """Whether a fault says that a value is not of one type of several, while it is of another and at fault there."""
+    *place, tag = fault["loc"] or ("",)
+    others = (other["loc"] for other in faults)
+    return bool(_TYPE_TAG.fullmatch(str(tag))) and any(
+        len(loc) > len(place) + 1 and list(loc[: len(place)]) == place for loc in others
+    )
+
+
+def _unquoted(path: list[str], written: Any) -> str | None:
+    """How to write what YAML does not read as text: its key with quotes; None where that is not known."""
+    place: Any = None
+    for part in path:
+        place, key = written, part
+        try:
+            written = place[int(part) if isinstance(place, list) else part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    if not isinstance(written, str):
+        return None
+    if not isinstance(place, list):
+        return f"quote it: {key}: {_quoted(written)}"
+    values = [_quoted(item) if isinstance(item, str) else "..." for item in place[:MAX_SHOWN]]
+    return f"quote them: {path[-2]}: [{', '.join(values)}{', ...' if len(place) > MAX_SHOWN else ''}]"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _describe(fault: Any, kind: type[Section], noun: str, written: Any) -> str:
     """One line for one fault: where, what was found, what would do."""
     path, section = _walk(fault["loc"], kind)
     error = fault.get("ctx", {}).get("error")
@@ -101,6 +174,10 @@ def _describe(fault: Any, kind: type[Section], noun: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
     value = fault["input"]
+    if fault["type"] == "string_type" and (line := _unquoted(path, written)):
+        listed = isinstance(fault["loc"][-1], int)
+        where = ".".join(path[:-1]) if listed else where
+        return f"{where}: must be text, and YAML takes it for a boolean, a number, a date or null; {line}"
     shown = "" if isinstance(value, dict) or setting else f" (found {value!r})"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
@@ -119,7 +196,11 @@ def _walk(loc: tuple[Any, ...], kind: type[Section]) -> tuple[list[str], type[Ba
     path: list[str] = []
     section: type[BaseModel] | None = kind
     kinds: list[type[BaseModel]] = []  # sections that the next part is the tag of
+    has_types = False  # the next part is the tag of one type of several
     for part in loc:
+        if has_types and _TYPE_TAG.fullmatch(str(part)):
+            has_types = False
+            continue
         if len(kinds) > 1:
             section, kinds = next((one for one in kinds if one.model_fields["kind_"].default == part), None), []
             continue
@@ -129,6 +210,7 @@ def _walk(loc: tuple[Any, ...], kind: type[Section]) -> tuple[list[str], type[Ba
         if section is not None and not isinstance(part, int):
             field = next((f for name, f in section.model_fields.items() if (f.alias or name) == part), None)
             kinds = list(_sections_in(field.annotation)) if field is not None else []
+            has_types = field is not None and get_origin(field.annotation) in (Union, UnionType)
     return path, section
 
 

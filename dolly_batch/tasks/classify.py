@@ -59,6 +59,11 @@ class ClassifySettings(TaskSettings):
             raise SettingError("labels", "a label is empty, or begins or ends with white space")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise SettingError("labels", f"label `{repeated[0]}` is given twice")
+        if self.instruction and isinstance(self.labels, dict) and any(self.labels.values()):
+            message = (
+                "descriptions stand in the default instruction, which task.instruction replaces: leave one of them out"
+            )
+            raise SettingError("labels", message)
         if self.none_below is not None and not 0 <= self.none_below <= 1:
             raise SettingError("none_below", f"must be 0 to 1, found {self.none_below}")
 
@@ -83,10 +88,12 @@ class ClassifyKind(TaskKind):
         return {"labels": ["a", "b"]}
 
     def prepare(self, settings: ClassifySettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
-        """All labels are scored behind one prompt."""
+        """All labels are scored behind one prompt. Raises ConfigError for labels that are the same to the model."""
         labels = tuple(settings.labels)
         encode = model.encoder.encode_responses if settings.with_end else model.encoder.encode_texts
-        lengths = dict(zip(labels, map(len, encode(labels)), strict=True))
+        tokens = dict(zip(labels, encode(labels), strict=True))
+        _check_different(tokens)
+        lengths = {label: len(ids) for label, ids in tokens.items()}
         instruction = settings.instruction or default_instruction(settings.labels, model.count, model.max_positions)
         task = Classify(
             labels=labels,
@@ -144,7 +151,11 @@ class Classify(Task):
         shares = []
         for result in results:
             if result.failure is not None or isinstance(result, Completion):
-                raise EngineError(f"the labels could not be calibrated: {result.failure}")
+                reason = result.failure.message if result.failure else "no scores"
+                raise EngineError(
+                    f"task.calibration: the labels could not be calibrated on a text without content ({reason}); "
+                    "set it to none, or try model.dtype float32"
+                )
             shares.append(softmax(self.normalize(result.log_probs)))
         means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
         return replace(self, priors=tuple(math.log(max(mean, 1e-30)) for mean in means))
@@ -176,6 +187,18 @@ class Classify(Task):
             failure = result.failure
             return TaskResult(None, failure.status, failure.message, None, None, extras=(None, None, None))
         return self.choose(result.log_probs)
+
+
+def _check_different(tokens: Mapping[str, Sequence[int]]) -> None:
+    """Raise ConfigError for two labels of the same tokens: they would share their probability, and none could win."""
+    seen: dict[tuple[int, ...], str] = {}
+    for label, ids in tokens.items():
+        other = seen.setdefault(tuple(ids), label)
+        if other != label:
+            raise ConfigError(
+                f"task.labels: {other!a} and {label!a} are the same tokens to this model, as composed and decomposed "
+                "accents are; leave one of them out"
+            )
 
 
 def softmax(values: Sequence[float]) -> list[float]:

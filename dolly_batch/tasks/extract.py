@@ -1,7 +1,7 @@
 """Extract: the model's answer is held to a schema, token by token, so that it is valid JSON or ends too early."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,16 +20,17 @@ from dolly_batch.tasks.base import (
     check_not_empty,
 )
 from dolly_batch.tasks.generate import completion_of, read_completion
-from dolly_batch.tasks.schema import read_schema
-from dolly_batch.tasks.schema.json_schema import bound_schema, plain_schema
+from dolly_batch.tasks.schema import bound_schema, plain_schema, read_schema
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings(TaskSettings):
     """Extract fields as a struct. `schema` is Spark DDL (`name STRING, age INT`) or a JSON Schema of an object.
 
+    `instruction` replaces the default one, which names the fields; the fields' descriptions follow either.
     `max_chars` and `max_items` bound strings and arrays that the schema does not bound itself; by default they are
-    chosen so that the longest answer fits `generation.max_new_tokens` at two characters a token.
+    chosen so that the longest answer fits `generation.max_new_tokens` at two characters a token. Raises ConfigError for
+    a schema that cannot be read.
     """
 
     kind: Literal["extract"] = "extract"
@@ -41,6 +42,7 @@ class ExtractSettings(TaskSettings):
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_chars", "max_items")
         check_not_empty(self, "instruction")
+        read_schema(self.schema)
 
 
 class ExtractKind(TaskKind):
@@ -57,14 +59,14 @@ class ExtractKind(TaskKind):
         return {"schema": "a INT"}
 
     def prepare(self, settings: ExtractSettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
-        """Raises ConfigError for a schema that cannot be read, or whose shortest answer does not fit."""
+        """Raises ConfigError for a schema whose shortest answer does not fit."""
         num_new = params.max_new_tokens
         bounded = bound_schema(
             read_schema(settings.schema), num_new, model.count, settings.max_chars, settings.max_items
         )
         return PreparedTask(
             task=Extract(params, grammar_of(bounded)),
-            literals=(settings.instruction or default_instruction(bounded),),
+            literals=((settings.instruction or default_instruction(bounded)) + descriptions(bounded),),
             num_reserved=num_new,
             num_new_tokens=num_new,
             shares=not params.do_sample,
@@ -127,7 +129,22 @@ def grammar_of(schema: Mapping[str, Any]) -> str:
 
 
 def default_instruction(schema: Mapping[str, Any]) -> str:
-    """What is asked where the job says nothing: the fields by name, with the descriptions that the schema holds."""
+    """What is asked where the job says nothing: the fields by name."""
     names = [*schema["properties"]]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"Extract the fields {listed} and answer with JSON only."
+
+
+def descriptions(schema: Mapping[str, Any]) -> str:
+    """What the schema says of itself and of its fields, a line each, to stand behind the instruction."""
+    return "".join(f"\n{line}" for line in _described(schema, ""))
+
+
+def _described(schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Lines `- home.city: its description`; an array's items are `tags[]`."""
+    if "description" in schema:
+        yield f"- {path}: {schema['description']}" if path else schema["description"]
+    for name, value in schema.get("properties", {}).items():
+        yield from _described(value, f"{path}.{name}" if path else name)
+    if "items" in schema:
+        yield from _described(schema["items"], f"{path}[]")

@@ -1,7 +1,6 @@
 """Generate: the row's instruction and context go to the model as they are, and its answer is the text it wrote."""
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +40,8 @@ class Example:
 class GenerateSettings(TaskSettings):
     """Answer an instruction: a column's, or one made from a template over any columns.
 
-    In `template`, `{column}` stands for a column's value, `{{` and `}}` for braces. Braces in the values are data.
+    In `template`, `{column}` stands for a column's value, `{{` and `}}` for braces; a name with marks in it stands in
+    backticks, {`like: this`}. Braces in the values are data.
     """
 
     kind: Literal["generate"] = "generate"
@@ -150,22 +150,30 @@ def examples_text(examples: Sequence[Example]) -> str:
     return "".join(blocks) + "Instruction: "
 
 
+_QUOTED = r"`(?:[^`]|``)*`"
+# Braces that stand for themselves; a column's name, parts of it in backticks; a brace that stands alone.
+_TEMPLATE = re.compile(rf"(?P<brace>\{{\{{|\}}\}})|\{{(?P<name>(?:{_QUOTED}|[^{{}}`])+|[^{{}}]*)\}}|[{{}}]")
+
+
 def template_parts(template: str) -> tuple[list[str], list[str]]:
     """Split a template into its literal texts and the columns between them; there is one text more than columns.
 
     Raises SettingError for a brace that stands alone, and for formats and conversions, which have no meaning here.
     """
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise SettingError("template", f"{error}; write {{{{ and }}}} for braces") from error
-    texts, names = [""], []
-    for text, name, spec, conversion in parsed:
-        if name is not None and (spec or conversion or not re.fullmatch(r"[^{}]+", name)):
-            message = f"`{{{name}}}` must hold a column's name alone; write {{{{ and }}}} for braces"
+    texts, names, end = [""], [], 0
+    for match in _TEMPLATE.finditer(template):
+        texts[-1] += template[end : match.start()] + (match["brace"] or "")[:1]
+        end = match.end()
+        if match["brace"]:
+            continue
+        if not (name := match["name"]):
+            fault = "names no column" if match[0] == "{}" else "stands alone"
+            raise SettingError("template", f"`{match[0]}` {fault}; write {{{{ and }}}} for braces")
+        if re.search("[:!]", re.sub(_QUOTED, "", name)):
+            quoted = name.replace("`", "``")
+            message = f"`{match[0]}` must hold a column's name alone; if that is its name, write {{`{quoted}`}}"
             raise SettingError("template", message)
-        texts[-1] += text  # an escaped brace ends a text for the parser, and not for us
-        if name is not None:
-            names.append(name)
-            texts.append("")
+        names.append(name)
+        texts.append("")
+    texts[-1] += template[end:]
     return texts, names

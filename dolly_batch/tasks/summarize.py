@@ -30,7 +30,8 @@ from dolly_batch.tasks.generate import completion_of, read_completion
 MIN_WORDS = 3
 # A sentence ends behind . ! ? or their likes and closing marks, before white space; a line break ends one too.
 _SENTENCE = re.compile(r".*?(?:[.!?…][\"'”’)\]]*(?=\s)|[。！？]|\n|\Z)\s*", re.DOTALL)
-_WORD = re.compile(r"\S*\s*", re.DOTALL)
+# With the blank before it, which is where tokenizers put it.
+_WORD = re.compile(r"\s*\S+|\s+")
 _SLACK_TOKENS = 8  # between a text's own tokens and those it takes inside of a prompt
 
 
@@ -70,9 +71,14 @@ class SummarizeKind(TaskKind):
         room = task.room(instruction)
         # Two summaries have to fit one call, or the rounds would never end.
         if room < 2 * num_new + 2:
+            if room + num_new < 5:
+                raise ConfigError(
+                    f"task.instruction: no row can be answered: beside it {room + num_new} of the model's "
+                    f"{model.max_positions} tokens are left for a text and its summary; shorten it"
+                )
             raise ConfigError(
                 f"generation.max_new_tokens: {num_new} leaves {room} of {model.max_positions} tokens for the text, and "
-                f"two summaries have to fit there; set it to {max(1, (room + num_new - 2) // 3)} or less"
+                f"two summaries have to fit there; set it to {(room + num_new - 2) // 3} or less"
             )
         return PreparedTask(
             task=task,

@@ -2,15 +2,19 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dolly_batch.engine.grammar import Grammars
 from dolly_batch.engine.json_grammar import fault_of, to_lark
+from dolly_batch.engine.number_pattern import number_pattern
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
@@ -18,7 +22,8 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import Completion, GenerationParams, Request
 from dolly_batch.tasks.extract import default_instruction, grammar_of
-from dolly_batch.tasks.schema.json_schema import bound_schema, check_schema, shortest_answer
+from dolly_batch.tasks.schema.bounds import bound_schema, shortest_answer
+from dolly_batch.tasks.schema.json_schema import check_schema
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.engine.questions import dolly, mixed_requests
 from tools.tiny import texts
@@ -152,6 +157,22 @@ def test_tiny_completes_what_it_is_asked_for(tiny: LoadedModel) -> None:
     assert counts["stop"] >= 0.95 * len(rows)
 
 
+def test_a_field_that_is_not_null_gets_a_value_where_the_text_has_none(tiny: LoadedModel) -> None:
+    rows = [row for row in texts.json_rows(200, 4711) if "name" in row.response][:8]
+    found = []
+    for required in ([], ["age"]):
+        schema = check_schema({"type": "object", "properties": {"age": {"type": "integer", "maximum": 99}}})
+        schema = bound_schema({**schema, "required": required}, 64, len)
+        answers = generate(PlainEngine(tiny), ask(tiny, rows, schema))
+        found.append(
+            {answer.key: json.loads(answer.text)["age"] for answer in answers if answer.finish_reason == "stop"}
+        )
+    free, held = found
+    assert None in free.values()
+    assert len(held) == len(rows)
+    assert all(isinstance(value, int) for value in held.values())
+
+
 @pytest.mark.chaos
 def test_of_1000_rows_none_is_invalid(tiny: LoadedModel, neox_folder: Path) -> None:
     schema = schema_of({"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}, 64)
@@ -218,6 +239,31 @@ def test_names_of_fields_stand_in_the_grammar_as_json_has_them() -> None:
         ({"type": "string", "pattern": "^[^,]+$"}, 'a"b', False),
         ({"type": "string", "pattern": r"[0-9]+\$"}, "12$", True),
         ({"type": "string", "pattern": r"[0-9]+\$"}, "12", False),
+        ({"type": "string", "format": "date"}, "0000-01-01", False),
+        ({"type": "string", "format": "date"}, "0000-02-29", False),
+        ({"type": "string", "format": "date"}, "0001-01-01", True),
+        ({"type": "string", "format": "date"}, "0400-02-29", True),
+        ({"type": "string", "format": "date-time"}, "0001-01-01T00:00:00", False),
+        ({"type": "string", "format": "date-time"}, "0001-01-02T00:00:00", True),
+        ({"type": "string", "format": "date-time"}, "9999-12-31T00:00:00", False),
+        # A pattern is laid over the value, which is escaped in the text.
+        ({"type": "string", "pattern": r"^[A-Z]:\\[a-z]+$"}, r"C:\\temp", True),
+        ({"type": "string", "pattern": r"^[A-Z]:\\[a-z]+$"}, r"C:\temp", False),
+        ({"type": "string", "pattern": '^"[a-z]+"$'}, r"\"ab\"", True),
+        ({"type": "string", "pattern": "^[a-z]+\n[a-z]+$"}, r"ab\ncd", True),
+        ({"type": "string", "pattern": r"^a\tb$", "maxLength": 3}, r"a\tb", True),
+        # \\d and \\w are ASCII, . and classes as in JSON Schema.
+        ({"type": "string", "pattern": r"^\d+$"}, "٣", False),
+        ({"type": "string", "pattern": r"^[\d]$"}, "٣", False),
+        ({"type": "string", "pattern": r"^\w+$"}, "é", False),
+        ({"type": "string", "pattern": r"^\W$"}, "é", True),
+        ({"type": "string", "pattern": r"^.$"}, "\u2028", False),
+        ({"type": "string", "pattern": r"^[[&&.~-]+$"}, "[&.~-", True),
+        ({"type": "string", "pattern": r"^[^].]$"}, "]", False),
+        ({"type": "string", "pattern": "^a$|^b$"}, "b", True),
+        ({"type": "string", "pattern": "^a$|^b$"}, "ab", False),
+        ({"enum": ["a", "ab", 'q"']}, r"q\"", True),
+        ({"enum": ["a", "ab", 'q"']}, "abc", False),
     ],
 )
 def test_only_strings_that_json_and_the_calendar_know_can_be_written(
@@ -233,7 +279,75 @@ def test_only_strings_that_json_and_the_calendar_know_can_be_written(
     assert (taken == [None] * len(taken)) == fits
 
 
+def writes(field: dict[str, Any], text: str) -> bool:
+    """Whether a field's grammar lets a text be its value."""
+    llguidance = pytest.importorskip("llguidance")
+    schema = check_schema({"type": "object", "properties": {"x": field}, "required": ["x"]})
+    grammar = to_lark(bound_schema(schema, 256, len))
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), llguidance.LLMatcher.grammar_from_lark(grammar))
+    assert not matcher.is_error()
+    written = ('{"x": ' + text + "}").encode()
+    return all(matcher.consume_token(byte) for byte in written) and bool(matcher.is_accepting())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside"),
+    [
+        (
+            {"minimum": 0, "maximum": 1},
+            "0 1 0.5 0.333333 1.000000",
+            "0.3333333 1.000001 -0 -0.1 2 null 1. .5 00 1e0",
+        ),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "0.000001 0.999999 0.5", "0 0.0 1 1.0"),
+        ({"minimum": -12.5}, "-12.5 -12.499999 0 999999999999999 3.25", "-12.500001 -13 1000000000000000"),
+        ({"maximum": 0.3}, "-999999999999999 0.3 0.29", "0.300001 0.31 -1000000000000000"),
+        ({"minimum": 98.7, "maximum": 1203}, "98.7 99 100 999.999999 1203 1203.0", "98.69 98 1203.1 1204 97 2000"),
+    ],
+)
+def test_numbers_stay_within_their_bounds_and_digits(bounds: dict[str, Any], inside: str, outside: str) -> None:
+    field = {"type": "number", **bounds}
+    assert [text for text in inside.split() if not writes(field, text)] == []
+    assert [text for text in outside.split() if writes(field, text)] == []
+
+
+@given(st.integers(-3000, 3000), st.integers(0, 400), st.integers(-3500, 3500))
+def test_a_number_is_written_exactly_when_it_lies_in_the_range(low: int, width: int, value: int) -> None:
+    pattern = number_pattern(low / 100, (low + width) / 100, 2)
+    whole, rest = divmod(abs(value), 100)
+    digits = f"{rest:02}".rstrip("0")
+    for written in {f"{whole}.{rest:02}", f"{whole}.{digits or 0}", f"{whole}.{digits}".rstrip(".")}:
+        fits = re.fullmatch(pattern, f"{'-' if value < 0 else ''}{written}")
+        assert (fits is not None) == (low <= value <= low + width)
+
+
+def test_what_is_not_null_cannot_be_written_as_null() -> None:
+    for field in ({"type": "string"}, {"type": "integer"}, {"enum": ["a"]}, {"type": "boolean"}):
+        assert not writes(field, "null")
+        assert writes({"type": "object", "properties": {"y": field}}, '{"y": null}')
+
+
+def test_values_of_an_enum_are_written_as_json_has_them() -> None:
+    values = ["", '"', "\\", "a/b", "a\r\nb", "\x01", "\x7f", "\x85", "\u2028", "e\u0301", "%json {", "/x/i", "# c"]
+    assert [value for value in values if not writes({"enum": values}, json.dumps(value, ensure_ascii=False))] == []
+
+
+def test_an_enum_of_thousands_compiles_at_once() -> None:
+    schema = {"enum": [f"Category {number}" for number in range(20_000)]}
+    assert writes(schema, '"Category 19999"')
+    assert not writes(schema, '"Category 20000"')
+    assert writes({"type": "integer", "enum": [1, 12, -(2**63)]}, "-9223372036854775808")
+
+
 def test_a_schema_that_nothing_can_follow_is_told_while_planning() -> None:
     assert fault_of(schema_of({"x": {"type": "string"}}, 64)) is None
-    assert fault_of(schema_of({"x": {"type": "string", "pattern": "(?=a)"}}, 64))
-    assert fault_of(schema_of({"x": {"type": "string", "minLength": 300, "maxLength": 10}}, 64))
+    for pattern, message in {
+        "(?=a)": "look-around",
+        "^[a-z]{300,}$": r"no text, of 256 characters at most \(`maxLength`\), is known to match",
+        r"[^\s\S]": "no text is known to match",
+        "[a": "unclosed",
+    }.items():
+        fault = fault_of(schema_of({"x": {"type": "array", "items": {"type": "string", "pattern": pattern}}}, 64))
+        assert fault is not None
+        assert re.match(rf"task\.schema\.x\.items\.pattern: .*{message}", fault), fault
+    assert fault_of(schema_of({"x": {"type": "string", "pattern": "^[a-z]{300,}$", "maxLength": 300}}, 64)) is None
+    assert fault_of(schema_of({"x": {"type": "string", "pattern": "^(ab){300}$"}}, 64)) is None

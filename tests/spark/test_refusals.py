@@ -40,6 +40,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
         "model.quantization is 'int8'.*plain",
     ),
     "remote work_dir": ({"work_dir": "/proc/nowhere"}, ConfigError, "work_dir"),
+    "no room for a prompt": (
+        {"generation": {"max_new_tokens": 2048}},
+        ConfigError,
+        "max_new_tokens: 2048 leaves no row any room: .* set it to [0-9]+ or less",
+    ),
     "too many rows": ({"limits": {"max_rows": 3}}, Refused, "8 rows.*limits.max_rows = 3"),
 }
 
@@ -122,6 +127,13 @@ def test_the_output_is_never_the_input(desk: Desk, way: str) -> None:
     )
     assert isinstance(error, OutputError)
     assert contents(source) == before
+
+
+def test_columns_of_any_name_can_stand_in_a_template(desk: Desk) -> None:
+    desk.put([{"id": "1", "x:y": "a", "q!": "b", "a.b": "c", "f}": "d", "o`c": "e", "s p": "f"}])
+    template = "{`x:y`} {`q!`} {a.b} {`a.b`} {`f}`} {`o``c`} {s p}"
+    desk.run(task={"kind": "generate", "template": template}, input={"context": None})
+    assert [row["response"] for row in desk.rows()] == ["a b c c d e f"]
 
 
 def test_bad_ids_are_counted_and_shown_or_become_rows(desk: Desk) -> None:

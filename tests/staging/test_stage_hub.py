@@ -85,15 +85,15 @@ def test_weights_that_differ_from_the_hubs_hash_are_refused(hub, in_process, tmp
 
 
 def test_a_model_we_cannot_run_is_refused_before_its_weights_are_fetched(hub, in_process, tmp_path):
-    llama = tmp_path / "llama"
-    llama.mkdir()
+    mamba = tmp_path / "mamba"
+    mamba.mkdir()
     for path in hub.folder.iterdir():
-        (llama / path.name).write_bytes(path.read_bytes())
-    (llama / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10}))
-    with HubServer(llama, REPO_ID, COMMIT) as other:
+        (mamba / path.name).write_bytes(path.read_bytes())
+    (mamba / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 10}))
+    with HubServer(mamba, REPO_ID, COMMIT) as other:
         done = in_process("stage_to", REPO_ID, tmp_path / "models" / "dolly", None, endpoint=other.endpoint)
         assert not any(name.endswith(".safetensors") for name in other.downloads())
-    assert "model_type is 'llama'" in done.error
+    assert "model_type is 'mamba'" in done.error
     assert os.listdir(tmp_path / "models") == []
 
 

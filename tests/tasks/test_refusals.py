@@ -1,5 +1,6 @@
 """Settings of tasks that cannot work are refused by name, before Spark is started."""
 
+import re
 from typing import Any
 
 import pytest
@@ -45,11 +46,39 @@ def job(task: dict[str, Any], max_new_tokens: int = 900) -> Any:
             {"kind": "classify", "labels": {f"label {n}": "word " * 60 for n in range(40)}},
             "labels with their descriptions",
         ),
+        (
+            {"kind": "classify", "labels": ["caf\u00e9", "b", "cafe\u0301"]},
+            r"task.labels: 'caf\\xe9' and 'cafe\\u0301' are the same tokens",
+        ),
+        ({"kind": "classify", "labels": ["a", "b " * 3000 + "c"]}, "task: no row can be answered"),
+        ({"kind": "classify", "labels": ["a", "b"], "instruction": "word " * 3000}, "task: no row can be answered"),
+        ({"kind": "summarize", "instruction": "word " * 3000}, "task.instruction: no row can be answered"),
+        ({"kind": "extract", "schema": "a INT", "instruction": "word " * 3000}, "task: no row can be answered"),
+        ({"kind": "extract", "schema": f"a INT COMMENT '{'word ' * 3000}'"}, "task: no row can be answered"),
+        ({"template": "word " * 3000 + "{a}"}, "task: no row can be answered"),
+        ({"examples": [{"instruction": "word " * 3000, "response": "a"}]}, "task: no row can be answered"),
+        (
+            {
+                "kind": "extract",
+                "schema": {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)"}}},
+            },
+            r"task\.schema\.a\.pattern: cannot be followed",
+        ),
     ],
 )
 def test_what_cannot_work_with_the_model_is_refused(task: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare_task(job(task), MODEL)
+
+
+@pytest.mark.parametrize("task", [{"kind": "generate"}, {"kind": "extract", "schema": "a INT"}, {"template": "of {a}"}])
+def test_an_answer_that_leaves_no_prompt_any_room_is_refused_with_the_number_that_does(task: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens: 2048 leaves no row any room") as caught:
+        prepare_task(job(task, 2048), MODEL)
+    most = int(re.findall(r"set it to (\d+) or less", str(caught.value))[0])
+    assert prepare_task(job(task, most), MODEL).num_reserved == most
+    with pytest.raises(ConfigError, match="leaves no row any room"):
+        prepare_task(job(task, most + 1), MODEL)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +88,10 @@ def test_what_cannot_work_with_the_model_is_refused(task: dict[str, Any], messag
         ({"kind": "classify", "labels": ["a"]}, "task.labels: 1 labels; give 2 to 500"),
         ({"kind": "classify", "labels": ["a", "a"]}, "task.labels: label `a` is given twice"),
         ({"kind": "classify", "labels": ["a", "b"], "none_below": 2.0}, "task.none_below: must be 0 to 1, found 2.0"),
+        (
+            {"kind": "classify", "labels": {"a": "the first", "b": ""}, "instruction": "Which?"},
+            "task.labels: descriptions stand in the default instruction",
+        ),
         ({"kind": "classify", "labels": ["a", "b"], "instruction": ""}, "task.instruction: must not be empty"),
         ({"kind": "summarize", "max_words": 2}, "task.max_words: must be 3 or more, found 2"),
         ({"kind": "summarize", "max_words": "9"}, "task.max_words: input should be a valid integer"),

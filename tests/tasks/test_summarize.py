@@ -36,6 +36,15 @@ def test_sentences_stay_whole_where_they_fit() -> None:
     assert "".join(pieces) == text
 
 
+@pytest.mark.parametrize("blank", [" ", "  ", "\t"])
+def test_words_without_sentences_make_no_more_pieces_than_they_need(blank: str) -> None:
+    text = blank.join(["so", "the", "quick", "brown", "fox", "and", "the", "lazy", "dog", "went", "to", "market"] * 80)
+    pieces = split_text(text, 100, count)
+    assert "".join(pieces) == text
+    assert all(count(piece) <= 100 for piece in pieces)
+    assert len(pieces) <= 1.1 * count(text) / 100 + 1
+
+
 def run(task: Summarize, text: str, write: Callable[[PromptRow], Completion]) -> tuple[TaskResult, list[PromptRow]]:
     """Work one row to its end, answers coming last first."""
     work = task.start(TaskInput(ASK, text, 7))

@@ -14,6 +14,7 @@ from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.sql_columns import NotUtf8, values_of
+from dolly_batch.spark.plan.prepared_task import prepare_settings
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.arguments import TEXT, check_argument
 from dolly_batch.tasks.base import (
@@ -85,7 +86,7 @@ class _Preparation:
         names = [argument.name for argument in kind.sql_arguments if not argument.is_column]
         try:
             of_call = call_settings(kind, function.settings, dict(zip(names, json.loads(settings), strict=True)))
-            return kind.prepare(of_call, function.model, function.params)
+            return prepare_settings(kind, of_call, function.model, function.params)
         except (TypeError, ValueError, LookupError, RecursionError) as error:
             # Whatever no check has foreseen in a text from a query is a fault of that call, not of the query.
             raise ConfigError(f"{', '.join(names)}: cannot be used ({type(error).__name__})") from error

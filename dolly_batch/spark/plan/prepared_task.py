@@ -1,15 +1,27 @@
-"""What a job asks of each row, made once on the driver; everything after that is the same for all kinds of task."""
+"""What a job or a call asks of each row, made once; everything after that is the same for all kinds of task."""
 
-from dolly_batch.config.job import JobConfig
+from typing import TYPE_CHECKING, Any
+
 from dolly_batch.engine.json_grammar import fault_of
 from dolly_batch.errors import ConfigError
+from dolly_batch.records import GenerationParams
 from dolly_batch.tasks import KINDS
-from dolly_batch.tasks.base import PreparedTask, TaskModel
+from dolly_batch.tasks.base import PreparedTask, TaskKind, TaskModel
+from dolly_batch.tasks.room import check_room
+
+if TYPE_CHECKING:  # executors prepare tasks too, and have no pydantic
+    from dolly_batch.config.job import JobConfig
 
 
-def prepare_task(job: JobConfig, model: TaskModel) -> PreparedTask:
-    """The job's task. Raises ConfigError for settings that cannot work with this model, and for such schemas."""
-    prepared = KINDS[job.task.kind].prepare(job.task, model, job.generation.params)
+def prepare_task(job: "JobConfig", model: TaskModel) -> PreparedTask:
+    """The job's task. Raises ConfigError as `prepare_settings` does."""
+    return prepare_settings(KINDS[job.task.kind], job.task, model, job.generation.params)
+
+
+def prepare_settings(kind: TaskKind, settings: Any, model: TaskModel, params: GenerationParams) -> PreparedTask:
+    """A task. Raises ConfigError for settings with which this model can answer no row, and for such schemas."""
+    prepared = kind.prepare(settings, model, params)
+    check_room(prepared, model, generates=kind.generates)
     if prepared.grammar is not None and (fault := fault_of(prepared.grammar)):
-        raise ConfigError(f"task.schema: cannot be followed while an answer is written: {fault}")
+        raise ConfigError(fault)
     return prepared

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from dolly_batch.errors import ConfigError
-from dolly_batch.tasks.schema.json_schema import INT_RANGE, SPARK_TYPE
+from dolly_batch.tasks.schema.json_schema import INT_RANGE, MAX_DEPTH, SPARK_TYPE
+from dolly_batch.tasks.schema.values import MAX_COUNT, check_text, shown
 
 _STRING = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*\""""
 _TOKEN = re.compile(rf"\s*(?:`(?:[^`]|``)+`|{_STRING}|\w+|[<>,:()])", re.DOTALL)
@@ -28,9 +29,10 @@ _OTHERS: dict[str, dict[str, Any]] = {
 def parse_ddl(ddl: str, where: str = "task.schema") -> dict[str, Any]:
     """Return the JSON Schema of `name STRING, tags ARRAY<STRING>, ...`, or of `STRUCT<...>`.
 
-    Comments and NOT NULL are read and have no effect. Raises ConfigError, which names the fault and where it stands.
+    A COMMENT is the field's description, NOT NULL makes it `required`. Raises ConfigError, which names the fault and
+    where it stands.
     """
-    return _Parser(ddl, where).schema()
+    return _Parser(check_text(ddl, where), where).schema()
 
 
 class _Parser:
@@ -51,32 +53,34 @@ class _Parser:
     def schema(self) -> dict[str, Any]:
         """The schema of the whole text."""
         if [token.lower() for token in self._tokens[:2]] == ["struct", "<"]:
-            schema = self._type()
+            schema = self._type(self._where, 0)
             if self._tokens:
                 raise self._fault(self._next())
-        else:
-            schema = self._fields("")
-        if not schema["properties"]:
-            raise ConfigError(f"{self._where}: names no field; write it as `name STRING, age INT`")
-        return schema
+            return schema
+        return self._fields("", self._where, 0)
 
-    def _fields(self, end: str) -> dict[str, Any]:
+    def _fields(self, end: str, where: str, depth: int) -> dict[str, Any]:
         """Fields up to `end`, which is taken too; "" is the end of the text."""
         properties: dict[str, Any] = {}
+        required = []
         while self._next() != end:
             name = self._name()
             if self._next() == ":":
                 self._take()
             if name in properties:
                 raise self._fault(name)
-            properties[name] = self._type()
-            self._skip_attributes()
+            properties[name] = self._type(f"{where}.{name}", depth + 1)
+            if self._is_not_null():
+                required.append(name)
+            properties[name] |= self._comment()
             if self._next() == ",":
                 self._take()
             elif self._next() != end:
                 raise self._fault(self._next())
         self._take()
-        return {"type": "object", "properties": properties}
+        if not properties:
+            raise ConfigError(f"{where}: names no field; write it as `name STRING, age INT`")
+        return {"type": "object", "properties": properties, **({"required": required} if required else {})}
 
     def _name(self) -> str:
         token = self._take()
@@ -86,33 +90,43 @@ class _Parser:
             raise self._fault(token)
         return token
 
-    def _skip_attributes(self) -> None:
-        """NOT NULL and COMMENT '...' behind a field's type."""
-        if self._next().lower() == "not":
-            self._take()
-            self._expect("null")
-        if self._next().lower() == "comment":
-            self._take()
-            if not self._next().startswith(("'", '"')):
-                raise self._fault(self._next())
-            self._take()
+    def _is_not_null(self) -> bool:
+        """Whether NOT NULL comes next, which is taken."""
+        if self._next().lower() != "not":
+            return False
+        self._take()
+        self._expect("null")
+        return True
 
-    def _type(self) -> dict[str, Any]:
+    def _comment(self) -> dict[str, str]:
+        """COMMENT '...', as a description."""
+        if self._next().lower() != "comment":
+            return {}
+        self._take()
+        quoted = self._take()
+        if not quoted.startswith(("'", '"')):
+            raise self._fault(quoted)
+        text = re.sub(rf"\\(.)|({quoted[0]}){quoted[0]}", r"\1\2", quoted[1:-1], flags=re.DOTALL).strip()
+        return {"description": text} if text else {}
+
+    def _type(self, where: str, depth: int) -> dict[str, Any]:
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels")
         word = self._take()
         kind = word.lower()
         if kind == "struct":
             self._expect("<")
-            return self._fields(">")
+            return self._fields(">", where, depth)
         if kind == "array":
             self._expect("<")
-            items = self._type()
+            items = self._type(f"{where}.items", depth + 1)
             self._expect(">")
             return {"type": "array", "items": items}
         if kind in ("varchar", "char", "character"):
             self._expect("(")
             length = self._take()
             self._expect(")")
-            if not length.isdigit():
+            if not (length.isascii() and length.isdigit() and 0 < int(length) <= MAX_COUNT):
                 raise self._fault(length)
             return {"type": "string", "maxLength": int(length)}
         if kind in _INTEGERS:
@@ -135,8 +149,8 @@ class _Parser:
             raise self._fault(taken)
 
     def _fault(self, token: str) -> ConfigError:
-        shown = f"found `{token}`" if token else "it ends too early"
+        found = f"found `{token}`" if token else "it ends too early"
         return ConfigError(
-            f"{self._where}: {self._ddl!r} is neither a JSON Schema nor Spark DDL that can be extracted: {shown}; "
+            f"{self._where}: {shown(self._ddl)} is neither a JSON Schema nor Spark DDL that can be extracted: {found}; "
             "types are string, integers, double, boolean, date, timestamp, array<...> and struct<...>"
         )
