@@ -9,6 +9,7 @@ which for text without special tokens gives exactly the ids of the whole prompt 
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +55,8 @@ class PromptEncoder(TextEncoder):
         self.format = found
         self.stop_ids = tuple(self._id(token) for token in found.stop)
         self.end_id = self.stop_ids[0]
-        self._frames: dict[str | None, _Frame] = {None: self._frame(found.parts, "")}
+        self._frame = self._framed(found.parts, "")
+        self._with_system: dict[str, Self] = {}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
@@ -62,17 +64,14 @@ class PromptEncoder(TextEncoder):
         tokenizer, path = read_tokenizer(Path(folder))
         return cls(tokenizer, path, _read_format(Path(folder)))
 
-    def encode(self, instruction: str, context: str | None, system: str | None = None) -> list[int]:
+    def encode(self, instruction: str, context: str | None) -> list[int]:
         """Encode one row as a prompt. Raises UnicodeEncodeError for a lone surrogate."""
-        return self.encode_batch([(instruction, context)], system)[0]
+        return self.encode_batch([(instruction, context)])[0]
 
-    def encode_batch(self, rows: Sequence[tuple[str, str | None]], system: str | None = None) -> list[list[int]]:
-        """Encode (instruction, context) rows as prompts, in order. Raises UnicodeEncodeError for a lone surrogate.
-
-        Raises ConfigError for a `system` prompt where the format has no place for one.
-        """
-        frame = self.frame(system)
-        bodies = self.encode_texts([self._body(frame, *row) for row in rows])
+    def encode_batch(self, rows: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+        """Encode (instruction, context) rows as prompts, in order. Raises UnicodeEncodeError for a lone surrogate."""
+        frame = self._frame
+        bodies = self.encode_texts([self._body(*row) for row in rows])
         return [[*frame.opening, *body, *frame.closing] for body in bodies]
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
@@ -80,7 +79,7 @@ class PromptEncoder(TextEncoder):
 
         Raises UnicodeEncodeError for a lone surrogate.
         """
-        frame, around = self._frames[None], self.format
+        frame, around = self._frame, self.format
         lead = self.encode_text(frame.lead)
         responses = [f"{around.before_answer}{text}{around.after_answer}" for text in texts]
         whole = self.encode_texts([frame.lead + response for response in responses])
@@ -91,37 +90,48 @@ class PromptEncoder(TextEncoder):
             for ids, own in zip(whole, alone, strict=True)
         ]
 
-    def count(self, instruction: str, context: str | None, limit: int, system: str | None = None) -> TokenCount:
+    def count(self, instruction: str, context: str | None, limit: int) -> TokenCount:
         """Count a prompt's tokens, exactly unless it is so long that it surely exceeds `limit`."""
-        frame = self.frame(system)
-        body = self._body(frame, instruction, context)
-        num_fixed = len(frame.opening) + len(frame.closing)
+        body = self._body(instruction, context)
+        num_fixed = len(self._frame.opening) + len(self._frame.closing)
         if bound := self.bound_over(body, limit - num_fixed):
             return TokenCount(num_fixed + bound, is_exact=False)
         return TokenCount(num_fixed + len(self.encode_text(body)), is_exact=True)
 
     def instruction_ids(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         """Return what stands between the opening and the closing of a prompt; all of one that was encoded otherwise."""
-        frame = self._frames[None]
+        frame = self._frame
         num_before = len(frame.opening)
         behind = frame.closing[0] if frame.closing else None
         if tuple(prompt_ids[:num_before]) != frame.opening or behind not in prompt_ids[num_before:]:
             return prompt_ids
         return prompt_ids[num_before : prompt_ids.index(behind, num_before)]
 
-    def frame(self, system: str | None) -> _Frame:
-        """What stands around a row's text. Raises ConfigError for a system prompt that the format has no place for."""
-        if system not in self._frames:
+    @property
+    def marks(self) -> tuple[int, int]:
+        """The ids at the end of the opening and at the beginning of the closing: Dolly's two markers."""
+        return self._frame.opening[-1], self._frame.closing[0]
+
+    def with_system(self, system: str | None) -> Self:
+        """The encoder with a system prompt in every prompt; None leaves what the format has without one.
+
+        Raises ConfigError for a system prompt that the format has no place for.
+        """
+        if system is None:
+            return self
+        if system not in self._with_system:
             parts = self.format.parts_with_system
             if parts is None:
                 raise ConfigError(
                     "task.system: this model's prompt has no place for a system prompt; say it in the instruction, or "
                     "by task.template"
                 )
-            self._frames[system] = self._frame(parts, system or "")
-        return self._frames[system]
+            encoder = copy(self)
+            encoder._frame = self._framed(parts, system)
+            self._with_system[system] = encoder
+        return self._with_system[system]
 
-    def _frame(self, parts: Sequence[Part], system: str) -> _Frame:
+    def _framed(self, parts: Sequence[Part], system: str) -> _Frame:
         at = next(number for number, part in enumerate(parts) if part == Part("slot", USER))
         opening, before = self._encode_parts(parts[:at], system)
         first = next((number for number, part in enumerate(parts[at:], at) if part.kind == "token"), len(parts))
@@ -141,10 +151,10 @@ class PromptEncoder(TextEncoder):
                 text += self._own(system) if part == Part("slot", SYSTEM) else part.value
         return ids, text
 
-    def _body(self, frame: _Frame, instruction: str, context: str | None) -> str:
+    def _body(self, instruction: str, context: str | None) -> str:
         """The text between the opening and the closing."""
         text = f"{instruction}{self.format.before_context}{context}" if context else instruction
-        return f"{frame.before}{self._own(text)}{frame.behind}"
+        return f"{self._frame.before}{self._own(text)}{self._frame.behind}"
 
     def _own(self, text: str) -> str:
         return text.strip() if self.format.strips else text

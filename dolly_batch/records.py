@@ -116,7 +116,7 @@ class PromptRow:
     """One row to be answered. `key` is opaque and comes back with the completion; `context` None means none.
 
     `format` "plain" takes the instruction as the whole prompt, without the model's prompt format. `grammar` is the
-    text of a JSON schema that the answer has to follow. `partial` is an answer to resume.
+    text of a JSON schema that the answer has to follow. `partial` is an answer to resume. `system` is a system prompt.
     """
 
     key: str
@@ -127,6 +127,7 @@ class PromptRow:
     format: RowFormat = "model"
     grammar: str | None = None
     partial: PartialAnswer | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class ScoreRow:
     continuations: tuple[str, ...]
     with_end: bool = True
     format: RowFormat = "model"
+    system: str | None = None
 
 
 Row = PromptRow | ScoreRow

@@ -27,8 +27,7 @@ def reference_text(instruction: str, context: str | None) -> str:
 
 def markers(encoder: PromptEncoder) -> list[int]:
     """The ids of Dolly's instruction and response markers."""
-    frame = encoder.frame(None)
-    return [frame.opening[-1], frame.closing[0]]
+    return [*encoder.marks]
 
 
 def trained(response: str = RESPONSE) -> Tokenizer:

@@ -90,7 +90,7 @@ def load_work(model_folder: Path, num_rows: int, seed: int = 1) -> Work:
 def _synthetic_row(choose: random.Random, encoder: PromptEncoder) -> tuple[list[int], int]:
     words = [choose.randrange(300) for _ in range(_draw(choose, _BODY_QUANTILES))]
     ids = encoder.encode("What is it?", None)
-    end = ids.index(encoder.frame(None).closing[0])
+    end = ids.index(encoder.marks[1])
     return [*ids[:end], *words, *ids[end:]], _draw(choose, _RESPONSE_QUANTILES)
 
 

@@ -52,11 +52,14 @@ class RowEncoder:
             return [NOT_ENCODED] if len(rows) == 1 else [request for row in rows for request in self.encode([row])]
 
     def _encode_prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        if len(systems := {row.system for row in rows}) > 1:  # of jobs that share a host
+            return [ids for row in rows for ids in self._encode_prompts([row])]
         formats = [row.format for row in rows]
         asked = [(row.instruction, row.context) for row in rows if row.format == "model"]
         plain = [row.instruction for row in rows if row.format == "plain"]
+        encoder = self._encoder.with_system(*systems) if asked else None
         encoded = {
-            "model": iter(self._encoder.encode_batch(asked) if asked else []),
+            "model": iter(encoder.encode_batch(asked) if encoder else []),
             "plain": iter(self._encoder.encode_texts(plain) if plain else []),
         }
         return [next(encoded[prompt_format]) for prompt_format in formats]

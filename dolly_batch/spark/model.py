@@ -22,6 +22,7 @@ from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.staging.stage import stage_under
 from dolly_batch.system.user_cache import user_cache
+from dolly_batch.tasks.base import TaskModel
 
 
 class UsesModel(Protocol):
@@ -59,6 +60,11 @@ class ModelFacts:
             gpus=1 if job.engine.kind == "echo" else job.model.gpus,
             **job.engine.model_dump(),  # its keys have the same names
         )
+
+    @property
+    def task_model(self) -> TaskModel:
+        """What tasks need to know of it."""
+        return TaskModel(self.folder, self.max_positions)
 
     def scoring_spec(self, job: UsesModel, quantization: str) -> EngineSpec:
         """As `engine_spec`, for plain prompts: base models, without Dolly's markers, are scored too."""

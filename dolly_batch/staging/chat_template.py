@@ -166,7 +166,7 @@ def _compare(src: Path, prompt_format: PromptFormat, template: _Template) -> Non
         for system in systems:
             turns = [*([(SYSTEM, system)] if system else []), (USER, asked)]
             expected = oracle.encode(_render(template, *turns), add_special_tokens=False).ids
-            if encoder.encode(instruction, context, system) != expected:
+            if encoder.with_system(system).encode(instruction, context) != expected:
                 raise ModelError(f"{src}: prompts put together in parts are not those that its chat template writes")
 
 

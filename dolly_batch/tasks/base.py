@@ -75,8 +75,12 @@ class SingleRequestRun:
         return self.read(result)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What is done for every row. Subclasses are frozen dataclasses: they cross to executors."""
+
+    system: str | None = None
+    """The system prompt of all its requests, which the queue puts into them."""
 
     def start(self, row: TaskInput) -> TaskRun:
         """The run of one row."""
@@ -113,15 +117,19 @@ class PreparedTask:
 
 @dataclass(frozen=True)
 class TaskModel:
-    """What a task needs to know of the model that answers: its folder, for the tokenizer, and its positions."""
+    """What a task needs to know of the model that answers: its folder, for the tokenizer, and its positions.
+
+    `system` is the job's system prompt, which stands in every prompt.
+    """
 
     folder: str
     max_positions: int
+    system: str | None = None
 
     @property
     def encoder(self) -> PromptEncoder:
-        """The model's prompt encoder, read once a process."""
-        return encoder_of(self.folder)
+        """The model's prompt encoder, read once a process. Raises ConfigError as `with_system` does."""
+        return encoder_of(self.folder).with_system(self.system)
 
     def count(self, text: str) -> int:
         """The tokens of a text."""
@@ -130,9 +138,13 @@ class TaskModel:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """The settings of a task, of whatever kind: the section `task` of a job file. `kind` is a name in `KINDS`."""
+    """The settings of a task, of whatever kind: the section `task` of a job file. `kind` is a name in `KINDS`.
+
+    `system` is a system prompt, for models whose prompt has a place for one.
+    """
 
     kind: str
+    system: str | None = None
 
 
 class TaskKind:

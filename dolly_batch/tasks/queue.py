@@ -40,7 +40,7 @@ class RowQueue(Generic[Owner]):
 
     def __init__(self, rows: Iterable[QueuedRow[Owner]]) -> None:
         self._rows = iter(rows)
-        self._open: dict[str, tuple[TaskRun, list[Owner]]] = {}
+        self._open: dict[str, tuple[TaskRun, list[Owner], str | None]] = {}  # with the system prompt
         self._waiting: deque[Row] = deque()
         self._num_rows = 0
         self._last: tuple[str, Hashable | None] = ("", None)
@@ -56,10 +56,10 @@ class RowQueue(Generic[Owner]):
         number, _, call = result.key.rpartition("/")
         if number not in self._open:
             return  # the row has failed meanwhile, by another of its requests
-        run, owners = self._open[number]
+        run, owners, system = self._open[number]
         after = run.on_result(replace(result, key=call))
         if not isinstance(after, TaskResult):
-            self._send(number, after)
+            self._send(number, after, system)
             return
         del self._open[number]
         for owner in owners:
@@ -74,11 +74,11 @@ class RowQueue(Generic[Owner]):
         self._num_rows += 1
         self._last = (number, row.shared_as)
         run = row.task.start(row.input)
-        self._open[number] = (run, [row.owner])
-        self._send(number, run.first_requests())
+        self._open[number] = (run, [row.owner], row.task.system)
+        self._send(number, run.first_requests(), row.task.system)
 
-    def _send(self, number: str, requests: Sequence[Row]) -> None:
-        self._waiting.extend(replace(request, key=f"{number}/{request.key}") for request in requests)
+    def _send(self, number: str, requests: Sequence[Row], system: str | None) -> None:
+        self._waiting.extend(replace(request, key=f"{number}/{request.key}", system=system) for request in requests)
 
 
 def answer_rows(client: Answers, rows: Iterable[QueuedRow[Owner]]) -> Iterator[tuple[Owner, TaskResult]]:
@@ -90,7 +90,7 @@ def answer_rows(client: Answers, rows: Iterable[QueuedRow[Owner]]) -> Iterator[t
 
 def warm_up(client: Answers, task: Task) -> Task:
     """The task with the results of what it asks once, before any row. Raises EngineError when it cannot go on."""
-    requests = list(task.warm_up_requests())
+    requests = [replace(request, system=task.system) for request in task.warm_up_requests()]
     if not requests:
         return task
     order = [request.key for request in requests]

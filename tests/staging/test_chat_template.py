@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from dolly_batch.errors import ConfigError, ModelError
+from dolly_batch.host.encoding import RowEncoder
 from dolly_batch.models.folder import inspect_folder
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.prompt_format import PROMPT, PromptFormat
+from dolly_batch.records import GenerationParams, PromptRow
 from dolly_batch.staging import stage_to
 from dolly_batch.staging.chat_template import write_format
 from tests.random_models import train_tokenizer, write_random_model
@@ -95,10 +97,21 @@ def test_a_system_prompt_stands_where_the_template_puts_it(chat: tuple[PromptEnc
     encoder, oracle, template = chat
     if template == MISTRAL:
         with pytest.raises(ConfigError, match="no place for a system prompt"):
-            encoder.encode("Hi", None, "Be brief.")
+            encoder.with_system("Be brief.")
         return
     for system in ("Be brief.", " spaces \n"):
-        assert encoder.encode("Hi", None, system) == expected_ids(oracle, template, "Hi", system)
+        assert encoder.with_system(system).encode("Hi", None) == expected_ids(oracle, template, "Hi", system)
+
+
+def test_rows_of_jobs_with_other_system_prompts_share_a_host(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "model", CHATML)
+    write_format(folder, folder)
+    encoder = PromptEncoder.from_folder(folder)
+    systems = [None, "Be brief.", "Be kind.", None, "Be brief."]
+    rows = [PromptRow(str(n), "Hi", None, GenerationParams(), system=system) for n, system in enumerate(systems)]
+    found = [request.prompt_ids for request in RowEncoder(encoder, 512).encode(rows)]  # type: ignore[union-attr]
+    assert found == [tuple(encoder.with_system(system).encode("Hi", None)) for system in systems]
+    assert len(set(found)) == 3
 
 
 @given(parts=st.lists(st.sampled_from([*SPECIAL, "<|", "im_end|>", " ", "\n", "a"])))

@@ -150,7 +150,8 @@ class _TooLongError(Exception):
 
 def _fitted(function: SqlFunction, prepared: PreparedTask, values: Sequence[str], row: TaskInput) -> TaskInput:
     """The row as it is where its prompt fits, else cut as `long_prompt` says."""
-    encoder, limit = function.model.encoder, function.max_positions - prepared.num_reserved
+    encoder = function.model.encoder.with_system(prepared.task.system)
+    limit = function.max_positions - prepared.num_reserved
     if encoder.count(row.instruction, row.context, function.max_positions).num_tokens <= limit:
         return row
     if function.long_prompt == "error":

@@ -22,7 +22,7 @@ from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import prepare_task
 from dolly_batch.spark.preflight.gpus import gpu_profile
 from dolly_batch.spark.session.conf import session_conf
-from dolly_batch.tasks.base import PreparedTask, TaskModel
+from dolly_batch.tasks.base import PreparedTask
 
 TODO_SCHEMA = T.StructType(
     [
@@ -60,7 +60,7 @@ class Generation:
 
     @cached_property
     def _prepared(self) -> PreparedTask:
-        return prepare_task(self.job, TaskModel(self.model.folder, self.model.max_positions))
+        return prepare_task(self.job, self.model.task_model)
 
     def left(self) -> list[Wave]:
         """The waves without staged answers, in order."""

@@ -26,7 +26,7 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
         F.when(F.length(text) > 0, text).alias("context"),
     )
     # Keys are made from what the model is asked in the end: a row that did not have to be cut keeps its key.
-    rows = assign_status(rows, model.folder, model.max_positions, prepared, job.limits.long_prompt)
+    rows = assign_status(rows, model.task_model, prepared, job.limits.long_prompt)
     header = request_header(job, model.identity)
     rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
     kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]

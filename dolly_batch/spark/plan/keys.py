@@ -7,6 +7,7 @@ ever change for the same row: finished tables hold them.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
@@ -45,14 +46,14 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     header = {
         "version": 1,
         "task": job.task.kind,
-        "template": "dolly",
+        "template": "dolly",  # a model of another prompt format has another identity
         "model": model_identity,
         "engine": "echo" if job.engine.kind == "echo" else "model",
         "quantization": job.model.quantization,
         "params": params,
     }
     # What the task puts into the instruction stands in every row's own text.
-    settings = {key: value for key, value in asdict(job.task).items() if key not in {"kind", *kind.in_prompt}}
+    settings = {key: value for key, value in _settings(job).items() if key not in {"kind", *kind.in_prompt}}
     if isinstance(settings.get("schema"), dict):
         settings["schema"] = json.dumps(settings["schema"])  # as text: the order of its fields counts
     if settings:
@@ -60,9 +61,15 @@ def request_header(job: JobConfig, model_identity: str) -> str:
     return json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 
+def _settings(job: JobConfig) -> dict[str, Any]:
+    """The task's settings; a system prompt only where there is one, so that older keys and open plans stay."""
+    settings = asdict(job.task)
+    return settings if settings["system"] is not None else {key: settings[key] for key in settings if key != "system"}
+
+
 def task_settings(job: JobConfig) -> str:
     """The task's settings as text: an open plan is resumed only for the same ones."""
-    settings = {"task": asdict(job.task), "long_prompt": job.limits.long_prompt}
+    settings = {"task": _settings(job), "long_prompt": job.limits.long_prompt}
     return json.dumps(settings)
 
 

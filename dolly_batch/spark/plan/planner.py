@@ -34,7 +34,7 @@ from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
 from dolly_batch.spark.tables.output import OutputTable
-from dolly_batch.tasks.base import PreparedTask, TaskModel
+from dolly_batch.tasks.base import PreparedTask
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_plan(
         target.spark, files, f"{work}/.{'counting' if dry else 'planning'}-{job.name}-{uuid.uuid4().hex[:12]}"
     )
     try:
-        prepared = prepare_task(job, TaskModel(model.folder, model.max_positions))
+        prepared = prepare_task(job, model.task_model)
         retry = find_retryable(job, options.retry, model.identity, target, files, work)
         with unreadable_input_named(job.input):
             keyed = draft.saved(key_input(source, job, model, prepared, retry), "keyed")

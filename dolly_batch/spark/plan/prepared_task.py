@@ -1,5 +1,6 @@
 """What a job or a call asks of each row, made once; everything after that is the same for all kinds of task."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dolly_batch.engine.json_grammar import fault_of
@@ -20,7 +21,11 @@ def prepare_task(job: "JobConfig", model: TaskModel) -> PreparedTask:
 
 def prepare_settings(kind: TaskKind, settings: Any, model: TaskModel, params: GenerationParams) -> PreparedTask:
     """A task. Raises ConfigError for settings with which this model can answer no row, and for such schemas."""
+    if settings.system == "":
+        raise ConfigError("task.system: must not be empty; leave it out for the model's own")
+    model = replace(model, system=settings.system)
     prepared = kind.prepare(settings, model, params)
+    prepared = replace(prepared, task=replace(prepared.task, system=settings.system))
     check_room(prepared, model, generates=kind.generates)
     if prepared.grammar is not None and (fault := fault_of(prepared.grammar)):
         raise ConfigError(fault)

@@ -1,7 +1,7 @@
 """The status of each row before any model runs: runnable, or skipped with a status; and the counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pyspark.sql import Column, DataFrame
@@ -27,7 +27,7 @@ HISTOGRAM_BOUNDS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 def assign_status(
-    rows: DataFrame, model_folder: str, max_positions: int, prepared: PreparedTask, long_prompt: Side | Literal["error"]
+    rows: DataFrame, model: TaskModel, prepared: PreparedTask, long_prompt: Side | Literal["error"]
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
@@ -35,7 +35,7 @@ def assign_status(
     can run. A prompt that leaves too little room in the model's positions is `too_long`, or cut by `long_prompt`:
     instruction and context are then what is left of them.
     """
-    model = TaskModel(model_folder, max_positions)
+    model = replace(model, system=prepared.task.system)
     side = None if long_prompt == "error" or prepared.any_length else long_prompt
     rows = _with_fault(rows, model, prepared, is_cut=side is not None)
     rows = _with_count(rows, model, prepared, side)
@@ -61,9 +61,9 @@ def _with_count(rows: DataFrame, model: TaskModel, prepared: PreparedTask, side:
     # Nulls for the rows that cannot run: no bad byte and no cell of megabytes reaches a Python worker.
     context = F.when(runs, F.col("context"))
     if side is not None:
-        cut = cut_to_fit(model.folder, model.max_positions - prepared.num_reserved, prepared.literals, side)
+        cut = cut_to_fit(model, model.max_positions - prepared.num_reserved, prepared.literals, side)
         return rows.withColumn("count", cut(F.when(runs, F.col("values")), context))
-    count = count_tokens(model.folder, CHARACTERS_AT_MOST if prepared.any_length else model.max_positions)
+    count = count_tokens(model, CHARACTERS_AT_MOST if prepared.any_length else model.max_positions)
     return rows.withColumn("count", count(F.when(runs, F.col("instruction")), context))
 
 

@@ -6,30 +6,28 @@ import pandas as pd
 from pyspark.sql import Column
 from pyspark.sql.pandas.functions import pandas_udf
 
-from dolly_batch.prompt import encoder_of
+from dolly_batch.tasks.base import TaskModel
 from dolly_batch.tasks.truncate import Side, make_fit
 
 COUNT_TYPE = "num_tokens INT, is_bound BOOLEAN"
 CUT_TYPE = "num_tokens INT, is_bound BOOLEAN, num_dropped INT, instruction STRING, context STRING"
 
 
-def count_tokens(model_folder: str, limit: int) -> Callable[[Column, Column], Column]:
+def count_tokens(model: TaskModel, limit: int) -> Callable[[Column, Column], Column]:
     """A Spark function (instruction, context) -> struct(num_tokens, is_bound); null for a null instruction.
 
     `is_bound` marks a prompt that is surely longer than `limit` and was not counted out.
     """
 
     def count(instructions: pd.Series, contexts: pd.Series) -> pd.DataFrame:
-        return _count(model_folder, limit, instructions, contexts)
+        return _count(model, limit, instructions, contexts)
 
     # Marked so that Spark never evaluates it twice by merging projections.
     udf: Callable[[Column, Column], Column] = pandas_udf(count, COUNT_TYPE).asNondeterministic()  # type: ignore[call-overload]
     return udf
 
 
-def cut_to_fit(
-    model_folder: str, limit: int, literals: Sequence[str], side: Side
-) -> Callable[[Column, Column], Column]:
+def cut_to_fit(model: TaskModel, limit: int, literals: Sequence[str], side: Side) -> Callable[[Column, Column], Column]:
     """A Spark function (values, context) -> struct as `count_tokens` gives it, and the texts of a prompt that was cut.
 
     `values` is the array of what stands between the template's literals. `num_dropped` is 0, and the texts null, where
@@ -38,14 +36,14 @@ def cut_to_fit(
     fixed = tuple(literals)
 
     def cut(values: pd.Series, contexts: pd.Series) -> pd.DataFrame:
-        return _cut(model_folder, limit, fixed, side, values, contexts)
+        return _cut(model, limit, fixed, side, values, contexts)
 
     udf: Callable[[Column, Column], Column] = pandas_udf(cut, CUT_TYPE).asNondeterministic()  # type: ignore[call-overload]
     return udf
 
 
-def _count(model_folder: str, limit: int, instructions: pd.Series, contexts: pd.Series) -> pd.DataFrame:
-    encoder = encoder_of(model_folder)
+def _count(model: TaskModel, limit: int, instructions: pd.Series, contexts: pd.Series) -> pd.DataFrame:
+    encoder = model.encoder
     counts: list[tuple[int | None, bool | None]] = []
     for instruction, context in zip(instructions, contexts, strict=True):
         if pd.isna(instruction):
@@ -57,9 +55,9 @@ def _count(model_folder: str, limit: int, instructions: pd.Series, contexts: pd.
 
 
 def _cut(
-    model_folder: str, limit: int, literals: Sequence[str], side: Side, values: pd.Series, contexts: pd.Series
+    model: TaskModel, limit: int, literals: Sequence[str], side: Side, values: pd.Series, contexts: pd.Series
 ) -> pd.DataFrame:
-    encoder = encoder_of(model_folder)
+    encoder = model.encoder
     found: list[tuple[object, ...]] = []
     for own, context in zip(values, contexts, strict=True):
         if own is None or any(value is None for value in own):
