@@ -13,8 +13,8 @@ from dolly_batch.models.config import ModelConfig
 from dolly_batch.models.tensors import Size, Weight
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# Ends of tensor names that GPTQ, AWQ and bitsandbytes add, in this order.
-_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".scales", ".SCB", ".absmax", ".quant_map")
+# Ends of tensor names that GPTQ, AWQ, bitsandbytes and 8-bit floats add.
+_QUANTIZED = (".qweight", ".qzeros", ".g_idx", ".scales", ".SCB", ".absmax", ".quant_map", ".weight_scale_inv")
 
 
 def check_weights(path: Path, config: ModelConfig, found: Mapping[str, Tensor]) -> None:

@@ -290,25 +290,3 @@ def test_an_index_that_does_not_match_its_shards_is_refused(
     (folder / MANIFEST).unlink()
     edit(folder, change, "model.safetensors.index.json")
     refuse(folder, str(folder))
-
-
-def test_an_adapter_beside_the_weights_is_refused(neox: Path) -> None:
-    (neox / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
-    refuse(neox, "adapter_config.json", "merge")
-
-
-def test_of_one_file_and_shards_the_file_is_taken(neox: Path, sharded_folder: Path) -> None:
-    before = inspect_folder(neox)
-    for path in sharded_folder.glob("model*"):
-        shutil.copy(path, neox)
-    after = inspect_folder(neox)
-    assert (after.weight_files, after.sha256) == (before.weight_files, before.sha256)
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("model.Q4_K.gguf", "GGUF"), ("gptq_model-4bit-128g.safetensors", "GPTQ"), ("tf_model.h5", "another library's")],
-)
-def test_weights_of_another_form_are_named_as_that(neox: Path, name: str, told: str) -> None:
-    weights(neox).rename(neox / name)
-    refuse(neox, name, told, "original model")

@@ -1,6 +1,7 @@
 """Weights against config.json: what transformers loads whole is taken, all else is refused by its tensor's name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,27 @@ def test_the_key_that_leaves_biases_out_is_obeyed(tmp_path: Path) -> None:
     inspect_folder(folder)
     put(folder, no_bias(state), attention_bias=None)
     refused(folder, "tensor gpt_neox.layers.0.attention.query_key_value.bias is missing")
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    refused(folder, "adapter_config.json", "merge")
+
+
+def test_of_one_file_and_shards_the_file_is_taken(folder: Path, tmp_path: Path) -> None:
+    before = inspect_folder(folder)
+    shards = write_random_model(tmp_path / "shards", architecture_of(folder), seed=1, max_shard_size="50KB")
+    for path in shards.glob("model*"):
+        shutil.copy(path, folder)
+    assert (folder / "model.safetensors.index.json").is_file()
+    after = inspect_folder(folder)
+    assert (after.weight_files, after.sha256) == (before.weight_files, before.sha256)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("model.Q4_K.gguf", "GGUF"), ("gptq_model-4bit-128g.safetensors", "GPTQ"), ("tf_model.h5", "another library's")],
+)
+def test_weights_of_another_form_are_named_as_that(folder: Path, name: str, told: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    refused(folder, name, told, "original model")
