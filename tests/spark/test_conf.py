@@ -23,8 +23,15 @@ def test_a_job_file_of_conf_answers_its_sample_table(
     if without_delta and name == "demo-delta":
         pytest.skip(without_delta)
     monkeypatch.chdir(PROJECT)  # the sample tables' paths are relative
-    places = {"output.path": tmp_path / "out", "work_dir": tmp_path / "work", "model.stage_dir": stage_dir}
-    overrides = [f"{key}={value}" for key, value in {**places, "engine.processes": 1}.items()]
+    places: dict[str, object] = {
+        "output.path": tmp_path / "out",
+        "work_dir": tmp_path / "work",
+        "model.stage_dir": stage_dir,
+    }
+    places |= {"model.path": "tiny", "engine.processes": 1}
+    if name.startswith("demo"):  # the questions of `make demo MODEL=tiny`
+        places["input.path"] = PROJECT / "dolly_batch" / "samples" / "instructions.jsonl"
+    overrides = [f"{key}={value}" for key, value in places.items()]
     job = load_job(PROJECT / "conf" / f"{name}.yaml", overrides)
     report = run_job(job)
     num_rows = len(Path(str(job.input.path)).read_text(encoding="utf-8").splitlines())

@@ -33,7 +33,10 @@ def job(task: dict[str, Any], max_new_tokens: int = 900) -> Any:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"kind": "generate", "system": "Be brief."}, "task.system: this model's prompt has no place for a system prompt"),
+        (
+            {"kind": "generate", "system": "Be brief."},
+            "task.system: this model's prompt has no place for a system prompt",
+        ),
         ({"kind": "generate", "system": ""}, "task.system: must not be empty"),
         ({"kind": "extract", "schema": "name STRIN"}, "found `STRIN`"),
         ({"kind": "extract", "schema": "m MAP<STRING, INT>"}, "found `MAP`"),
