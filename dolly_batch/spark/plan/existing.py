@@ -13,10 +13,10 @@ from pyspark.sql import functions as F
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, request_header, request_key
+from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, kept_values_hash, request_header, request_key
 from dolly_batch.spark.plan.manifest import plan_folders
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
-from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.columns import ColumnRef, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
 
@@ -50,7 +50,8 @@ def find_retryable(
         return Retry(statuses)
     limits = {*_planned_limits(request_header(job, identity), files, work)}
     if KINDS[job.task.kind].resumes:
-        status, attempt, tokens = (F.col(target.output_name(n)) for n in ("status", "attempt", "num_completion_tokens"))
+        names = ("status", "attempt", "num_completion_tokens")
+        status, attempt, tokens = (F.col(quoted_path(target.output_name(n))) for n in names)
         counts = table.filter((status == "truncated") & (attempt == 1)).select(tokens).distinct().limit(100).collect()
         limits |= {row[0] for row in counts}
     smaller = sorted((limit for limit in limits if limit < job.generation.max_new_tokens), reverse=True)
@@ -74,7 +75,7 @@ def _with_limit(job: JobConfig, identity: str, max_new_tokens: int) -> str:
     return request_header(job.model_copy(update={"generation": generation}), identity)
 
 
-def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[Column], has_ids: bool) -> DataFrame:
+def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[ColumnRef], has_ids: bool) -> DataFrame:
     """Add the keys that each row would have under each of the earlier headers."""
     for i, header in enumerate(retry.earlier):
         name = f"earlier_{i}_request_key"
@@ -188,13 +189,16 @@ def is_up_to_date(rows: DataFrame, target: OutputTable) -> bool:
     table = target.read()
     if table is None or target.job.output.mode != "overwrite":
         return table is not None
-    kept = [f"keep_{i}" for i in range(len(target.kept_names))]
+    kept = [
+        ColumnRef(F.col(f"keep_{i}"), f"keep_{i}", target.schema[name].dataType)
+        for i, name in enumerate(target.kept_names)
+    ]
     in_output = table.select(
         target.row_key().alias("row_key"),
         F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
-        *(F.col(quoted_path(name)).alias(alias) for name, alias in zip(target.kept_names, kept, strict=True)),
+        *(F.col(quoted_path(name)).alias(ref.name) for name, ref in zip(target.kept_names, kept, strict=True)),
     )
-    kept_hash = (F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")).alias("kept")
+    kept_hash = kept_values_hash(kept).alias("kept")
     new, old = (side.select(*KEYS, kept_hash) for side in (rows, in_output))
     tagged = new.withColumn("side", F.lit(1)).unionByName(old.withColumn("side", F.lit(-1)))
     difference = tagged.groupBy(*KEYS, "kept").agg(F.sum("side").alias("side")).filter(F.col("side") != 0)

@@ -1,7 +1,10 @@
 """Stage 1 of planning: input rows get their keys, their token counts, and a status where they cannot run."""
 
-from pyspark.sql import DataFrame
+from decimal import Decimal
+
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
@@ -9,6 +12,7 @@ from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
 from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key
 from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
+from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.spark.tables.input import InputTable
 from dolly_batch.tasks.base import PreparedTask
 
@@ -16,7 +20,7 @@ from dolly_batch.tasks.base import PreparedTask
 def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: PreparedTask, retry: Retry) -> DataFrame:
     """Key each input row, count its tokens, and give it a status where it cannot run."""
     text = (F.lit(None) if source.context is None else source.context.column).cast("string")
-    values = [column.column.cast("string") for column in source.values]
+    values = [_text_of(column) for column in source.values]
     rows = source.df.select(
         *(column.column.alias(f"id_{i}") for i, column in enumerate(source.ids)),
         *(column.column.alias(f"keep_{i}") for i, column in enumerate(source.kept)),
@@ -29,10 +33,18 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
     rows = assign_status(rows, model.task_model, prepared, job.limits.long_prompt)
     header = request_header(job, model.identity)
     rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
-    kept = [F.col(f"keep_{i}") for i in range(len(source.kept))]
+    kept = [ColumnRef(F.col(f"keep_{i}"), f"keep_{i}", column.type) for i, column in enumerate(source.kept)]
     if not source.ids:
         rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
     return with_earlier_keys(rows, retry, kept, has_ids=bool(source.ids))
+
+
+def _text_of(value: ColumnRef) -> Column:
+    """A value as the text that stands in a prompt: of an instant its time in UTC, whatever the session's zone."""
+    if not isinstance(value.type, T.TimestampType):
+        return value.column.cast("string")
+    seconds = (F.unix_micros(value.column) * F.lit(Decimal("0.000001"))).cast("decimal(18,6)")
+    return (F.lit("1970-01-01").cast("timestamp_ntz") + F.make_dt_interval(secs=seconds)).cast("string")
 
 
 def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:

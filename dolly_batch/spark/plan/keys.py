@@ -5,7 +5,7 @@ ever change for the same row: finished tables hold them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
 
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_SECONDS = "yyyy-MM-dd'T'HH:mm:ss"
 
 
 def request_header(job: JobConfig, model_identity: str) -> str:
@@ -97,12 +98,69 @@ def row_key(ids: Sequence[ColumnRef]) -> Column:
     return F.concat(*(F.concat(F.octet_length(part).cast("string"), F.lit(":"), part) for part in parts))
 
 
-def content_row_key(request: Column, kept: Sequence[Column]) -> Column:
+def content_row_key(request: Column, kept: Sequence[ColumnRef]) -> Column:
     """The key of a row without an id: what it asks, what it keeps, and which of its equals it is."""
-    kept_hash = F.sha2(F.to_json(F.struct(*kept)), 256) if kept else F.lit("")
+    kept_hash = kept_values_hash(kept)
     occurrence = F.row_number().over(Window.partitionBy(request, kept_hash).orderBy(F.lit(0)))
     text = F.concat_ws("/", request, kept_hash, occurrence.cast("string"))
     return F.concat(F.lit("h"), F.substring(F.sha2(text, 256), 1, KEY_HEX_DIGITS))
+
+
+def kept_values_hash(kept: Sequence[ColumnRef]) -> Column:
+    """A hash of values, the same in every session: equal for equal values, another one for others.
+
+    It is taken over JSON. Plain JSON of Spark has milliseconds: a row with finer timestamps gets JSON with
+    microseconds, and all others keep the keys that they have in finished tables.
+    """
+    if not kept:
+        return F.lit("")
+    values = F.struct(*(_with_entries(ref.column, ref.type).alias(ref.name) for ref in kept))
+    text = _json(values)
+    if any(_holds(ref.type, (T.TimestampType, T.TimestampNTZType)) for ref in kept):
+        exact, cut = _json(values, ".SSSSSS"), _json(values, ".SSS'000'")
+        text = F.when(exact == cut, text).otherwise(exact)
+    return F.sha2(text, 256)
+
+
+def _json(values: Column, fraction: str = ".SSS") -> Column:
+    formats = {"timestampFormat": f"{_SECONDS}{fraction}[XXX]", "timestampNTZFormat": f"{_SECONDS}{fraction}"}
+    return F.to_json(values, {**formats, "timeZone": "UTC", "ignoreNullFields": "true"})
+
+
+def _with_entries(column: Column, kind: T.DataType) -> Column:
+    """The value with each map as its entries whose keys JSON renders as no text of their own (binary: an address)."""
+    if not any(_holds(found.keyType, (T.BinaryType, T.StructType, T.ArrayType)) for found in _maps_in(kind)):
+        return column
+    if isinstance(kind, T.ArrayType):
+        return F.transform(column, lambda item: _with_entries(item, kind.elementType))
+    if isinstance(kind, T.MapType):
+        entries = T.StructType([T.StructField("key", kind.keyType), T.StructField("value", kind.valueType)])
+        return F.transform(F.map_entries(column), lambda entry: _with_entries(entry, entries))
+    fields = kind.fields if isinstance(kind, T.StructType) else []
+    inner = (_with_entries(column.getField(field.name), field.dataType).alias(field.name) for field in fields)
+    return F.when(column.isNotNull(), F.struct(*inner))
+
+
+def _types_in(kind: T.DataType) -> Iterator[T.DataType]:
+    """The type, and those of all that it holds."""
+    yield kind
+    inner: list[T.DataType] = []
+    if isinstance(kind, T.StructType):
+        inner = [field.dataType for field in kind.fields]
+    elif isinstance(kind, T.ArrayType):
+        inner = [kind.elementType]
+    elif isinstance(kind, T.MapType):
+        inner = [kind.keyType, kind.valueType]
+    for one in inner:
+        yield from _types_in(one)
+
+
+def _maps_in(kind: T.DataType) -> Iterator[T.MapType]:
+    return (found for found in _types_in(kind) if isinstance(found, T.MapType))
+
+
+def _holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
+    return any(isinstance(found, types) for found in _types_in(kind))
 
 
 def _prefixed(text: Column) -> Column:
@@ -114,7 +172,7 @@ def _prefixed(text: Column) -> Column:
 def _tagged(chosen: ColumnRef) -> Column:
     kind, column = chosen.type, chosen.column
     if isinstance(kind, T.StringType):
-        return F.concat(F.lit("s"), column)
+        return F.concat(F.lit("s"), column.cast("string"))  # without a collation, which takes `a` for `A`
     if isinstance(kind, _INTEGERS):
         return F.concat(F.lit("i"), column.cast("string"))
     if isinstance(kind, T.DecimalType):
