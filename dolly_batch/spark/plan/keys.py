@@ -106,7 +106,7 @@ def _prefixed(text: Column) -> Column:
 
 def _tagged(chosen: ColumnRef) -> Column:
     kind, column = chosen.type, chosen.column
-    if isinstance(kind, T.StringType):
+    if isinstance(kind, T.StringType) and kind.collation == "UTF8_BINARY":
         return F.concat(F.lit("s"), column)
     if isinstance(kind, _INTEGERS):
         return F.concat(F.lit("i"), column.cast("string"))
