@@ -52,8 +52,8 @@ class Files(Protocol):
 def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:
     """The file system of `path`, and the path made absolute in it.
 
-    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with, and for a path with
-    letters that Java would replace in the locale that it runs in.
+    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with, and for a path
+    with letters that Java would replace in the locale that it runs in.
     """
     scheme = urlparse(path).scheme
     if scheme == "file" or (not scheme and _default_is_local(spark)):

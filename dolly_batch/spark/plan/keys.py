@@ -122,6 +122,6 @@ def _tagged(chosen: ColumnRef) -> Column:
     if isinstance(kind, T.BinaryType):
         return F.concat(F.lit("b"), F.hex(column))
     raise InputError(
-        f"input.id: column `{chosen.name}` is {kind.simpleString()}; an id must be a string, an integer, a decimal, "
-        "a date, a timestamp or binary (cast it, or leave `id` out)"
+        f"input.id: column `{chosen.name}` is {kind.simpleString()}; an id must be a string without a collation, an "
+        "integer, a decimal, a date, a timestamp or binary (cast it, or leave `id` out)"
     )

@@ -1,6 +1,6 @@
 """CSV, read only: every value as text, or by `input.schema`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -12,10 +12,12 @@ from dolly_batch.errors import InputError
 from dolly_batch.spark.files import literal_path
 from dolly_batch.spark.tables.base import InputFormat
 from dolly_batch.spark.tables.columns import quoted_path
-from dolly_batch.spark.tables.csv_lines import NO_HEADER, check_lines
+from dolly_batch.spark.tables.csv_lines import NO_HEADER, check_lines, first_lines, read_names, rows_of
 from dolly_batch.spark.tables.lines import ascii_encoding, declared, is_on, read_lines, reader_options
 
 LATIN = "ISO-8859-1"
+MAX_COLUMNS = 20_480
+QUOTES = "unescapedquotehandling"
 
 
 class Csv(InputFormat):
@@ -57,37 +59,35 @@ class Csv(InputFormat):
         Raises InputError, which names the file, where its first line is not the header of the others, where the
         header does not hold the columns of the schema, and where a quote is never closed.
         """
-        options = reader_options(self.read_options, config.options)
-        lines = read_lines(spark, config)
-        damaged = check_lines(lines, options, config, key)
-        if ascii_encoding(options) is None:
-            options["enforceschema"] = "false"  # Spark then compares the headers itself
+        options, path = reader_options(self.read_options, config.options), literal_path(spark, str(config.path))
+        lines = rows_of(read_lines(spark, config), options)
         folders = lines.schema.fields[1:]
-        names = _names(spark, options, config, key, folders)
+        encoding, damaged = ascii_encoding(options), False
+        if encoding is None:
+            options["enforceschema"] = "false"  # Spark then compares the headers itself
+            names = _inferred(spark, options, path, folders)
+        else:
+            first = first_lines(lines, options)
+            is_plain = len(options.get("sep", ",")) == 1
+            names = read_names(first, options, encoding) if is_plain else _inferred(spark, options, path, folders)
+            damaged = check_lines(lines, first, options, encoding, config, key)
         columns = _columns(config, key, names, folders, has_header=is_on(options, "header"))
+        if len(columns) > int(options.get("maxcolumns", MAX_COLUMNS)):
+            raise InputError(f"{key} {config.name}: {self.faults['ArrayIndexOutOfBounds'].format(key=key)}")
         options = _bytes_for_letters(options) if damaged else options
         reader = spark.read.format(self.name).options(**options).schema(T.StructType([*columns, *folders]))
-        df = reader.load(literal_path(spark, str(config.path)))
-        return df.select(*_cells(columns, of_bytes=damaged), *(quoted_path(field.name) for field in folders)), None
+        return reader.load(path).withColumns(_mended(columns, of_bytes=damaged)), None
 
 
 FORMAT = Csv()
 
 
-def _names(
-    spark: SparkSession, options: Mapping[str, str], config: ReadableTable, key: str, folders: Sequence[T.StructField]
+def _inferred(
+    spark: SparkSession, options: Mapping[str, str], path: str, folders: Sequence[T.StructField]
 ) -> list[str]:
-    """The names of the columns in the first file, as Spark has them: `_c1` where the header has none."""
-    # Quotes that cannot be read are no matter yet, and those of folders' names are no columns of the file.
-    lenient = {**options, "unescapedquotehandling": "STOP_AT_DELIMITER"}
-    if folders:
-        lenient["recursivefilelookup"] = "true"
-    names = spark.read.format("csv").options(**lenient).load(literal_path(spark, str(config.path))).columns
-    if twice := {name.lower() for name in names} & {field.name.lower() for field in folders}:
-        raise InputError(
-            f"{key} {config.name}: `{min(twice)}` is a column of the files and of the folders' names; rename one"
-        )
-    return list(names)
+    """The columns' names as Spark finds them in a file. Quotes that cannot be read are no matter yet."""
+    names = spark.read.format("csv").options(**{**options, QUOTES: "STOP_AT_DELIMITER"}).load(path).columns
+    return names[: len(names) - len(folders)]
 
 
 def _columns(
@@ -95,10 +95,14 @@ def _columns(
 ) -> list[T.StructField]:
     """The columns of the files in their order, typed by the schema: by name where there is a header, else by place."""
     in_folders = {field.name.lower() for field in folders}
+    if twice := in_folders & {name.lower() for name in names}:
+        raise InputError(
+            f"{key} {config.name}: `{min(twice)}` is a column of the files and of the folders' names; rename one"
+        )
     given = [field for field in declared(config) if field.name.lower() not in in_folders]
     if config.columns is None:
         return [T.StructField(name, T.StringType()) for name in names]
-    if not has_header:
+    if not has_header or not names:
         return given
     by_name = {field.name.lower(): field for field in given}
     if sorted(name.lower() for name in names) != sorted(by_name):
@@ -114,14 +118,15 @@ def _bytes_for_letters(options: Mapping[str, str]) -> dict[str, str]:
     return {**{name: value.encode().decode("latin-1") for name, value in options.items()}, "encoding": LATIN}
 
 
-def _cells(columns: Sequence[T.StructField], *, of_bytes: bool) -> Iterator[Column]:
-    """The cells; where they are `of_bytes`, the text that those are, valid UTF-8 or not."""
-    for field in columns:
-        cell = F.col(quoted_path(field.name))
+def _mended(columns: Sequence[T.StructField], *, of_bytes: bool) -> dict[str, Column]:
+    """Cells to put in the place of others: where they are `of_bytes`, the text that those are, valid UTF-8 or not."""
+    mended = {}
+    for field in columns if of_bytes else columns[-1:]:
         if isinstance(field.dataType, T.StringType):
+            cell = F.col(quoted_path(field.name))
             cell = F.encode(cell, LATIN).cast("string") if of_bytes else cell
-            cell = _without_return(cell) if field is columns[-1] else cell
-        yield cell.alias(field.name)
+            mended[field.name] = _without_return(cell) if field is columns[-1] else cell
+    return mended
 
 
 def _without_return(cell: Column) -> Column:

@@ -3,7 +3,9 @@
 One pass, in which Spark counts and compares; no line leaves the executors.
 """
 
+import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,24 +15,62 @@ from pyspark.sql import functions as F
 from dolly_batch.config.job import ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.files import plain_name
-from dolly_batch.spark.tables.lines import LINE, ascii_encoding, is_damaged, is_on
+from dolly_batch.spark.tables.lines import LINE, is_damaged, is_on
 
+NUM_FIRST = 50  # A header may have line breaks.
 NO_HEADER = "where no file has a header, set {key}.options: {{header: 'false'}}"
 
 
-def check_lines(lines: DataFrame, options: Mapping[str, str], config: ReadableTable, key: str) -> bool:
+def rows_of(lines: DataFrame, options: Mapping[str, str]) -> DataFrame:
+    """The lines without comments."""
+    comment = options.get("comment")
+    return lines.filter(~F.col(LINE).startswith(comment)) if comment else lines
+
+
+def first_lines(lines: DataFrame, options: Mapping[str, str]) -> list[Row]:
+    """The lines that one of the files begins with, as `hash`, by which headers are compared, and `bytes`."""
+    begin = lines.filter(F.col("_metadata.file_block_start") == 0)
+    return (
+        begin.select(_hash(options).alias("hash"), F.col(LINE).cast("binary").alias("bytes")).limit(NUM_FIRST).collect()
+    )
+
+
+def read_names(first: Sequence[Row], options: Mapping[str, str], encoding: str) -> list[str]:
+    """The columns' names, as Spark has them: `_c1` where the header has none, two equal ones with their places.
+
+    Not by Spark, which takes the name of a file for a pattern when it looks for columns.
+    """
+    quote, escape = options.get("quote", '"'), options.get("escape", "\\")
+    cells = next(
+        csv.reader(
+            (bytes(row.bytes).decode(encoding, "replace") + "\n" for row in first),
+            delimiter=options.get("sep", ","),
+            quotechar=quote or None,
+            quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+            doublequote=escape == quote,
+            escapechar=escape if escape and escape != quote else None,
+        ),
+        [],
+    )
+    if not is_on(options, "header"):
+        return [f"_c{i}" for i in range(len(cells))]
+    num_named = Counter(cell.lower() for cell in cells)
+    blank = ("", options.get("nullvalue", ""))
+    return [
+        f"_c{i}" if cell in blank else f"{cell}{i}" if num_named[cell.lower()] > 1 else cell
+        for i, cell in enumerate(cells)
+    ]
+
+
+def check_lines(
+    lines: DataFrame, first: Sequence[Row], options: Mapping[str, str], encoding: str, config: ReadableTable, key: str
+) -> bool:
     """Raise InputError for files that begin with another line than the first one, and for quotes that stay open.
 
     Returns whether the files hold bytes that are not UTF-8, which they are to be read as.
     """
-    encoding = ascii_encoding(options)
-    if encoding is None:
-        return False
-    comment = options.get("comment", "")
-    if comment:
-        lines = lines.filter(~F.col(LINE).startswith(comment))
-    header = _header(lines, options) if is_on(options, "header") else F.lit(None)
-    found = _found(lines, header, _Quotes.of(options), encoding)
+    is_other = _hash(options) != F.lit(first[0].hash) if first and is_on(options, "header") else F.lit(False)
+    found = _found(lines, is_other, _Quotes.of(options), encoding)
     if others := sorted({row.file for row in found if row.is_other}):
         raise InputError(
             f"{key} {config.name}: {_listed(others)} not begin with the header of the other files, with its columns in "
@@ -78,17 +118,10 @@ class _Quotes:
         return F.col(LINE).rlike(f"(?:^|{sep}){quote}{rest}(?:{quote}{quote}{rest})*+$")
 
 
-def _header(lines: DataFrame, options: Mapping[str, str]) -> Column:
-    """What the lines that begin a file are compared with: a hash, for the line may be a row."""
-    line = F.xxhash64(_plain(options))
-    first = lines.filter(F.col("_metadata.file_block_start") == 0).select(line).first()
-    return F.lit(None) if first is None else line != F.lit(first[0])
-
-
-def _plain(options: Mapping[str, str]) -> Column:
-    """A line without its quotes, in small letters: names are the same in either case, and quoted or not."""
+def _hash(options: Mapping[str, str]) -> Column:
+    """A line's hash without its quotes and in small letters: names are the same in either case, and quoted or not."""
     quote = options.get("quote", '"')
-    return F.lower(F.replace(F.col(LINE), F.lit(quote), F.lit("")) if quote else F.col(LINE))
+    return F.xxhash64(F.lower(F.replace(F.col(LINE), F.lit(quote), F.lit("")) if quote else F.col(LINE)))
 
 
 def _found(lines: DataFrame, is_other: Column, quotes: _Quotes, encoding: str) -> list[Row]:

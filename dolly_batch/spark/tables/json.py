@@ -9,7 +9,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import ReadableTable
 from dolly_batch.errors import InputError
-from dolly_batch.spark.files import literal_path
+from dolly_batch.spark.files import GLOB, literal_path, plain_name
 from dolly_batch.spark.tables.base import InputFormat
 from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.lines import LINE, ascii_encoding, is_damaged, is_on, read_lines, reader_options
@@ -42,9 +42,11 @@ class Json(InputFormat):
 
         What cannot be read strictly, by the job's own options, is read as Spark does it.
         """
-        found = super().read(spark, config, key)[0].schema.fields
         options = reader_options(config.options)
         lines, encoding = read_lines(spark, config, whole=is_on(options, "multiline")), ascii_encoding(options)
+        if config.columns is None:
+            _refuse_patterns(lines, config, key)
+        found = super().read(spark, config, key)[0].schema.fields
         some_are_corrupt = config.columns is None and any(field.name == CORRUPT for field in found)
         # Bytes that are not UTF-8 make a line corrupt for Spark; here they are a fault of its row.
         if some_are_corrupt and (encoding is None or lines.filter(is_damaged(F.col(LINE), encoding)).isEmpty()):
@@ -66,6 +68,15 @@ def _not_objects(config: ReadableTable, key: str) -> InputError:
         f"{key} {config.name}: some lines are not JSON objects; fix them, or leave them out with "
         f"{key}.options {{mode: DROPMALFORMED}} (for one object over many lines: {{multiLine: 'true'}})"
     )
+
+
+def _refuse_patterns(lines: DataFrame, config: ReadableTable, key: str) -> None:
+    """Raise InputError for a file whose name Spark would take for a pattern, and look for columns in others."""
+    if names := sorted(name for file in lines.inputFiles() if GLOB & set(name := plain_name(file))):
+        raise InputError(
+            f"{key} {config.name}: rename {names[0]}, or name its columns in {key}.schema: Spark takes `*?[]{{}}\\` in "
+            "a name for a pattern when it looks for columns"
+        )
 
 
 def _rows(

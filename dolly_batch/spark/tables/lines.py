@@ -22,7 +22,10 @@ _ALIASES = {"delimiter": "sep", "charset": "encoding"}
 def reader_options(*options: Mapping[str, str]) -> dict[str, str]:
     """Options of Spark's readers under one name each, in small letters; the later ones override."""
     named = ((name.lower(), value) for some in options for name, value in some.items())
-    return {_ALIASES.get(name, name): value for name, value in named}
+    found = {_ALIASES.get(name, name): value for name, value in named}
+    if found.get("sep") == "\\t":  # as Spark lets it be written
+        found["sep"] = "\t"
+    return found
 
 
 def is_on(options: Mapping[str, str], name: str) -> bool:
