@@ -124,9 +124,7 @@ def unreadable_input_named(config: ReadableTable, key: str = "input") -> Iterato
         yield
     except (PySparkException, Py4JError) as error:
         if (fails := is_of_data(error)) and isinstance(config, InputConfig) and config.where is not None:
-            raise InputError(
-                f"input.where fails on a row: {cause(error)}; write it so that it holds for every value"
-            ) from error
+            raise InputError(f"input.where fails on a row: {cause(error)}") from error
         if not fails and UNREADABLE.search(str(error)) is None:
             raise
         raise InputError(f"{key} {config.name} cannot be read to its end: {_fault(error, config, key)}") from error
