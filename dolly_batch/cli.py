@@ -56,6 +56,14 @@ def _not_py4j(record: logging.LogRecord) -> bool:
     return "py4j" not in record.pathname
 
 
+def _silence_pyspark() -> None:
+    """Keep pyspark from logging the errors that it also raises, with the cells that a query stopped at."""
+    from pyspark.logger import PySparkLogger
+
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).disabled = True
+
+
 def run_script(command: str) -> NoReturn:
     """Run one command and exit with its code: what spark-submit starts."""
     code = main([command, *sys.argv[1:]])
@@ -140,6 +148,7 @@ def _with_report(arguments: argparse.Namespace) -> int:
     """Run a command that ends in a report; every exception and every signal becomes a message and an exit code."""
     from dolly_batch.spark.signals import stopping_on_signals
 
+    _silence_pyspark()
     evaluates = arguments.command == "evaluate"
     report = EvaluateReport(name=arguments.evaluation) if evaluates else Report(name=arguments.job)
     with stopping_on_signals():

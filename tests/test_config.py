@@ -1,5 +1,6 @@
 """Job files: what is refused, and how it is said."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,20 @@ def test_greedy_decoding_ignores_the_sampling_settings(tmp_path: Path) -> None:
 def test_two_escapes_of_one_character_are_one_character(tmp_path: Path) -> None:
     job = load(tmp_path, GOOD + 'task: {kind: classify, labels: ["a\\ud83d\\ude00", b]}\n')
     assert job.task.labels == ["a\U0001f600", "b"]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    text = GOOD.replace("tiny}", "~/dolly, stage_dir: ~/models}").replace("in.jsonl", "~/in")
+    text = text.replace("{path: out}", '{path: "~"}').replace("work_dir: work", "work_dir: ~/work")
+    job = load(tmp_path, text)
+    paths = [job.model.path, job.model.stage_dir, job.input.path, job.output.path, job.work_dir]
+    assert paths == [f"/home/ada{rest}" for rest in ("/dolly", "/models", "/in", "", "/work")]
+    with pytest.raises(ConfigError, match="work_dir: `~` is there no home folder"):
+        load(tmp_path, GOOD, "work_dir=~no-such-user/work")
+
+
+@pytest.mark.parametrize("prefix", ["a`b", "a/b", "a=b", "a\n"])
+def test_a_prefix_divides_no_names_and_paths(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(ConfigError, match=r"output\.prefix: may have letters"):
+        load(tmp_path, GOOD, f"output.prefix={json.dumps(prefix)}")

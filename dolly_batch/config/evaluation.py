@@ -6,19 +6,19 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dolly_batch.config.job import EngineConfig, ModelConfig, ReadableTable, SparkConfig
-from dolly_batch.config.yaml_file import Section, load_file
+from dolly_batch.config.yaml_file import PathText, Section, load_file
 
 
 class BenchmarkFiles(Section):
     """The local file of each benchmark: JSON lines (also .gz) or Parquet, in the harness' own format or as requests."""
 
-    openbookqa: str | None = None
-    arc_easy: str | None = None
-    winogrande: str | None = None
-    hellaswag: str | None = None
-    arc_challenge: str | None = None
-    piqa: str | None = None
-    boolq: str | None = None
+    openbookqa: PathText | None = None
+    arc_easy: PathText | None = None
+    winogrande: PathText | None = None
+    hellaswag: PathText | None = None
+    arc_challenge: PathText | None = None
+    piqa: PathText | None = None
+    boolq: PathText | None = None
 
     @property
     def paths(self) -> dict[str, str]:
@@ -46,7 +46,7 @@ class ResultConfig(Section):
     be compared in one.
     """
 
-    path: str = Field(min_length=1)
+    path: PathText
     mode: Literal["overwrite", "append"] = "overwrite"
 
 
@@ -67,7 +67,7 @@ class EvaluateConfig(Section):
     output: ResultConfig
     engine: EngineConfig = EngineConfig()
     spark: SparkConfig = SparkConfig()
-    work_dir: str = Field(min_length=1)
+    work_dir: PathText
 
     @model_validator(mode="after")
     def _can_be_done(self) -> "EvaluateConfig":

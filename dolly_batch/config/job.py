@@ -4,6 +4,7 @@ Every field is strict: an unknown key, a key given twice or a value of another t
 for a key, the nearest valid name.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.task import TaskConfig
-from dolly_batch.config.yaml_file import Section, check, load_file
+from dolly_batch.config.yaml_file import PathText, Section, check, load_file
 from dolly_batch.records import EngineName, GenerationParams
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.generate import GenerateSettings
@@ -20,20 +21,20 @@ from dolly_batch.tasks.generate import GenerateSettings
 class ModelConfig(Section):
     """Which model answers. `path` is a hub id, `modelscope:ORG/NAME`, a folder, or `tiny`."""
 
-    path: str = Field(min_length=1)
+    path: PathText
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     quantization: Literal["none", "int8"] = "none"
     gpus: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
-    stage_dir: str | None = None
+    stage_dir: PathText | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
 
 
 class TableConfig(Section):
     """A table, by `path` and `format` or by catalog name."""
 
-    path: str | None = None
+    path: PathText | None = None
     table: str | None = None
 
     @model_validator(mode="after")
@@ -69,6 +70,11 @@ class ReadableTable(TableConfig):
             names = [name for name, facts in FORMATS.items() if facts.takes_schema]
             raise ValueError(f"`schema` is for {listed(names, 'and')} tables")
         return self
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its files are text, whose bytes may not be what they are read as."""
+        return self.format is not None and FORMATS[self.format].takes_schema
 
 
 class InputConfig(ReadableTable):
@@ -113,6 +119,13 @@ class OutputConfig(TableConfig):
     partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
     prefix: str = ""
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_part_of_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w. -]*", value):
+            raise ValueError("may have letters, digits, `_`, `-`, dots and blanks; other marks divide names and paths")
+        return value
 
     @field_validator("format")
     @classmethod
@@ -248,7 +261,7 @@ class JobConfig(Section):
     plan: PlanConfig = PlanConfig()
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
-    work_dir: str = Field(min_length=1)
+    work_dir: PathText
 
     @model_validator(mode="before")
     @classmethod

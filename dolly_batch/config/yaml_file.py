@@ -2,15 +2,16 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dolly_batch.errors import ConfigError
 
@@ -19,6 +20,20 @@ class Section(BaseModel):
     """A part of a file of settings: frozen, strict, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+def _in_home(path: str) -> str:
+    """A path with the home folder in the place of `~`, which Spark and Python take for a name. Raises ValueError."""
+    if not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("`~` is there no home folder; write the folder's own path, or ./~ for a name that begins so")
+    return expanded
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
+"""A file or folder, a plain path or a URI. `~` is the home folder of who runs the command."""
 
 
 File = TypeVar("File", bound=Section)

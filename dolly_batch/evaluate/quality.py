@@ -16,7 +16,7 @@ from dolly_batch.evaluate.object_fields import FieldCounts, parse_object
 from dolly_batch.evaluate.rouge import KINDS, SUMS, load_scorer, sum_rouge
 from dolly_batch.evaluate.table import Table, share
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
-from dolly_batch.spark.tables.input import read_table, unreadable_input_named
+from dolly_batch.spark.tables.input import missing_column, read_table, unreadable_input_named
 
 MAX_LABELS = 10_000
 _TEXTS = (T.StringType, T.VarcharType, T.CharType)
@@ -59,10 +59,11 @@ def open_quality(spark: SparkSession, configs: Sequence[QualityConfig]) -> list[
     for index, config in enumerate(configs):
         key = f"quality.{index}"
         table, _ = read_table(spark, config, key)
+        instead = missing_column(config, key)
         if config.kind == "summarize":
             load_scorer()
         columns = [
-            _as_text(config.kind, resolve_column(table, name, f"{key}.{part}"), f"{key}.{part}").alias(part)
+            _as_text(config.kind, resolve_column(table, name, f"{key}.{part}", instead), f"{key}.{part}").alias(part)
             for part, name in (("gold", config.gold), ("prediction", config.prediction))
         ]
         finished.append(Finished(config, key, table.select(*columns)))

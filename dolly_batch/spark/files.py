@@ -17,6 +17,9 @@ from pyspark.sql import SparkSession
 from dolly_batch.errors import ConfigError
 from dolly_batch.spark.session.session import is_connect
 
+GLOB = frozenset("*?[]{}\\")
+"""What Hadoop takes for the letters of a pattern."""
+
 
 class Files(Protocol):
     """What the run needs of a file system. Paths are absolute, as `qualify` returns them."""
@@ -55,10 +58,12 @@ class Files(Protocol):
 def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:
     """The file system of `path`, and the path made absolute in it.
 
-    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with.
+    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with, and for a path
+    with letters that Java would replace in the locale that it runs in.
     """
     scheme = urlparse(path).scheme
     if scheme == "file" or (not scheme and _default_is_local(spark)):
+        _check_letters(spark, path)
         return LocalFiles(), str(Path(local_path(path)).absolute())
     if is_connect(spark):
         raise ConfigError(f"{path}: over Spark Connect the path must be one that this process sees too (a mount)")
@@ -74,6 +79,39 @@ def local_path(path: str) -> str:
     """A `file:` URI or a plain path as a plain path."""
     parsed = urlparse(path)
     return unquote(parsed.path) if parsed.scheme == "file" else path
+
+
+def _check_letters(spark: Any, path: str) -> None:
+    if path.isascii() or is_connect(spark):
+        return
+    encoding = str(spark._jvm.java.lang.System.getProperty("sun.jnu.encoding"))
+    try:
+        path.encode(encoding)
+    except (UnicodeEncodeError, LookupError) as error:
+        raise ConfigError(
+            f"{path}: Java runs in a locale ({encoding}) in which it cannot name this path; set LC_ALL=C.UTF-8"
+        ) from error
+
+
+def literal_path(spark: SparkSession, path: str) -> str:
+    """A path as Spark's readers take it: what has this very name is meant by it, else it may be a pattern of names."""
+    if not set(path) & GLOB or not exists(spark, path):
+        return path
+    return re.sub(r"[\\*?\[\]{}]", r"\\\g<0>", path)
+
+
+def exists(spark: SparkSession, path: str) -> bool:
+    """Whether there is a file or folder of this name; False where this process cannot tell."""
+    try:
+        files, absolute = files_for(spark, path)
+    except ConfigError:
+        return False
+    return files.exists(absolute)
+
+
+def plain_name(uri: str) -> str:
+    """A file as Spark names it, for messages: without `file:`, and with its letters instead of `%C3%A9`."""
+    return unquote(re.sub(r"^file:/+", "/", uri))
 
 
 def _default_is_local(spark: Any) -> bool:

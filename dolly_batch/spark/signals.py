@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+
 from dolly_batch.errors import DollyBatchError, Stopped
+from dolly_batch.spark.causes import cause
 
 # The last line of a Python traceback: a dotted class name, at the line's start.
 RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
@@ -63,9 +67,11 @@ def as_dolly_error(error: BaseException) -> DollyBatchError:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The error in one line; of an error in a Python worker, the last line of its traceback."""
+    """The error in one line; of an error in a Python worker, the last line of its traceback; of Spark's, its cause."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if RAISED.match(line)]
     if raised:
         return f"a task failed: {raised[-1].strip()}"
+    if isinstance(error, (PySparkException, Py4JError)):
+        return f"Spark stopped: {cause(error) or 'it gives no reason'}"
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"

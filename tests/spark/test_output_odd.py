@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import OutputError, Stopped
 from dolly_batch.spark.plan.input_rows import _text_of
-from dolly_batch.spark.plan.keys import kept_values_hash, row_key
+from dolly_batch.spark.plan.keys import kept_values_hash
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.spark.tables.places import check_catalog_stays, name_parts
@@ -123,12 +123,6 @@ def test_an_instant_reads_the_same_in_a_prompt_in_every_session(spark: SparkSess
     with session_conf(spark, BERLIN):
         found = table.select(_text_of(ColumnRef(F.col("x"), "x", T.TimestampType()))).collect()
     assert [row[0] for row in found] == [row[0] for row in table.select(F.col("x").cast("string")).collect()] == times
-
-
-def test_a_collation_does_not_make_two_ids_one(spark: SparkSession) -> None:
-    table = spark.sql("select explode(array('a', 'A')) as x").select(F.collate("x", "UTF8_LCASE").alias("x"))
-    key = row_key([ColumnRef(F.col("x"), "x", table.schema["x"].dataType)])
-    assert table.select(key.alias("key")).distinct().count() == 2
 
 
 def test_a_link_stays_and_letters_of_globs_are_letters(desk: Desk) -> None:

@@ -27,6 +27,8 @@ CASES: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
     "struct instruction": ({"input": {"instruction": "q"}}, InputError, "`q` is struct.*string"),
     "binary instruction": ({"input": {"instruction": "bytes"}}, InputError, "`bytes` is binary.*string"),
     "float id": ({"input": {"id": "real"}}, InputError, "`real` is double"),
+    "collated id": ({"input": {"id": "folded"}}, InputError, "`folded` is string collate UTF8_LCASE"),
+    "map id": ({"input": {"id": "pairs"}}, InputError, "`pairs` is map"),
     "colliding column": ({"output": {"keep": ["status"]}}, OutputError, "`status`.*output.prefix"),
     "bad where": ({"input": {"where": "nope > 3"}}, InputError, "input.where.*nope"),
     "no such input": ({"input": {"path": "no/such/folder"}}, InputError, "no/such/folder"),
@@ -57,6 +59,7 @@ def odd_table(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
         "cast(id as string) id", "concat('say ', id) instruction", "cast(null as string) context",
         "cast(id as int) number",
         "struct('a' as text) q", "cast('x' as binary) bytes", "cast(id as double) real", "'s' status",
+        "cast(id as string) collate UTF8_LCASE folded", "map('a', id) pairs",
     ).write.parquet(str(folder))  # fmt: skip
     return folder
 

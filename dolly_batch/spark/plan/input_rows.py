@@ -1,6 +1,9 @@
 """Stage 1 of planning: input rows get their keys, their token counts, and a status where they cannot run."""
 
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from functools import reduce
+from operator import or_
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -21,13 +24,16 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
     """Key each input row, count its tokens, and give it a status where it cannot run."""
     text = (F.lit(None) if source.context is None else source.context.column).cast("string")
     values = [_text_of(column) for column in source.values]
+    # Other formats say that their strings are UTF-8, and their bytes are copied as they are.
+    mended = [kept.name for kept in source.kept if job.input.is_text and kept.is_text]
     rows = source.df.select(
         *(column.column.alias(f"id_{i}") for i, column in enumerate(source.ids)),
-        *(column.column.alias(f"keep_{i}") for i, column in enumerate(source.kept)),
+        *(_kept(kept, mended).alias(f"keep_{i}") for i, kept in enumerate(source.kept)),
         (row_key(source.ids) if source.ids else F.lit("")).alias("row_key"),
         F.array(*values).cast("array<string>").alias("values"),
         text.alias("text"),
         F.when(F.length(text) > 0, text).alias("context"),
+        _any(~F.is_valid_utf8(kept.column) for kept in source.kept if kept.name in mended).alias("is_mended"),
     )
     # Keys are made from what the model is asked in the end: a row that did not have to be cut keeps its key.
     rows = assign_status(rows, model.task_model, prepared, job.limits.long_prompt)
@@ -47,11 +53,28 @@ def _text_of(value: ColumnRef) -> Column:
     return (F.lit("1970-01-01").cast("timestamp_ntz") + F.make_dt_interval(secs=seconds)).cast("string")
 
 
+def _kept(kept: ColumnRef, mended: Sequence[str]) -> Column:
+    """A kept value; in the columns `mended`, with U+FFFD where a byte is not text."""
+    return F.make_valid_utf8(kept.column) if kept.name in mended else kept.column
+
+
+def _any(conditions: Iterable[Column]) -> Column:
+    """Whether one of them is true; a null is not."""
+    return F.coalesce(reduce(or_, conditions, F.lit(False)), F.lit(False))
+
+
 def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
     """Raise InputError for null and duplicate ids, unless the job wants them as rows with a status."""
-    counts = keyed.groupBy("row_key").count().filter((F.col("count") > 1) | F.col("row_key").isNull())
-    null_count = F.when(F.col("row_key").isNull(), F.col("count"))
-    num_bad, num_null = counts.agg(F.sum("count"), F.sum(null_count)).collect()[0]
+    is_no_text = ~F.is_valid_utf8("row_key") & F.lit(job.input.is_text)
+    counts = keyed.groupBy("row_key").count()
+    counts = counts.filter((F.col("count") > 1) | F.col("row_key").isNull() | is_no_text)
+    null_count, no_text_count = (F.when(bad, F.col("count")) for bad in (F.col("row_key").isNull(), is_no_text))
+    num_bad, num_null, num_no_text = counts.agg(F.sum("count"), F.sum(null_count), F.sum(no_text_count)).collect()[0]
+    if num_no_text:
+        raise InputError(
+            f"input.id: {num_no_text} rows have an id that is not valid UTF-8; correct them, or set "
+            "input.options: {encoding: ISO-8859-1} or what else the files are in"
+        )
     if not num_bad:
         return
     if job.input.on_bad_id == "status":

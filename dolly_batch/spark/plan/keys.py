@@ -171,8 +171,8 @@ def _prefixed(text: Column) -> Column:
 
 def _tagged(chosen: ColumnRef) -> Column:
     kind, column = chosen.type, chosen.column
-    if isinstance(kind, T.StringType):
-        return F.concat(F.lit("s"), column.cast("string"))  # without a collation, which takes `a` for `A`
+    if isinstance(kind, T.StringType) and kind.collation == "UTF8_BINARY":
+        return F.concat(F.lit("s"), column)
     if isinstance(kind, _INTEGERS):
         return F.concat(F.lit("i"), column.cast("string"))
     if isinstance(kind, T.DecimalType):
@@ -187,6 +187,6 @@ def _tagged(chosen: ColumnRef) -> Column:
     if isinstance(kind, T.BinaryType):
         return F.concat(F.lit("b"), F.hex(column))
     raise InputError(
-        f"input.id: column `{chosen.name}` is {kind.simpleString()}; an id must be a string, an integer, a decimal, "
-        "a date, a timestamp or binary (cast it, or leave `id` out)"
+        f"input.id: column `{chosen.name}` is {kind.simpleString()}; an id must be a string without a collation, an "
+        "integer, a decimal, a date, a timestamp or binary (cast it, or leave `id` out)"
     )

@@ -31,6 +31,7 @@ def assign_status(
 ) -> DataFrame:
     """Add `status`, `error`, `num_prompt_tokens` and `num_dropped_tokens` to rows of row_key, values and context.
 
+    `is_mended` marks a row whose kept text was not valid UTF-8.
     `values`, the array of what the row puts into the template, becomes `instruction`. `status` is null for a row that
     can run. A prompt that leaves too little room in the model's positions is `too_long`, or cut by `long_prompt`:
     instruction and context are then what is left of them.
@@ -83,7 +84,7 @@ def _with_status(rows: DataFrame, model: TaskModel, prepared: PreparedTask, *, i
         ),
     )
     error = F.when(too_long, message).when(F.col("fault") == "bad_encoding", "the text is not valid UTF-8")
-    internal = ("fault", "count", "values", "text", "instruction", "context")
+    internal = ("fault", "is_mended", "count", "values", "text", "instruction", "context")
     return rows.select(
         *(name for name in rows.columns if name not in internal),
         *(_cut_text(name, was_cut) if is_cut else F.col(name) for name in ("instruction", "context")),
@@ -102,7 +103,7 @@ def _fault(asked: Column, of_the_row: Column, max_chars: int) -> Column:
     """The fault of a row; null for one that may run. `asked` must not be null, what is `of_the_row` not blank."""
     instruction, context, key = F.col("instruction"), F.col("context"), F.col("row_key")
     valid = F.is_valid_utf8(instruction) & F.coalesce(F.is_valid_utf8(context), F.lit(True))
-    valid = valid & F.coalesce(F.is_valid_utf8(key), F.lit(True))
+    valid = valid & F.coalesce(F.is_valid_utf8(key), F.lit(True)) & ~F.col("is_mended")
     num_chars = F.length(instruction) + F.coalesce(F.length(context), F.lit(0))
     return (
         F.when(asked.isNull(), "null_instruction")

@@ -3,6 +3,8 @@
 import atexit
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -46,6 +48,37 @@ def archive_of_package() -> Path | None:
     """The wheel or zip that this package was imported from, None where it lies in a folder."""
     loader = dolly_batch.__loader__
     return Path(loader.archive) if isinstance(loader, zipimporter) else None
+
+
+def check_local_python(python: str) -> None:
+    """Raise Refused where the Python of this machine's tasks, `PYSPARK_PYTHON`, is not there or lacks packages.
+
+    That of this process has them.
+    """
+    found = shutil.which(python)
+    if found == sys.executable:
+        return
+    names = [*PLANNING_NEEDS, *(["dolly_batch"] if archive_of_package() is None else [])]
+    fault = "there is none" if found is None else _lacks(found, names)
+    if fault:
+        raise Refused(
+            f"PYSPARK_PYTHON is {python}, and that Python cannot run this job: {fault}; unset it, or set it to "
+            f"{sys.executable}"
+        )
+
+
+def _lacks(python: str, names: Sequence[str]) -> str:
+    """What another Python lacks: this one's version, or packages. Empty where it lacks nothing."""
+    missing = f"(name for name in {names} if util.find_spec(name) is None)"
+    code = f"import sys; from importlib import util; print(*sys.version_info[:2], *{missing})"
+    try:
+        ran = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"it does not run ({error})"
+    major, minor, *lacking = ran.stdout.split()
+    if (int(major), int(minor)) != sys.version_info[:2]:
+        return f"it is Python {major}.{minor}, and the driver is {sys.version_info[0]}.{sys.version_info[1]}"
+    return f"it lacks {', '.join(lacking)}" if lacking else ""
 
 
 def check_package(spark: SparkSession, num_tasks: int, with_model: bool, also: Sequence[str] = ()) -> None:

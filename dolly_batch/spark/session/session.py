@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import JobConfig, SparkConfig
-from dolly_batch.spark.preflight.package import ship_package
+from dolly_batch.spark.preflight.package import check_local_python, ship_package
 from dolly_batch.spark.session.environment import has_own_logging, launched_by
 from dolly_batch.spark.session.jars import JARS, PACKAGES, maven_jars
 from dolly_batch.spark.session.java import prepare_java
@@ -44,7 +44,8 @@ def open_session(job: JobConfig) -> SparkSession:
     """The session this job runs in.
 
     Under spark-submit and on Databricks it is the cluster's; else one is started by the job's `spark` section
-    (default `local[*]`), with the connectors of the job's table formats. Raises Refused when a cluster lacks one.
+    (default `local[*]`), with the connectors of the job's table formats. Raises Refused when a cluster lacks one, or
+    when this machine's tasks would run in a Python that lacks packages.
     """
     return start_session(job.name, job.spark, [job.input.format, job.output.format])
 
@@ -70,6 +71,8 @@ def start_session(name: str, config: SparkConfig, formats: Sequence[str | None])
         _quieten(spark)
     for format in used:
         format.check_session(spark)
+    if is_local(spark):
+        check_local_python(spark.sparkContext.pythonExec)
     ship_package(spark)
     return spark  # type: ignore[no-any-return]
 

@@ -24,6 +24,8 @@ class InputFormat:
     """As Spark and the job file call it."""
     read_options: ClassVar[Mapping[str, str]] = {}
     """Options of Spark's reader, which those of the job file override."""
+    faults: ClassVar[Mapping[str, str]] = {}
+    """What stands in Spark's errors about a file of this format, and what to say of it (`{key}` is the table's)."""
     spark_conf: ClassVar[Mapping[str, str]] = {}
     """What a session must be started with."""
 
@@ -41,15 +43,22 @@ class InputFormat:
     def check_session(self, spark: Any) -> None:
         """Raise Refused, saying what to do, where a session of a cluster lacks the connector."""
 
+    def missing(self, config: ReadableTable, key: str) -> str | None:
+        """What to say of a column that is not there, where the names that are might be a row's cells; else None."""
+        return None
+
     def read(self, spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
         """Open a table by its path, and return its version too where the format has versions: the one that is read.
 
-        `key` names the table in the InputError for one that cannot be read; PySparkException is turned into one.
+        `key` names the table in the InputError for one that cannot be read; errors of Spark are turned into one.
         """
+        from dolly_batch.spark.files import literal_path
+
         reader = spark.read.options(**self.read_options)
         if config.columns is not None:
             reader = reader.schema(config.columns).option("mode", "FAILFAST")
-        return reader.options(**config.options).format(self.name).load(config.path), None
+        path = literal_path(spark, str(config.path))
+        return reader.options(**config.options).format(self.name).load(path), None
 
 
 class OutputFormat(InputFormat, ABC):
@@ -94,7 +103,7 @@ class OutputFormat(InputFormat, ABC):
 
 def has_no_data(names: Sequence[str]) -> bool:
     """Whether a folder with these names holds no data: Spark takes no notice of the others."""
-    return all(name.startswith(("_", ".")) for name in names)
+    return all(name.startswith(".") or (name.startswith("_") and "=" not in name) for name in names)
 
 
 @contextmanager

@@ -31,12 +31,18 @@ class ColumnRef:
     name: str
     type: T.DataType
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are strings."""
+        return isinstance(self.type, (T.StringType, T.VarcharType, T.CharType))
 
-def resolve_column(df: DataFrame, name: str, key: str) -> ColumnRef:
+
+def resolve_column(df: DataFrame, name: str, key: str, instead: str | None = None) -> ColumnRef:
     """Resolve the column `name` that the job's `key` names.
 
     A top-level column of exactly that name comes first, then a field of a struct (`q.text`); backticks force either
-    reading (`` `q.text` ``). Raises InputError when there is none, or when two differ only by case.
+    reading (`` `q.text` ``). Raises InputError when there is none, or when two differ only by case; it says `instead`
+    what would else be a list of the names that are there.
     """
     top = name[1:-1].replace("``", "`") if _is_quoted(name) else name
     exact = [field for field in df.schema.fields if field.name.lower() == top.lower()]
@@ -48,8 +54,9 @@ def resolve_column(df: DataFrame, name: str, key: str) -> ColumnRef:
     nested = _nested(df.schema, name)
     if nested is not None:
         return nested
-    near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.4)
-    others = f"it has: {', '.join(df.columns)}" if df.columns else "it has none at all: is the file empty?"
+    near = difflib.get_close_matches(name, df.columns, n=1, cutoff=0.4 if instead is None else 0.8)
+    listed = instead or f"it has: {', '.join(df.columns)}"
+    others = listed if df.columns else "it has none at all: is the file empty?"
     hint = f"did you mean `{near[0]}`?" if near else others
     raise InputError(f"{key}: the input has no column `{name}`; {hint}")
 

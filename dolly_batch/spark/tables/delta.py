@@ -30,6 +30,8 @@ from dolly_batch.spark.tables.trial import trial_folder
 
 LOG = "_delta_log"
 MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
+# Options that say which versions are read; the last two read the changes between some.
+CHOOSE_VERSIONS = ("versionasof", "timestampasof", "readchangefeed", "readchangedata")
 NEW = "__new_"
 WRITE_RETRIES = 5
 
@@ -77,7 +79,7 @@ class Delta(OutputFormat):
         query, and so from one version, either way.
         """
         options = dict(config.options)
-        chosen = any(key.lower() in ("versionasof", "timestampasof") for key in options)
+        chosen = any(key.lower() in CHOOSE_VERSIONS for key in options)
         if not chosen and not is_connect(spark):
             options["versionAsOf"] = str(_latest_version(spark, str(config.path)))
         version = next((int(value) for key, value in options.items() if key.lower() == "versionasof"), None)

@@ -1,24 +1,26 @@
 """The input: read once, as it was when the plan began, with its columns checked."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from py4j.protocol import Py4JError
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
 from dolly_batch.errors import InputError
+from dolly_batch.spark.causes import cause, file_of, is_of_data
+from dolly_batch.spark.files import plain_name
 from dolly_batch.spark.plan.keys import row_key
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
 from dolly_batch.spark.tables.formats import input_format
 from dolly_batch.tasks import KINDS
 
-UNREADABLE = re.compile(r"\[((?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*)\]")
+UNREADABLE = re.compile(r"\[(?:MALFORMED|CANNOT_PARSE|FAILED_READ_FILE|PARQUET|CANNOT_READ)[A-Z_.]*\]|TextParsing")
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,38 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     reading rows: a table or column that is not there, a type that cannot be used.
     """
     df, version = read_table(spark, job.input, "input")
+    instead = missing_column(job.input)
     if job.input.where is not None:
-        df = _filtered(df, job.input.where)
-    ids = tuple(resolve_column(df, name, "input.id") for name in job.input.id_columns)
+        df = _filtered(df, job.input.where, instead)
+    find = partial(resolve_column, df, instead=instead)
+    ids = tuple(find(name, "input.id") for name in job.input.id_columns)
     if ids:
         row_key(ids)
-    kept = tuple(resolve_column(df, name, "output.keep") for name in job.output.keep)
-    values, context = _read_columns(df, job)
+    kept = tuple(find(name, "output.keep") for name in job.output.keep)
+    values, context = _read_columns(find, job)
     return InputTable(df, ids, kept, values, context, version)
 
 
-def _read_columns(df: DataFrame, job: JobConfig) -> tuple[tuple[ColumnRef, ...], ColumnRef | None]:
+def _read_columns(
+    find: Callable[[str, str], ColumnRef], job: JobConfig
+) -> tuple[tuple[ColumnRef, ...], ColumnRef | None]:
     """The columns that make a row's question: those of its instruction, and its context or text."""
     kind = KINDS[job.task.kind]
     if kind.reads_text:
-        return (), _text(resolve_column(df, job.input.text, "input.text"), "input.text")
+        return (), _text(find(job.input.text, "input.text"), "input.text")
     context = None
     if job.input.context is not None:
-        context = _text(resolve_column(df, job.input.context, "input.context"), "input.context")
+        context = _text(find(job.input.context, "input.context"), "input.context")
     named = kind.template_columns(job.task)
     if named is not None:
-        return tuple(resolve_column(df, name, "task.template") for name in named), context
-    return (_text(resolve_column(df, job.input.instruction, "input.instruction"), "input.instruction"),), context
+        return tuple(find(name, "task.template") for name in named), context
+    return (_text(find(job.input.instruction, "input.instruction"), "input.instruction"),), context
 
 
 def input_files(df: DataFrame, config: InputConfig) -> Sequence[str]:
     """The files that the input is read from."""
-    try:
+    with unreadable_input_named(config):
         return df.inputFiles()
-    except PySparkException as error:
-        raise InputError(f"input {config.name} cannot be read: {_reason(error)}") from error
 
 
 def read_table(spark: SparkSession, config: ReadableTable, key: str) -> tuple[DataFrame, int | None]:
@@ -80,22 +84,29 @@ def read_table(spark: SparkSession, config: ReadableTable, key: str) -> tuple[Da
     try:
         if config.table is not None:
             return spark.table(config.table), None
-        return input_format(str(config.format)).read(spark, config, key)
+        with unreadable_input_named(config, key):
+            return input_format(str(config.format)).read(spark, config, key)
     except PySparkException as error:
-        raise InputError(f"{key} {config.name} cannot be read: {_reason(error)}") from error
+        raise InputError(f"{key} {config.name} cannot be read: {cause(error)}") from error
 
 
-def _filtered(df: DataFrame, where: str) -> DataFrame:
+def missing_column(config: ReadableTable, key: str = "input") -> str | None:
+    """What to say of a column that is not there, instead of the names that are; None where those may be told."""
+    return None if config.format is None else input_format(config.format).missing(config, key)
+
+
+def _filtered(df: DataFrame, where: str, instead: str | None) -> DataFrame:
     try:
         filtered = df.filter(F.expr(where))
         _ = filtered.schema  # Spark Connect finds faults only when asked for the schema
-    except AnalysisException as error:
-        raise InputError(f"input.where: {_reason(error)}") from error
+    except PySparkException as error:
+        unknown = instead is not None and (error.getCondition() or "").startswith("UNRESOLVED_COLUMN")
+        raise InputError(f"input.where: {f'no such column; {instead}' if unknown else cause(error)}") from error
     return filtered
 
 
 def _text(chosen: ColumnRef, key: str) -> ColumnRef:
-    if isinstance(chosen.type, (T.StringType, T.VarcharType, T.CharType)):
+    if chosen.is_text:
         return chosen
     raise InputError(
         f"{key}: column `{chosen.name}` is {chosen.type.simpleString()}, and must be string; "
@@ -112,18 +123,17 @@ def unreadable_input_named(config: ReadableTable, key: str = "input") -> Iterato
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        found = UNREADABLE.search(str(error))
-        if found is None:
+        if (fails := is_of_data(error)) and isinstance(config, InputConfig) and config.where is not None:
+            raise InputError(f"input.where fails on a row: {cause(error)}") from error
+        if not fails and UNREADABLE.search(str(error)) is None:
             raise
-        raise InputError(
-            f"{key} {config.name} cannot be read to its end: [{found[1]}]; check {key}.format, {key}.schema and "
-            f"{key}.options against the files"
-        ) from error
+        raise InputError(f"{key} {config.name} cannot be read to its end: {_fault(error, config, key)}") from error
 
 
-def _reason(error: PySparkException) -> str:
-    """Spark's message without the plan that it appends, and never the content of a record."""
-    condition = error.getCondition() or ""
-    if "MALFORMED" in condition or "CANNOT_PARSE" in condition:
-        return f"[{condition}] a record does not have the columns of the schema"
-    return str(error).split("\n")[0].split(";\n")[0].strip()
+def _fault(error: Exception, config: ReadableTable, key: str) -> str:
+    """The file that could not be read and why, in words where the format has some for it."""
+    faults = {} if config.format is None else input_format(config.format).faults
+    said = next((text.format(key=key) for sign, text in faults.items() if sign in str(error)), None)
+    reason = said or f"{cause(error)}; check {key}.format, {key}.schema and {key}.options against the files"
+    file = file_of(error)
+    return f"{plain_name(file)}: {reason}" if file is not None else reason
