@@ -25,7 +25,14 @@ from dolly_batch.models.folder import (
 from dolly_batch.models.foreign import explain_format
 from dolly_batch.staging.hub import HubSnapshot
 from dolly_batch.staging.isolated import Log, run_isolated
-from dolly_batch.staging.layout import SMALL_FILES, check_index, require_weights
+from dolly_batch.staging.layout import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    SMALL_FILES,
+    TOKENIZER_CONFIG,
+    check_index,
+    require_weights,
+)
 from dolly_batch.staging.modelscope_hub import ModelScopeSnapshot
 from dolly_batch.staging.smollm2 import SMOLLM2, SmolLM2Snapshot
 
@@ -182,7 +189,15 @@ def _names_to_take(root: Traversable) -> tuple[str, ...]:
     present = [entry.name for entry in root.iterdir() if entry.is_file()] if root.is_dir() else []
     weights = require_weights(root, present)
     taken = {*SMALL_FILES, *weights.files, weights.index}
+    if not _has_chat_template(root, present):
+        taken.discard(GENERATION_CONFIG)  # says what ends an answer, which is known of Dolly's models
     return tuple(sorted(name for name in present if name in taken))
+
+
+def _has_chat_template(root: Traversable, present: Iterable[str]) -> bool:
+    if CHAT_TEMPLATE in present:
+        return True
+    return TOKENIZER_CONFIG in present and b'"chat_template"' in root.joinpath(TOKENIZER_CONFIG).read_bytes()
 
 
 def _hash_files(root: Traversable, names: Iterable[str]) -> str:
