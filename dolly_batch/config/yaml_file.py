@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -28,6 +29,14 @@ def _in_home(path: str) -> str:
     return expanded
 
 
+def _undivided(name: str) -> str:
+    if not re.fullmatch(r"[\w -]*", name):
+        raise ValueError("may have letters, digits, `_`, `-` and blanks; dots and the like divide names and paths")
+    return name
+
+
+NamePart = Annotated[str, AfterValidator(_undivided)]
+"""What a column's name may begin with, wherever such names are written without quotes."""
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
 """A file or folder, a plain path or a URI. `~` is the home folder of who runs the command."""
 
