@@ -4,7 +4,6 @@ Every field is strict: an unknown key, a key given twice or a value of another t
 for a key, the nearest valid name.
 """
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.task import TaskConfig
-from dolly_batch.config.yaml_file import PathText, Section, check, load_file
+from dolly_batch.config.yaml_file import NamePart, PathText, Section, check, load_file
 from dolly_batch.records import EngineName, GenerationParams
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.generate import GenerateSettings
@@ -118,14 +117,7 @@ class OutputConfig(TableConfig):
     keep: list[str] = Field(default=[])
     partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
-    prefix: str = ""
-
-    @field_validator("prefix")
-    @classmethod
-    def _is_part_of_a_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w. -]*", value):
-            raise ValueError("may have letters, digits, `_`, `-`, dots and blanks; other marks divide names and paths")
-        return value
+    prefix: NamePart = ""
 
     @field_validator("format")
     @classmethod

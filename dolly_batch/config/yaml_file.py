@@ -32,6 +32,14 @@ def _in_home(path: str) -> str:
     return expanded
 
 
+def _undivided(name: str) -> str:
+    if not re.fullmatch(r"[\w. -]*", name):
+        raise ValueError("may have letters, digits, `_`, `-`, dots and blanks; other marks divide names and paths")
+    return name
+
+
+NamePart = Annotated[str, AfterValidator(_undivided)]
+"""What a column's name may begin with, wherever such names are written without quotes."""
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
 """A file or folder, a plain path or a URI. `~` is the home folder of who runs the command."""
 

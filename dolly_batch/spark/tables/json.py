@@ -15,7 +15,7 @@ from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.lines import LINE, ascii_encoding, is_damaged, is_on, read_lines, reader_options
 
 CORRUPT = "_corrupt_record"
-_ROWS, _END, _DAMAGED, _PARSED = "__rows", "__end", "__damaged", "__parsed"
+_ROWS, _END, _HALVED, _DAMAGED, _PARSED = "__rows", "__end", "__halved", "__damaged", "__parsed"
 REPLACED = "\ufffd"
 # Escapes of two halves of a character, which make one together and no text apart. An escaped backslash is none of both.
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -87,12 +87,15 @@ def _rows(
     options: Mapping[str, str],
 ) -> DataFrame:
     """The objects of the lines. The text of a value that is not UTF-8 is not UTF-8 here either."""
-    line = F.ltrim(F.col(LINE), F.lit("\ufeff"))
+    line = F.ltrim(F.col(LINE), F.lit("\ufeff")) if is_on(options, "multiline") else F.col(LINE)
     text = line if encoding == "UTF-8" else F.decode(line.cast("binary"), encoding)
-    parsed = lines.filter(F.btrim(F.col(LINE), F.lit(" \t\r\n")) != "").select(
-        *(F.col(quoted_path(field.name)).alias(f"__{i}") for i, field in enumerate(folders)),
-        (is_damaged(line, encoding) | _has_half(text)).alias(_DAMAGED),
-        _parsed(F.when(_has_half(text), _halves_replaced(text)).otherwise(text), columns, options).alias(_PARSED),
+    in_folders = [F.col(quoted_path(field.name)).alias(f"__{i}") for i, field in enumerate(folders)]
+    texts = lines.select(*in_folders, text.alias(LINE), _has_half(text).alias(_HALVED))
+    text = F.when(F.col(_HALVED), _halves_replaced(F.col(LINE))).otherwise(F.col(LINE))
+    parsed = texts.select(
+        *(f"__{i}" for i in range(len(folders))),
+        (is_damaged(F.col(LINE), encoding) | F.col(_HALVED)).alias(_DAMAGED),
+        _parsed(text, columns, options).alias(_PARSED),
     )
     whole = F.when(F.col(f"{_PARSED}.{_END}"), F.col(f"{_PARSED}.{_ROWS}"))
     whole = whole.otherwise(F.raise_error(F.lit("[MALFORMED_JSON_LINE]")).cast(T.ArrayType(T.StructType([*columns]))))
@@ -105,10 +108,9 @@ def _parsed(text: Column, columns: Sequence[T.StructField], options: Mapping[str
 
     It is an array of objects there: a line may be one by itself, and some exports end each line in a comma.
     """
-    objects = F.rtrim(text, F.lit(", \t\r\n"))
-    objects = F.when(F.ltrim(text, F.lit(" \t\r\n")).startswith("["), objects).otherwise(
-        F.concat(F.lit("["), objects, F.lit("]"))
-    )
+    objects = F.when(text.endswith(","), F.rtrim(text, F.lit(", "))).otherwise(text)
+    is_array = F.ltrim(text).startswith("[")
+    objects = F.when(is_array, objects).otherwise(F.concat(F.lit("["), objects, F.lit("]")))
     row = T.StructType([*columns])
     schema = T.StructType([T.StructField(_ROWS, T.ArrayType(row)), T.StructField(_END, T.BooleanType())])
     member = F.concat(F.lit(f'{{"{_ROWS}":'), objects, F.lit(f',"{_END}":true}}'))
