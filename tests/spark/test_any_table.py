@@ -207,12 +207,15 @@ def _key(value: Any) -> str:
     return repr(value)
 
 
-def _plain(kind: pa.DataType) -> str:
-    """A type without the names that writers give to the items of lists."""
-    text = str(kind)
-    for inner in ("item", "element"):
-        text = text.replace(f"<{inner}: ", "<")
-    return text.replace(" not null", "").replace("large_", "")
+def _plain(kind: pa.DataType) -> object:
+    """A type without the names that writers give to the items of lists and maps."""
+    if pa.types.is_map(kind):
+        return ("map", _plain(kind.key_type), _plain(kind.item_type))
+    if pa.types.is_list(kind):
+        return ("list", _plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return ("struct", *((kind.field(at).name, _plain(kind.field(at).type)) for at in range(kind.num_fields)))
+    return str(kind)
 
 
 @pytest.fixture
