@@ -39,7 +39,7 @@ LOCAL_TIMES = st.datetimes(dt.datetime(1, 1, 2), dt.datetime(9999, 12, 30))
 
 def decimals(precision: int, scale: int) -> st.SearchStrategy[Decimal]:
     limit = 10**precision - 1
-    return st.integers(-limit, limit).map(lambda number: Decimal(number).scaleb(-scale))
+    return st.integers(-limit, limit).map(lambda number: Decimal(f"{number}e-{scale}"))
 
 
 SCALARS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
