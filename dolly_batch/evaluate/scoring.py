@@ -21,7 +21,7 @@ from dolly_batch.evaluate.question import Question
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.records import EngineSpec, ScoreRow
-from dolly_batch.spark.files import Files, LocalFiles
+from dolly_batch.spark.files import Files, LocalFiles, literal
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.jobs import run_watched, whole_folder
 from dolly_batch.spark.generate.progress import TaskProgress, read_progress
@@ -110,7 +110,7 @@ class Scoring:
             self._run(spec, name, prompts, scored)
         result = [[float("nan")] * len(question.requests) for question in questions]
         failures = []
-        for row in self.spark.read.schema(SCORED_SCHEMA).parquet(scored).collect():
+        for row in self.spark.read.schema(SCORED_SCHEMA).parquet(literal(scored)).collect():
             self.loads[row.engine_id] = max(self.loads.get(row.engine_id, 0), row.engine_load)
             if row.failure is not None:
                 failures.append(f"question {row.question + 1}: {row.failure}")

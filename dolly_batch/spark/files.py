@@ -5,6 +5,7 @@ the session's JVM. Table data is never read or written here; Spark does that.
 """
 
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -22,6 +23,12 @@ class Files(Protocol):
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder exists."""
+
+    def is_folder(self, path: str) -> bool:
+        """Whether it is a folder, or a link that leads to one."""
+
+    def resolved(self, path: str) -> str:
+        """Where a link leads; any other path as it is."""
 
     def list_names(self, folder: str) -> list[str]:
         """The names in a folder, sorted; empty if the folder does not exist."""
@@ -58,6 +65,11 @@ def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:
     return _hadoop(spark, path)
 
 
+def literal(path: str) -> str:
+    """The path as Spark's readers of files take it: they expand `[`, `{`, `*` and `?`, its writers do not."""
+    return re.sub(r"([\\{}\[\]*?])", r"\\\1", path)
+
+
 def local_path(path: str) -> str:
     """A `file:` URI or a plain path as a plain path."""
     parsed = urlparse(path)
@@ -85,11 +97,19 @@ class LocalFiles:
         """See Files."""
         return os.path.lexists(path)
 
+    def is_folder(self, path: str) -> bool:
+        """See Files."""
+        return os.path.isdir(path)
+
+    def resolved(self, path: str) -> str:
+        """See Files."""
+        return os.path.realpath(path) if os.path.islink(path) else path
+
     def list_names(self, folder: str) -> list[str]:
         """See Files."""
         try:
             return sorted(os.listdir(folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, path: str) -> str | None:
@@ -157,6 +177,14 @@ class HadoopFiles:
     def exists(self, path: str) -> bool:
         """See Files."""
         return bool(self._system.exists(self._path(path)))
+
+    def is_folder(self, path: str) -> bool:
+        """See Files."""
+        return self.exists(path) and bool(self._system.getFileStatus(self._path(path)).isDirectory())
+
+    def resolved(self, path: str) -> str:
+        """See Files."""
+        return path
 
     def list_names(self, folder: str) -> list[str]:
         """See Files."""

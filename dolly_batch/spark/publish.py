@@ -2,11 +2,15 @@
 
 from datetime import datetime
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError, Stopped
+from dolly_batch.spark.faults import reason
+from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
@@ -21,13 +25,21 @@ def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
 
     Raises AuditError when staged answers are not the planned rows.
     """
-    if not target.format.finish_commit(target, folder, plan):
-        target.format.commit(target, folder, plan, published_rows(target, folder, plan))
+    if target.format.finish_commit(target, folder, plan):
+        return
+    rows = published_rows(target, folder, plan)
+    try:
+        target.format.commit(target, folder, plan, rows)
+    except (PySparkException, Py4JJavaError, OSError) as error:
+        raise Stopped(
+            f"the answers could not be written to {target.job.output.name}: {reason(error)}. They are kept: mend that, "
+            "and run the same command to publish them"
+        ) from error
 
 
 def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """The answers of all waves."""
-    paths = [folder.staged(wave.number) for wave in plan.waves]
+    paths = [literal(folder.staged(wave.number)) for wave in plan.waves]
     schema = staged_schema(target.job.task.kind)
     return target.spark.read.schema(schema).parquet(*paths) if paths else target.spark.createDataFrame([], schema)
 
@@ -59,7 +71,11 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
     todo = snapshot(target, folder, "todo").select(*keys, F.lit(1).alias("side"))
     staged = staged_schema(target.job.task.kind)
     with_wave = T.StructType([*staged.fields, T.StructField("wave", T.IntegerType())])
-    answers = target.spark.read.schema(with_wave).parquet(folder.of("staging")).select(*keys, F.lit(-1).alias("side"))
+    answers = (
+        target.spark.read.schema(with_wave)
+        .parquet(literal(folder.of("staging")))
+        .select(*keys, F.lit(-1).alias("side"))
+    )
     sums = todo.unionByName(answers).groupBy(*keys).agg(F.sum("side").alias("side")).filter(F.col("side") != 0)
     wrong = sums.groupBy("wave").count().orderBy("wave").collect()
     if wrong:
@@ -96,14 +112,7 @@ def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
     if isinstance(fields[0].dataType, T.StructType):
         ours["response"] = F.from_json("response", fields[0].dataType)  # staged as text, and checked there
     answer = [ours.get(field.name, F.col(field.name)).alias(target.output_name(field.name)) for field in fields]
-    return rows.select(*_input_columns(target), *answer)
-
-
-def _input_columns(target: OutputTable) -> list[Column]:
-    ids = [f"id_{i}" for i in range(target.num_ids)] or ["row_key"]
-    kept = [f"keep_{i}" for i in range(len(target.kept_names))]
-    names = [*target.id_names, *target.kept_names]
-    return [F.col(inner).alias(name) for inner, name in zip([*ids, *kept], names, strict=True)]
+    return rows.select(*target.input_columns(), *answer)
 
 
 def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
@@ -115,7 +124,7 @@ def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
             "close the plan with --abandon"
         )
     wanted = snapshot(target, folder, "reused")
-    inputs = wanted.select("row_key", "request_key", F.struct(*_input_columns(target)).alias("inputs"))
+    inputs = wanted.select("row_key", "request_key", F.struct(*target.input_columns()).alias("inputs"))
     answers = F.struct(*(F.col(quoted_path(target.output_name(field.name))) for field in answer_fields(target.job)))
     keys = [
         target.row_key().alias("row_key"),

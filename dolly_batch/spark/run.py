@@ -39,6 +39,8 @@ from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
+from dolly_batch.spark.tables.places import check_catalog_stays
+from dolly_batch.spark.tables.trial import try_output
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
@@ -63,7 +65,7 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     report = report or Report(job.name)
     options.check(job)
     with report.timed("session"):
-        spark = open_session(job)
+        spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
@@ -100,7 +102,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     job = loaded(job)
     report = report or Report(job.name)
     options.check(job)
-    spark = open_session(job)
+    spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     source = open_input(spark, job)
@@ -121,6 +123,15 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     if max_rows is not None and num_todo > max_rows:
         report.message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
     return report
+
+
+def _opened_session(job: JobConfig) -> SparkSession:
+    """The session. Raises OutputError for a catalog table that would be forgotten when this run ends."""
+    is_ours = SparkSession.getActiveSession() is None and job.spark.remote is None
+    spark = open_session(job)
+    if is_ours and job.output.table is not None:
+        check_catalog_stays(spark, job.output.table)
+    return spark
 
 
 def _check_work_dir(files: Files, work: str) -> None:
@@ -154,6 +165,8 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
             f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, input, "
             "output, --limit or --retry): finish it with those, or close it with --abandon and start again"
         )
+    if not folder.has(PUBLISHED):
+        try_output(target, work, plan.retries)
     model = planned_model(spark, plan, job)
     check_shared(spark, files, work, target, model.folder)
     say(f"resuming plan {plan.plan_id}: {len(folder.staged_waves())} of {len(plan.waves)} waves are finished")
@@ -166,6 +179,7 @@ def _planned(
     """A new plan, or None when nothing is left to do (the report then says so)."""
     source = open_input(spark, job)
     target = open_output(spark, job, source)
+    try_output(target, work, bool(options.retry))
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")

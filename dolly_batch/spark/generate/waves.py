@@ -13,6 +13,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
+from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.budget import check_budget
 from dolly_batch.spark.generate.jobs import run_watched, whole_folder
 from dolly_batch.spark.generate.progress import read_progress
@@ -89,7 +90,7 @@ class Generation:
 
     def _run_wave(self, wave: Wave) -> None:
         source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
-        todo = self.spark.read.schema(TODO_SCHEMA).parquet(source).select(*TODO_SCHEMA.names)
+        todo = self.spark.read.schema(TODO_SCHEMA).parquet(literal(source)).select(*TODO_SCHEMA.names)
         task = ShardTask(
             spec=self.model.engine_spec(self.job),
             kind=self.job.task.kind,
@@ -120,7 +121,7 @@ def generate(generation: Generation) -> None:
             staged = folder.staged_waves()
             if max_gpu_hours is not None and staged and staged != checked and len(staged) < len(plan.waves):
                 checked.update(staged)
-                paths = [folder.staged(wave) for wave in sorted(staged)]
+                paths = [literal(folder.staged(wave)) for wave in sorted(staged)]
                 check_budget(generation.spark, paths, job.task.kind, max_gpu_hours)
 
         generation.run(tick)

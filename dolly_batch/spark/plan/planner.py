@@ -34,6 +34,7 @@ from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tables.row_rules import check_rows
 from dolly_batch.tasks.base import PreparedTask, TaskModel
 
 
@@ -74,6 +75,7 @@ def make_plan(
         check_row_keys(target)
         limited = limit_rows(keyed, source, job, options.limit)
         rows = draft.saved(with_existing(limited, target, retry, model.max_positions), "rows")
+        check_rows(target, rows)
         facts = read_facts(rows)
         work_s = _work_s(target, model, prepared, facts)
         plan = _counted(options, source, target, model, facts, work_s)

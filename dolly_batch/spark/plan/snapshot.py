@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.spark.files import Files
+from dolly_batch.spark.files import Files, literal
 
 SCHEMA = ".schema.json"
 
@@ -28,5 +28,5 @@ def read_part(spark: SparkSession, files: Files, path: str) -> DataFrame:
     """Read what `write_part` wrote, or a part of a plan that was opened before parts carried their schema."""
     text = files.read(path + SCHEMA)
     if text is None:
-        return spark.read.parquet(path)
-    return spark.read.schema(T.StructType.fromJson(json.loads(text))).parquet(path)
+        return spark.read.parquet(literal(path))
+    return spark.read.schema(T.StructType.fromJson(json.loads(text))).parquet(literal(path))

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 
 from dolly_batch.config.job import ReadableTable
 from dolly_batch.spark.session.conf import session_conf
+from dolly_batch.spark.tables.partitions import partition_names
 
 if TYPE_CHECKING:  # they import the session, which imports this
     from dolly_batch.spark.files import Files
@@ -71,6 +72,17 @@ class OutputFormat(InputFormat, ABC):
     def check_new_table(self, output: "OutputTable") -> None:
         """Raise OutputError where a new table cannot have the output's columns."""
 
+    @abstractmethod
+    def try_write(self, output: "OutputTable", name: str, retries: bool) -> None:
+        """Take the way of the commit without rows, under `name` beside the output; what it makes is deleted.
+
+        A table that is there stays as it is, its log included. Raises OutputError, or what Spark raises.
+        """
+
+    def broken_rules(self, output: "OutputTable", inputs: DataFrame) -> dict[str, Column]:
+        """The table's rules that ids and kept columns (`inputs`) can break: a message for each, and which rows do."""
+        return {}
+
     def finish_commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan") -> bool:
         """Finish a commit that an earlier start has begun; False, with nothing done, where there is none."""
         return False
@@ -97,6 +109,8 @@ def sized_writer(output: "OutputTable", rows: DataFrame) -> Iterator[Any]:
 
 
 def partitioned(output: "OutputTable", writer: Any) -> Any:
-    """The writer, with the output's `partition_by`."""
-    columns = output.job.output.partition_by
+    """The writer, with the output's `partition_by`. Whatever the session says, a table is replaced as a whole, and
+    timestamps in the names of folders are in UTC."""
+    writer = writer.option("partitionOverwriteMode", "static").option("timeZone", "UTC")
+    columns = partition_names(output.job, output.schema)
     return writer.partitionBy(*columns) if columns else writer

@@ -101,10 +101,10 @@ def _twice_in(kind: T.DataType, where: str) -> str | None:
     return None
 
 
-def schema_difference(expected: T.StructType, found: T.StructType) -> list[str]:
-    """The differences between two schemas, a line each; case, order and nullability do not count."""
-    have = {field.name.lower(): field for field in found.fields}
-    want = {field.name.lower(): field for field in expected.fields}
+def schema_difference(expected: T.StructType, found: T.StructType, case_counts: bool = False) -> list[str]:
+    """The differences between two schemas, a line each; order and nullability do not count, nor by default case."""
+    have = {field.name if case_counts else field.name.lower(): field for field in found.fields}
+    want = {field.name if case_counts else field.name.lower(): field for field in expected.fields}
     lines = [f"- {field.name} {field.dataType.simpleString()}" for key, field in have.items() if key not in want]
     for key, field in want.items():
         if key not in have:

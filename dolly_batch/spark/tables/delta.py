@@ -3,24 +3,30 @@
 import re
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import and_
 from typing import Any, ClassVar
 
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config.job import ReadableTable
-from dolly_batch.errors import OutputError, Refused
+from dolly_batch.config.job import JobConfig, ReadableTable
+from dolly_batch.errors import OutputError, Refused, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned, sized_writer
-from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.columns import quoted_path, schema_difference
+from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tables.partitions import partition_names
+from dolly_batch.spark.tables.places import name_parts
+from dolly_batch.spark.tables.trial import trial_folder
 
 LOG = "_delta_log"
 MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
@@ -100,12 +106,45 @@ class Delta(OutputFormat):
                 f"{MAPPING}=name"
             )
 
+    def try_write(self, output: OutputTable, name: str, retries: bool) -> None:
+        """Make an empty table beside a new one, and read its columns; of one that is there ask what it demands."""
+        _check_time_zone(output)
+        if rules := table_rules(output):
+            check_rules(output, rules, retries)
+            if output.path is not None and output.files is not None:
+                with trial_folder(output.files, output.path, name):
+                    return
+        elif not output.exists() and output.path is not None and output.files is not None:
+            with trial_folder(output.files, output.path.rpartition("/")[0], name) as folder:
+                _try_new(output, replace(output, path=f"{folder}/table"))
+        elif not output.exists():
+            *place, _ = name_parts(str(output.job.output.table))
+            table = ".".join([*place, f"`{name}`"])
+            _drop(output.spark, table)
+            try:
+                _try_new(output, replace(output, job=_renamed(output.job, table)))
+            finally:
+                _drop(output.spark, table)
+
+    def broken_rules(self, output: OutputTable, inputs: DataFrame) -> dict[str, Column]:
+        """The CHECK and NOT NULL constraints of the table."""
+        rules = table_rules(output)
+        return broken_rules(output, rules, inputs) if rules is not None else {}
+
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Publish the rows in one commit of the table."""
-        if output.job.output.mode == "overwrite":
-            _overwrite(output, plan, rows)
-        else:
-            _merge(output, plan, rows)
+        try:
+            if output.job.output.mode == "overwrite":
+                _overwrite(output, plan, rows)
+            else:
+                _merge(output, plan, rows)
+        except (PySparkException, Py4JJavaError) as error:
+            if constraint := violated(error):
+                raise Stopped(
+                    f"output {output.job.output.name}: an answered row breaks the table's constraint {constraint}. All "
+                    "answers are kept: drop the constraint and run the same command, or close the plan with --abandon"
+                ) from error
+            raise
 
 
 FORMAT = Delta()
@@ -193,6 +232,37 @@ def _create(output: OutputTable) -> None:
             if attempt == WRITE_RETRIES:
                 raise
             time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
+
+
+def _check_time_zone(output: OutputTable) -> None:
+    """Raise OutputError where the names of folders would tell local times apart, which a clock shows twice a year."""
+    names = partition_names(output.job, output.schema)
+    zone = str(output.spark.conf.get("spark.sql.session.timeZone", "UTC"))
+    times = [name for name in names if isinstance(output.schema[name].dataType, T.TimestampType)]
+    if times and zone not in ("UTC", "Etc/UTC", "Z", "GMT"):
+        raise OutputError(
+            f"output.partition_by: `{times[0]}` is a timestamp, and Delta names folders in the session's time zone, "
+            f"{zone}; set spark.sql.session.timeZone to UTC, or partition by a date"
+        )
+
+
+def _try_new(output: OutputTable, trial: OutputTable) -> None:
+    """Make the trial's table without rows. Raises OutputError where its columns are not the output's."""
+    _save(trial, partitioned(trial, output.spark.createDataFrame([], output.schema).write.format("delta")))
+    table = trial.read()
+    difference = schema_difference(output.schema, table.schema) if table is not None else ["nothing is there"]
+    if difference:
+        lines = "\n".join(f"  {line}" for line in difference)
+        raise OutputError(f"output {output.job.output.name}: Delta does not keep columns of these types:\n{lines}")
+
+
+def _renamed(job: JobConfig, table: str) -> JobConfig:
+    return job.model_copy(update={"output": job.output.model_copy(update={"table": table})})
+
+
+def _drop(spark: SparkSession, table: str) -> None:
+    if spark.catalog.tableExists(table):
+        spark.sql(f"DROP TABLE {table}")
 
 
 def _save(output: OutputTable, writer: Any) -> None:

@@ -1,9 +1,6 @@
 """The output as it stands: whether it can take this job's rows, and which of them it holds already."""
 
-import os
-import posixpath
 from dataclasses import dataclass
-from urllib.parse import unquote, urlparse
 
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -12,6 +9,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
+from dolly_batch.spark.faults import reason
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.plan.keys import NULL_KEY, row_key
 from dolly_batch.spark.tables.base import OutputFormat
@@ -25,6 +23,8 @@ from dolly_batch.spark.tables.columns import (
 )
 from dolly_batch.spark.tables.formats import output_format, output_formats
 from dolly_batch.spark.tables.input import InputTable, input_files
+from dolly_batch.spark.tables.partitions import check_partition_columns
+from dolly_batch.spark.tables.places import name_parts, refuse_overlaps
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class OutputTable:
         """The output's kept columns."""
         return self.schema.names[max(1, self.num_ids) : -len(answer_fields(self.job))]
 
+    def input_columns(self) -> list[Column]:
+        """The output's id and kept columns, of planned rows."""
+        ids = [f"id_{i}" for i in range(self.num_ids)] or ["row_key"]
+        inner = [*ids, *(f"keep_{i}" for i in range(len(self.kept_names)))]
+        names = [*self.id_names, *self.kept_names]
+        return [F.col(column).alias(name) for column, name in zip(inner, names, strict=True)]
+
     def output_name(self, name: str) -> str:
         """The output's name of one of our own columns."""
         return output_name(self.job, name)
@@ -67,6 +74,8 @@ class OutputTable:
         if self.path is None or self.files is None:
             name = str(self.job.output.table)
             return self.spark.table(name) if self.spark.catalog.tableExists(name) else None
+        if self.files.exists(self.files.resolved(self.path)) and not self.files.is_folder(self.path):
+            raise OutputError(f"output {self.path} is there and is no folder; name a folder")
         names = self.files.list_names(self.path)
         for other in output_formats():
             if other.name != self.format.name and other.has_log(self.files, self.path, names):
@@ -74,7 +83,7 @@ class OutputTable:
         try:
             return self.format.read_output(self, self.files, self.path)
         except PySparkException as error:
-            raise OutputError(f"output {self.path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise OutputError(f"output {self.path} cannot be read: {reason(error)}") from error
 
     def existing_rows(self, table: DataFrame, with_text: bool) -> DataFrame:
         """(row_key, request_key, held) of the rows it holds, one each, the latest attempt where there are several.
@@ -82,13 +91,14 @@ class OutputTable:
         `held` is a struct of status, attempt, num_tokens, and text: the response of a truncated row, if asked for.
         """
         attempt, status, num_tokens = (
-            F.col(self.output_name(n)) for n in ("attempt", "status", "num_completion_tokens")
+            F.col(quoted_path(self.output_name(n))) for n in ("attempt", "status", "num_completion_tokens")
         )
-        text = F.when(status == "truncated", F.col(self.output_name("response"))) if with_text else F.lit(None)
+        response = F.col(quoted_path(self.output_name("response")))
+        text = F.when(status == "truncated", response) if with_text else F.lit(None)
         values = {"attempt": attempt, "status": status, "num_tokens": num_tokens, "text": text.cast("string")}
         keys = table.select(
             self.row_key().alias("row_key"),
-            F.col(self.output_name("request_key")).alias("request_key"),
+            F.col(quoted_path(self.output_name("request_key"))).alias("request_key"),
             F.struct(*(value.alias(name) for name, value in values.items())).alias("held"),
         )
         return keys.groupBy("row_key", "request_key").agg(F.max("held").alias("held"))
@@ -113,14 +123,18 @@ def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> Outp
     Raises OutputError for a column that collides, a table of another schema (with the difference), a table of
     another task, or an output that is (or lies in, or holds) the input. Nothing is written.
     """
+    if job.output.table is not None:
+        name_parts(job.output.table)
     target = output_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
-    _refuse_input_as_output(spark, target, input_files(source.df, job.input))
+    check_partition_columns(job, target.schema)
     try:
+        refuse_overlaps(spark, target, input_files(source.df, job.input))
         table = target.read()
     except AnalysisException as error:
-        raise OutputError(f"output {job.output.name}: {str(error).splitlines()[0]}") from error
+        raise OutputError(f"output {job.output.name}: {reason(error)}") from error
     if table is not None:
-        difference = schema_difference(target.schema, table.schema)
+        case_counts = str(spark.conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
+        difference = schema_difference(target.schema, table.schema, case_counts)
         if difference:
             lines = "\n".join(f"  {line}" for line in difference)
             raise OutputError(
@@ -138,35 +152,3 @@ def output_of(spark: SparkSession, job: JobConfig, schema: T.StructType, num_ids
     if job.output.path is not None:
         files, path = files_for(spark, job.output.path)
     return OutputTable(spark, job, schema, num_ids, path, files)
-
-
-def _refuse_input_as_output(spark: SparkSession, target: OutputTable, inputs: object) -> None:
-    location = target.path or _location(spark, str(target.job.output.table))
-    if location is None:
-        return
-    output = _real(location)
-    for file in list(inputs):  # type: ignore[call-overload]
-        source = _real(file)
-        if source == output or source.startswith(output + "/"):
-            raise OutputError(f"the output {target.job.output.name} holds the input's files; name another folder")
-    configured = target.job.input.path
-    if configured is not None:
-        root = _real(files_for(spark, configured)[1])
-        if output == root or output.startswith(root + "/"):
-            raise OutputError(f"the output {target.job.output.name} lies in the input's folder; name another one")
-
-
-def _location(spark: SparkSession, table: str) -> str | None:
-    """Where a catalog table's files lie, None for one that does not exist yet."""
-    if not spark.catalog.tableExists(table):
-        return None
-    rows = spark.table(table).inputFiles()
-    return posixpath.dirname(rows[0]) if rows else None
-
-
-def _real(path: str) -> str:
-    """A path with its links, `//` and `..` resolved where this process can see it, else normalised as text."""
-    parsed = urlparse(path)
-    if parsed.scheme in ("", "file"):
-        return os.path.realpath(unquote(parsed.path) if parsed.scheme else path)
-    return f"{parsed.scheme}://{parsed.netloc}{posixpath.normpath(parsed.path)}"

@@ -1,17 +1,22 @@
 """Parquet: append adds a folder `plan_id=...`, overwrite puts a new folder in the old one's place; both by a rename."""
 
+import os
 import uuid
 
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from dolly_batch.errors import OutputError, Stopped
-from dolly_batch.spark.files import Files
+from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, sized_writer
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tables.partitions import folder_columns, partition_names
+from dolly_batch.spark.tables.trial import trial_folder
 
 SWAPPING = "swapping.json"
+INFERENCE = "spark.sql.sources.partitionColumnTypeInference.enabled"
 
 
 class Parquet(OutputFormat):
@@ -27,10 +32,29 @@ class Parquet(OutputFormat):
             return None
         if not any(name.endswith(".parquet") or "=" in name for name in names):
             raise OutputError(f"output {path} is not empty, and holds no Parquet table; name an empty folder")
-        df = output.spark.read.option("mergeSchema", "false").parquet(path)
-        # Of folders `plan_id=...`: a plan's id is text, whatever it looks like.
-        plan_id = output.output_name("plan_id")
-        return df.withColumn(plan_id, F.col(plan_id).cast("string")) if plan_id in df.columns else df
+        reader = output.spark.read.option("mergeSchema", "false").option("timeZone", "UTC")
+        with session_conf(output.spark, {INFERENCE: "false"}):
+            found = reader.parquet(literal(path)).schema
+        # What stands in the names of folders is text: this job knows what it is.
+        types = {field.name.lower(): field.dataType for field in output.schema.fields}
+        for name in folder_columns(files, path):
+            found[name].dataType = types.get(name.lower(), T.StringType())
+        return reader.schema(found).parquet(literal(path))
+
+    def try_write(self, output: OutputTable, name: str, retries: bool) -> None:
+        """Write an empty table beside the output, and rename it."""
+        files, path = _folder_of(output)
+        appends = output.job.output.mode == "append"
+        if not appends and os.path.ismount(path):
+            raise OutputError(f"output {path} is a mount point, which no other folder can replace; name a folder in it")
+        if appends and files.exists(path):
+            _check_partitioning(output, files, path)
+        place = path if appends else path.rpartition("/")[0]
+        with trial_folder(files, place, name) as folder:
+            empty = output.spark.createDataFrame([], output.schema)
+            empty.write.parquet(f"{folder}/written")
+            if not files.rename(f"{folder}/written", f"{folder}/renamed"):
+                raise OutputError(f"output {path}: folders cannot be renamed there; write Delta, or to another place")
 
     def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
         """Finish the swap of folders that an earlier start has begun."""
@@ -53,9 +77,21 @@ FORMAT = Parquet()
 
 
 def _folder_of(output: OutputTable) -> tuple[Files, str]:
+    """The folder itself, where the path is a link to it: a link is never renamed or replaced."""
     if output.files is None or output.path is None:
         raise Stopped("Parquet is written by path")
-    return output.files, output.path
+    return output.files, output.files.resolved(output.path)
+
+
+def _check_partitioning(output: OutputTable, files: Files, path: str) -> None:
+    """Raise OutputError where a folder of this job's partitions would not fit beside those that are there."""
+    plan_id, *there = folder_columns(files, path) or [""]
+    wanted = partition_names(output.job, output.schema)
+    if plan_id == output.output_name("plan_id") and there != wanted:
+        raise OutputError(
+            f"output {path}: its rows are partitioned by {there or 'nothing'}, and output.partition_by says "
+            f"{wanted or 'nothing'}; make it the same, or write to another output"
+        )
 
 
 def _add_folder(output: OutputTable, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:

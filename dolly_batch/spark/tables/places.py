@@ -1,0 +1,81 @@
+"""Where input, output and work folder lie: none may be lost by what a run does to another."""
+
+import os
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+from pyspark.sql import SparkSession
+
+from dolly_batch.errors import OutputError
+from dolly_batch.spark.files import files_for
+
+if TYPE_CHECKING:
+    from dolly_batch.spark.tables.output import OutputTable
+
+_PART = r"(?:[A-Za-z0-9_]+|`(?:[^`]|``)+`)"
+
+
+def name_parts(table: str) -> list[str]:
+    """The parts of a catalog table's name, as it is written. Raises OutputError, with the name to write, for others."""
+    if re.fullmatch(rf"{_PART}(\.{_PART}){{0,2}}", table):
+        return re.findall(_PART, table)
+    parts = [part.strip("`") for part in table.split(".")]
+    quoted = ".".join(part if re.fullmatch(r"[A-Za-z0-9_]+", part) else f"`{part}`" for part in parts)
+    hint = f"write '{quoted}' if that is what it is called" if all(parts) and len(parts) <= 3 else "a dot too many"
+    raise OutputError(
+        f"output.table: {table} is no name of a table (catalog.schema.name, with backticks around a part that holds "
+        f"more than letters, digits and _): {hint}"
+    )
+
+
+def check_catalog_stays(spark: SparkSession, table: str) -> None:
+    """Raise OutputError where this session's own catalog, in memory, would hold the table: it ends with the process."""
+    catalog, *rest = name_parts(table)
+    is_other = len(rest) == 2 and catalog.strip("`") != "spark_catalog"
+    if not is_other and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
+        raise OutputError(
+            f"output.table: {table} would stand in a catalog that ends with this run, and no later one would find it; "
+            "set spark.conf {spark.sql.catalogImplementation: hive}, or name a folder by output.path"
+        )
+
+
+def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Sequence[str]) -> None:
+    """Raise OutputError where the output holds input files or the work folder, or lies in the input's folder."""
+    location = target.path or _location(spark, str(target.job.output.table))
+    work, root, name = _real(files_for(spark, target.job.work_dir)[1]), None, target.job.output.name
+    if target.job.input.path is not None:
+        root = _real(files_for(spark, target.job.input.path)[1])
+        if _lies_in(work, root):
+            raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
+    if location is None:
+        return
+    output = _real(location)
+    if any(_lies_in(_real(file), output) for file in inputs):
+        raise OutputError(f"the output {name} holds the input's files; name another folder")
+    if root is not None and _lies_in(output, root):
+        raise OutputError(f"the output {name} lies in the input's folder; name another one")
+    if _lies_in(work, output):
+        raise OutputError(f"work_dir {work} lies in the output {name}; name two folders side by side")
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _location(spark: SparkSession, table: str) -> str | None:
+    """Where a catalog table's files lie, None for one that does not exist yet."""
+    if not spark.catalog.tableExists(table):
+        return None
+    rows = spark.table(table).inputFiles()
+    return posixpath.dirname(rows[0]) if rows else None
+
+
+def _real(path: str) -> str:
+    """A path with its links, `//` and `..` resolved where this process can see it, else normalised as text."""
+    parsed = urlparse(path)
+    if parsed.scheme in ("", "file"):
+        return os.path.realpath(unquote(parsed.path) if parsed.scheme else path)
+    return f"{parsed.scheme}://{parsed.netloc}{posixpath.normpath(parsed.path)}"
