@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from delta.tables import DeltaTable
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -18,13 +18,13 @@ from dolly_batch.errors import OutputError, Stopped
 from dolly_batch.spark.plan.input_rows import _text_of
 from dolly_batch.spark.plan.keys import kept_values_hash
 from dolly_batch.spark.session.conf import session_conf
-from dolly_batch.spark.tables.columns import ColumnRef
+from dolly_batch.spark.tables.columns import ColumnRef, output_schema
 from dolly_batch.spark.tables.places import check_catalog_stays, name_parts
 from tests.spark.desk import Desk, questions
 
 BERLIN = {"spark.sql.session.timeZone": "Europe/Berlin"}
 NIGHT = datetime(2024, 10, 27, 0, 30, 0, 7, tzinfo=UTC)  # in Berlin the clock shows this time twice
-ODD = ["007", "a/b%20 c", "1.0", "\u00e9[x]{y}*?", ".", None]
+ODD = ["007", "a/b%20 \u00e9[x]{y}*?", None]
 TYPES = {
     "code": pa.string(),
     "at": pa.timestamp("us", "UTC"),
@@ -68,6 +68,10 @@ def test_partitions_are_taken_up_by_the_next_run_with_the_values_they_had(
     assert desk.run(**job).num_published_rows == len(rows)
     if format == "delta":
         assert desk.run(**job).outcome == "nothing_to_do"
+        put(desk, rows[1:])
+        with session_conf(desk.spark, {"spark.sql.sources.partitionOverwriteMode": "dynamic"}):
+            desk.run(**job)
+        assert {row["id"] for row in desk.rows("delta")} == {row["id"] for row in rows[1:]}
         return
     with session_conf(desk.spark, BERLIN):
         assert desk.run(**job).outcome == "nothing_to_do"
@@ -132,19 +136,14 @@ def test_a_link_stays_and_letters_of_globs_are_letters(desk: Desk) -> None:
     (desk.folder / "disk1" / "answers").mkdir(parents=True)
     for number in (2, 3):
         desk.put(questions(number))
-        report = desk.run(work_dir=str(desk.folder / "w[0-9]{x}*"), plan={"max_shard_rows": 1})
+        report = desk.run(
+            work_dir=str(desk.folder / "w[0-9]{x}*"), plan={"max_shard_rows": 1}, output={"prefix": "a.dot"}
+        )
         assert (report.num_input_rows, report.num_answered_by_model) == (number, 2 if number == 2 else 1)
     assert desk.out.is_symlink()
     tables = pa.concat_tables(pq.read_table(file) for file in disk.glob("*.parquet"))
     assert sorted(tables["id"].to_pylist()) == [row["id"] for row in questions(3)]
     assert not list((desk.folder / "disk1" / "answers").iterdir())
-
-
-def test_a_prefix_may_hold_a_dot(desk: Desk) -> None:
-    desk.put(questions(2))
-    for _ in range(2):
-        report = desk.run(output={"prefix": "x.", "mode": "append"})
-    assert report.outcome == "nothing_to_do"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -199,9 +198,7 @@ def assert_refused(desk: Desk, message: str, **sections: Any) -> None:
 def test_a_name_in_the_catalog_that_cannot_be_written_is_refused(delta_desk: Desk, table: str, message: str) -> None:
     delta_desk.put(questions(1))
     if "odd" in table:
-        delta_desk.run()
-        table_of = delta_desk.spark.read.format("delta").load(str(delta_desk.out))
-        (delta_desk.folder / "work").rename(delta_desk.folder / "before")
+        table_of = empty_table(delta_desk, [])
         if table == "an_odd_view":
             table_of.createOrReplaceTempView(table)
         else:
@@ -219,12 +216,15 @@ def test_a_name_with_backticks_is_read_as_spark_does() -> None:
     assert name_parts("main.`my-db`.`a``.b`") == ["main", "`my-db`", "`a``.b`"]
 
 
+def empty_table(desk: Desk, keep: list[str]) -> DataFrame:
+    id_, *kept = (ColumnRef(F.col(name), name, T.StringType()) for name in ["id", *keep])
+    return desk.spark.createDataFrame([], output_schema(desk.job(), [id_], kept))
+
+
 @pytest.fixture
 def held(delta_desk: Desk) -> Desk:
-    """A Delta table of one row, with a kept column `tag`."""
-    delta_desk.put([{**questions(1)[0], "tag": "x"}])
-    delta_desk.run(output={"keep": ["tag"]})
-    (delta_desk.folder / "work").rename(delta_desk.folder / "before")
+    """A Delta table without rows, with a kept column `tag`."""
+    empty_table(delta_desk, ["tag"]).write.format("delta").save(str(delta_desk.out))
     return delta_desk
 
 
@@ -236,7 +236,7 @@ def test_what_a_delta_table_forbids_is_refused_by_its_name(held: Desk) -> None:
         held, "partitioned by nothing.*`?tag", output={"keep": ["tag"], "partition_by": ["tag"], "mode": "overwrite"}
     )
     held.spark.sql(f"ALTER TABLE {name} ADD CONSTRAINT only_x CHECK (tag = 'x')")
-    assert_refused(held, "CHECK constraint only_x forbids.*1 rows", **keep)
+    assert_refused(held, "CHECK constraint only_x forbids.*2 rows", **keep)
     held.spark.sql(f"ALTER TABLE {name} DROP CONSTRAINT only_x")
     held.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES (delta.appendOnly = true)")
     assert_refused(held, "delta.appendOnly.*mode merge", output={"keep": ["tag"], "mode": "merge"})
@@ -273,16 +273,7 @@ def test_an_answer_that_a_constraint_forbids_is_kept_until_the_constraint_is_gon
     assert "SECRET" not in str(caught.value)
     held.spark.sql(f"ALTER TABLE {name} DROP CONSTRAINT brief")
     report = held.run(output={"keep": ["tag"]})
-    assert (report.outcome, report.num_published_rows) == ("complete", 2)
-
-
-def test_overwrite_replaces_all_partitions_whatever_the_session_says(delta_desk: Desk) -> None:
-    output = {"mode": "overwrite", "keep": ["tag"], "partition_by": ["tag"]}
-    with session_conf(delta_desk.spark, {"spark.sql.sources.partitionOverwriteMode": "dynamic"}):
-        for tag in ("x", "y"):
-            delta_desk.put([{**questions(1)[0], "tag": tag}])
-            delta_desk.run(output=output)
-    assert [row["tag"] for row in delta_desk.rows("delta")] == ["y"]
+    assert (report.outcome, report.num_published_rows) == ("complete", 3)
 
 
 def test_a_type_that_delta_lacks_is_refused_before_any_work(delta_desk: Desk) -> None:
