@@ -56,6 +56,10 @@ class EngineError(Stopped):
     """The engine host could not be started, or crashed."""
 
 
+class CalibrationError(EngineError):
+    """The model's scores for texts without content cannot be used."""
+
+
 class AuditError(Stopped):
     """The published rows are not the planned rows."""
 

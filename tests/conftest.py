@@ -32,7 +32,8 @@ COMMANDS = {"cli", "cluster", "crash"}
 USES_SPARK = {"test_publish_again", "test_session_conf"}  # by a fixture of each case
 # Files whose tests load models beyond `tiny`, start engine processes or a JVM, or wait for seconds.
 _SLOW = """
-    card_models client continuous_equality continuous_faults gpu gpu_benchmark gpu_faults gpu_load gpu_pages
+    calibration_fault card_models client continuous_equality continuous_faults gpu gpu_benchmark gpu_faults
+    gpu_load gpu_pages
     grammar int8_cpu int8_gpu jars java kernels_cpu kernels_gpu lifecycle llama_family lm_eval load
     partial_answers plain_equality plain_faults plain_host pool_host pools processes quarantine sampling
     scoring smollm2 stage_folder stage_gguf stage_hub stage_named stage_pickles watchdog

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dolly_batch.errors import ConfigError, EngineError
+from dolly_batch.errors import CalibrationError, ConfigError
 from dolly_batch.records import Completion, GenerationParams, Row, ScoreRow, Scores
 from dolly_batch.tasks.arguments import SqlArgument
 from dolly_batch.tasks.base import (
@@ -145,14 +145,14 @@ class Classify(Task):
         return [self.request(str(n), self.instruction, text) for n, text in enumerate(CONTENT_FREE)]
 
     def warmed_up(self, results: Sequence[Completion | Scores]) -> "Classify":
-        """The task with its priors. Raises EngineError when a content-free text could not be scored."""
+        """The task with its priors. Raises CalibrationError when a content-free text could not be scored."""
         if not self.calibrated:
             return self
         shares = []
         for result in results:
             if result.failure is not None or isinstance(result, Completion):
                 reason = result.failure.message if result.failure else "no scores"
-                raise EngineError(
+                raise CalibrationError(
                     f"task.calibration: the labels could not be calibrated on a text without content ({reason}); "
                     "set it to none, or try model.dtype float32"
                 )

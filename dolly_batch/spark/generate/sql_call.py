@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
-from dolly_batch.errors import ConfigError
+from dolly_batch.errors import CalibrationError, ConfigError
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, GenerationParams
@@ -59,7 +59,7 @@ def answer_calls(function: SqlFunction, batches: Iterator[Any]) -> Iterator[list
     prepare = lru_cache(maxsize=64)(_Preparation(function))
     with ExitStack() as stack:
         client: RetryingClient | None = None
-        warm: dict[Task, Task] = {}
+        warm: dict[Task, Task | TaskResult] = {}
         for batch in batches:
             columns = [values_of(column) for column in (batch if isinstance(batch, tuple) else (batch,))]
             starts = [_start(function, prepare, arguments) for arguments in zip(*columns, strict=True)]
@@ -69,10 +69,20 @@ def answer_calls(function: SqlFunction, batches: Iterator[Any]) -> Iterator[list
                 client = stack.enter_context(RetryingClient(function.spec, HostAddress.of_this_executor(task_device())))
             if client is not None:
                 # Of many labels or schemas no more than a batch's are kept.
-                warm = {task: warm.get(task) or warm_up(client, task) for task in {task for task, _ in rows.values()}}
-                queued = (QueuedRow(number, warm[task], row) for number, (task, row) in rows.items())
+                warm = {task: warm.get(task) or _warmed(client, task) for task in {task for task, _ in rows.values()}}
+                ready = [(number, warm[task], row) for number, (task, row) in rows.items()]
+                results |= {number: fault for number, fault, _ in ready if isinstance(fault, TaskResult)}
+                queued = (QueuedRow(number, task, row) for number, task, row in ready if isinstance(task, Task))
                 results |= dict(answer_rows(client, queued))
             yield [results.get(number) for number in range(len(starts))]
+
+
+def _warmed(client: RetryingClient, task: Task) -> Task | TaskResult:
+    """The task, ready; or the fault of all its rows, where the model's scores cannot be calibrated."""
+    try:
+        return warm_up(client, task)
+    except CalibrationError as error:
+        return _fault("model_error", str(error))
 
 
 class _Preparation:
