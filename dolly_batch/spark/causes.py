@@ -1,4 +1,4 @@
-"""What Spark's errors say, in a line: the deepest cause, without Java's class names and without a cell's text."""
+"""What errors of Spark, Hadoop and the system say, in a line: the deepest cause, no class of Java, no cell's text."""
 
 import re
 
@@ -6,6 +6,9 @@ import re
 _CONDITION = re.compile(r"\[([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)\] *(.*)")
 # What Java puts before a message: `Caused by: org.apache.spark.SparkException: `, sometimes twice.
 _HEAD = re.compile(r"(?:Caused by: |: )?(?:[a-z]\w*\.)+[A-Z][\w$]*(?:: | - |$)")
+# The same within a line, and names of classes elsewhere in it, of which the last part is left.
+_THROWN = re.compile(r"(?:^|[\s:])(?:[a-z_]\w*\.)+[A-Z][\w$]*(?:Exception|Error): ?")
+_CLASS = re.compile(r"\b(?:[a-z_]\w*\.){2,}([A-Z]\w*?)(?:DataSource)?(?:@[0-9a-f]+)?(?![\w.])")
 _STATE = re.compile(r"\s*SQLSTATE: (\w+);?")
 _FILE = re.compile(r"reading file (\S+?)\.?(?:\s|$)")
 _REMEDY = re.compile(r"Use `\w+` to tolerate[^.]*\.")
@@ -14,14 +17,22 @@ _QUOTES_DATA = re.compile(r"MALFORMED|CANNOT_PARSE|USER_RAISED|SQLSTATE: (?:22|K
 
 
 def cause(error: BaseException) -> str:
-    """The deepest cause that Spark gives, on one line; empty where it gives none."""
+    """The deepest cause that the error gives, on one line; empty where it gives none."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     for head in reversed(_heads(error)):
         text = head
         while found := _HEAD.match(text):
             text = text[found.end() :]
-        if text.strip():
-            return _without_data(text.strip())
+        text = _THROWN.split(text)[-1].strip()
+        if text:
+            return _CLASS.sub(r"\1", _without_data(text))
     return ""
+
+
+def reason(error: BaseException) -> str:
+    """The cause, or that there is none."""
+    return cause(error) or "no reason is given"
 
 
 def is_of_data(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError, Stopped
-from dolly_batch.spark.faults import reason
+from dolly_batch.spark.causes import reason
 from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS

@@ -11,7 +11,7 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
 from dolly_batch.errors import DollyBatchError, Stopped
-from dolly_batch.spark.causes import cause
+from dolly_batch.spark.causes import reason
 
 # The last line of a Python traceback: a dotted class name, at the line's start.
 RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
@@ -73,5 +73,5 @@ def _first_cause(error: BaseException) -> str:
     if raised:
         return f"a task failed: {raised[-1].strip()}"
     if isinstance(error, (PySparkException, Py4JError)):
-        return f"Spark stopped: {cause(error) or 'it gives no reason'}"
+        return f"Spark stopped: {reason(error)}"
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.causes import cause, file_of
+from dolly_batch.spark.causes import cause, file_of, reason
 from dolly_batch.spark.preflight.package import check_local_python
 
+DELTA = "org.apache.spark.sql.delta"
 READING = """An error occurred while calling o46.parquet.
 : org.apache.spark.SparkException: [FAILED_READ_FILE.NO_HINT] Encountered error while reading file file:///d/a%20b.csv.
 \tat org.apache.spark.sql.errors.QueryExecutionErrors$.cannotReadFilesError(QueryExecutionErrors.scala:940)
@@ -49,3 +50,36 @@ def test_another_python_is_refused_by_name(tmp_path: Path) -> None:
     for python, fault in ((str(bare), "it lacks pandas, pyarrow, tokenizers"), ("/no/such/python", "there is none")):
         with pytest.raises(Refused, match=rf"PYSPARK_PYTHON is {python}, .*: {fault}"):
             check_local_python(python)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "Permission denied"),
+        (
+            ValueError("[SCHEMA_NOT_FOUND] No `main`.`a.b`. SQLSTATE: 42704\nTo tolerate"),
+            "[SCHEMA_NOT_FOUND] No `main`.`a.b`.",
+        ),
+        (
+            ValueError(f"The {DELTA}.sources.DeltaDataSource@65 datasource has no `x`."),
+            "The Delta datasource has no `x`.",
+        ),
+        (
+            ValueError(
+                "An error occurred while calling o5.parquet.\n: org.apache.spark.SparkException: Job aborted (driver): "
+                "java.io.IOException: Mkdirs failed to create file:/proc/x\n\tat org.apache.Thing.f(Thing.java:1)"
+            ),
+            "Mkdirs failed to create file:/proc/x",
+        ),
+        (
+            ValueError(
+                f"calling o5.save.\n: {DELTA}.DeltaException: outer\n\tat x.Y.z(Y.java:1)\n"
+                f"Caused by: {DELTA}.schema.DeltaInvariantViolationException: broken by:\n - status : SECRET"
+            ),
+            "broken by:",
+        ),
+        (ValueError(""), "no reason is given"),
+    ],
+)
+def test_the_reason_of_an_error(error: BaseException, expected: str) -> None:
+    assert reason(error) == expected

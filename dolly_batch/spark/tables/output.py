@@ -9,7 +9,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.faults import reason
+from dolly_batch.spark.causes import reason
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.plan.keys import NULL_KEY, row_key
 from dolly_batch.spark.tables.base import OutputFormat

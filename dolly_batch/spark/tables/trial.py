@@ -8,7 +8,7 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.faults import reason
+from dolly_batch.spark.causes import reason
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.tables.output import OutputTable
 
