@@ -240,13 +240,13 @@ PARQUET = {"format": "parquet", "mode": "overwrite"}
 DELTA = {"format": "delta", "mode": "append"}
 
 
-@examples(3)
+@examples(2)
 @given(example=typed_tables())
 def test_any_parquet_table_comes_back(new_desk: Callable[[], Desk], example: Example) -> None:
     check(new_desk(), example, write_parquet, PARQUET)
 
 
-@examples(2)
+@examples(1)
 @given(example=typed_tables())
 def test_any_parquet_table_comes_back_from_delta(
     session: tuple[SparkSession, str | None], new_desk: Callable[[], Desk], example: Example
