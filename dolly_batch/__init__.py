@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dolly_batch.errors import (
         AlreadyRunning,
         AuditError,
+        CalibrationError,
         ConfigError,
         DollyBatchError,
         EngineError,
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyRunning",
     "AuditError",
+    "CalibrationError",
     "ConfigError",
     "DollyBatchError",
     "EngineError",
