@@ -5,7 +5,7 @@ architectures is read from here. `continuous` and `int8` come last, when `tests/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dolly_batch.models.tensors import OLD_BUFFERS, Switch, Weight, linear, norm
@@ -86,6 +86,19 @@ class Architecture:
         return {"rope_scaling", "rope_parameters", *self.rotary, *old_keys}
 
 
+_SIZES = SizeKeys(
+    hidden_size="hidden_size",
+    num_layers="num_hidden_layers",
+    num_heads="num_attention_heads",
+    max_positions="max_position_embeddings",
+    inner_size="intermediate_size",
+)
+_SIZES_REQUIRED = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    "max_position_embeddings",
+)
+"""What most models call their sizes."""
+
 _GPT_NEOX = Architecture(
     model_type="gpt_neox",
     title="GPT-NeoX",
@@ -107,21 +120,8 @@ _GPT_NEOX = Architecture(
         *linear("mlp.dense_h_to_4h", "inner", "hidden"),
         *linear("mlp.dense_4h_to_h", "hidden", "inner"),
     ),
-    sizes=SizeKeys(
-        hidden_size="hidden_size",
-        num_layers="num_hidden_layers",
-        num_heads="num_attention_heads",
-        max_positions="max_position_embeddings",
-        inner_size="intermediate_size",
-    ),
-    required=(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    ),
+    sizes=_SIZES,
+    required=_SIZES_REQUIRED,
     optional=("hidden_act", "layer_norm_eps", "use_parallel_residual", "attention_bias", "tie_word_embeddings"),
     rotary={"rope_theta": ("rotary_emb_base", 10000), "partial_rotary_factor": ("rotary_pct", 0.25)},
     continuous=True,
@@ -203,23 +203,8 @@ def _llama_like(
             *linear("mlp.up_proj", "inner", "hidden", bias=mlp_bias),
             *linear("mlp.down_proj", "hidden", "inner", bias=mlp_bias),
         ),
-        sizes=SizeKeys(
-            hidden_size="hidden_size",
-            num_layers="num_hidden_layers",
-            num_heads="num_attention_heads",
-            max_positions="max_position_embeddings",
-            inner_size="intermediate_size",
-            num_kv_heads="num_key_value_heads",
-            head_size="head_dim",
-        ),
-        required=(
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-        ),
+        sizes=replace(_SIZES, num_kv_heads="num_key_value_heads", head_size="head_dim"),
+        required=_SIZES_REQUIRED,
         optional=("hidden_act", "rms_norm_eps", "tie_word_embeddings", "num_key_value_heads", "head_dim", *optional),
         fixed=fixed or {},
         ignored=ignored,

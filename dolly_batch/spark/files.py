@@ -97,7 +97,7 @@ def literal_path(spark: SparkSession, path: str) -> str:
     """A path as Spark's readers take it: what has this very name is meant by it, else it may be a pattern of names."""
     if not set(path) & GLOB or not exists(spark, path):
         return path
-    return re.sub(r"[\\*?\[\]{}]", r"\\\g<0>", path)
+    return literal(path)
 
 
 def exists(spark: SparkSession, path: str) -> bool:
