@@ -64,10 +64,10 @@ def stage_to(
     dest = Path(dest).expanduser().absolute()
     with _disk_faults_named(source, dest):
         try:
-            snapshot = _open(source, revision, max_shard_bytes, log)
+            snapshot = open_snapshot(source, revision, log)
         except HubUnreachableError as error:
             raise ModelError(f"{error}. {_ADVICE}") from error
-        staged = _stage(snapshot, dest, max_shard_bytes, log)
+        staged = _stage(_cached(snapshot, max_shard_bytes, log), dest, max_shard_bytes, log)
         if staged.already_there:
             log(f"{dest} holds this model already; checking its hashes")
             verify_hashes(inspect_folder(dest))
@@ -97,20 +97,21 @@ def stage_under(
             for there in _staged_folders(stage_dir, source, revision):
                 return _describe(there, already_there=True)
         try:
-            snapshot = _open(source, revision, max_shard_bytes, log)
+            snapshot = open_snapshot(source, revision, log)
         except HubUnreachableError as error:
             return _use_without_hub(source, revision, stage_dir, error)
         name = source if folder is None else folder.absolute().name
-        return _stage(snapshot, stage_dir / _folder_name(name, snapshot.revision), max_shard_bytes, log)
+        dest = stage_dir / _folder_name(name, snapshot.revision)
+        return _find_same(dest, snapshot) or _stage(_cached(snapshot, max_shard_bytes, log), dest, max_shard_bytes, log)
 
 
-def _open(source: str, revision: str | None, max_shard_bytes: int, log: Log) -> Snapshot:
-    """As `open_snapshot`; `smollm2` from the user's cache, where it is put the first time: nothing is fetched twice."""
-    snapshot = open_snapshot(source, revision, log)
+def _cached(snapshot: Snapshot, max_shard_bytes: int, log: Log) -> Snapshot:
+    """`smollm2` from the user's cache, where it is put the first time: nothing is fetched twice. Others as they are."""
     if not isinstance(snapshot, SmolLM2Snapshot):
         return snapshot
-    cached = _stage(snapshot, user_cache() / "models" / _folder_name(source, snapshot.revision), max_shard_bytes, log)
-    return FolderSnapshot.staged(inspect_folder(cached.folder), source)
+    name = _folder_name(snapshot.source, snapshot.revision)
+    cached = _stage(snapshot, user_cache() / "models" / name, max_shard_bytes, log)
+    return FolderSnapshot.staged(inspect_folder(cached.folder), snapshot.source)
 
 
 def _stage(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> StagedModel:
