@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dolly_batch.models.architectures import Channels
 
@@ -32,17 +33,20 @@ class Smoothing:
 def smooth_layers(model: Any, smoothing: Smoothing, device: torch.device, dtype: torch.dtype) -> Iterator[nn.Module]:
     """Run the token ids through a model, and yield each of its layers, smoothed, before the next one runs.
 
-    A layer goes to `device` and `dtype` when it runs: who packs each at once has only one there in floating point.
+    A layer goes to `device` and `dtype` when it runs: who packs each at once has only one there in floating point. What
+    runs is a copy in float32, whose last bits alone depend on threads and machines, and hardly ever change a scale.
     """
     base = model.base_model
     token_ids = torch.tensor([smoothing.token_ids])
-    hidden = base.get_input_embeddings()(token_ids).to(device=device, dtype=dtype)
+    hidden = base.get_input_embeddings()(token_ids).to(device=device, dtype=dtype).float()
     positions = torch.arange(token_ids.shape[1], device=device)[None]
-    rotary = base.rotary_emb(hidden, positions)
+    known = {"position_ids": positions, "position_embeddings": base.rotary_emb(hidden, positions)}
     for layer in base.layers:
         layer.to(device=device, dtype=dtype)
         with _largest_inputs(layer, smoothing.channels) as largest:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+            wide = {name: parameter.float() for name, parameter in layer.named_parameters()}
+            hidden = functional_call(layer, wide, (hidden,), {"attention_mask": None, **known})
+            del wide
         for channels in smoothing.channels:
             scale(layer, channels, _scales(layer, channels, largest[channels.products[0]]))
         yield layer
