@@ -3,9 +3,9 @@
     PYTHONPATH=. python benchmarks/int8_cost.py MODEL_FOLDER ROWS.jsonl [--rows N]
 
 Rows are those of databricks-dolly-15k (instruction, context, response), drawn with a fixed seed. Each way of computing
-is compared with float32 at every token of the responses: bits a token (of the response's own tokens), the divergence
-from float32's probabilities (Kullback-Leibler, in bits a token: over all tokens that might follow, so that few rows say
-more), and how often the likeliest token is the same. The CPU time is that of quantizing. One thread.
+is compared with float32 at every token of the responses: bits a token (of the response's own tokens), how many more,
+the divergence from float32's probabilities (Kullback-Leibler, in bits a token: over all tokens that might follow, so
+that few rows say more), and how often the likeliest token is the same. The CPU time is that of quantizing. One thread.
 """
 
 import argparse
@@ -74,18 +74,23 @@ def log_probs(model: Any, row: Row) -> Tensor:
     return found.float().log_softmax(dim=-1)
 
 
-def compare(found: Sequence[Tensor], exact: Sequence[Tensor], rows: Sequence[Row]) -> tuple[float, float, float, float]:
-    """Bits a token, the divergence and its standard error, and the share of likeliest tokens that are the same."""
-    divergences, same = [], []
-    bits = num_tokens = 0.0
+def compare(found: Sequence[Tensor], exact: Sequence[Tensor], rows: Sequence[Row]) -> str:
+    """The table's cells: bits a token, those over float32's, the divergence, the likeliest tokens that are the same."""
+    bits, more, divergences, same = [], [], [], []
     for ours, theirs, row in zip(found, exact, rows, strict=True):
-        bits -= ours.gather(-1, torch.tensor(row.response)[:, None]).double().sum().item() * BITS
-        num_tokens += len(row.response)
+        own, expected = (of.gather(-1, torch.tensor(row.response)[:, None]).double() * BITS for of in (ours, theirs))
+        bits.append(-own)
+        more.append(expected - own)
         divergences.append((theirs.exp() * (theirs - ours)).sum(dim=-1).double() * BITS)
         same.append(ours.argmax(dim=-1) == theirs.argmax(dim=-1))
-    divergence = torch.cat(divergences)
-    error = divergence.std().item() / len(divergence) ** 0.5
-    return bits / num_tokens, divergence.mean().item(), error, torch.cat(same).double().mean().item()
+    mean, share = torch.cat(bits).mean().item(), torch.cat(same).double().mean().item()
+    return f"{mean:.4f} | {_with_error(more)} | {_with_error(divergences)} | {share:.1%}"
+
+
+def _with_error(numbers: Sequence[Tensor]) -> str:
+    """Mean and standard error over tokens."""
+    every = torch.cat(list(numbers))
+    return f"{every.mean().item():.4f} ± {every.std().item() / len(every) ** 0.5:.4f}"
 
 
 def main() -> None:
@@ -99,16 +104,14 @@ def main() -> None:
     rows = draw_rows(given.data, PromptEncoder.from_folder(given.model), given.rows)
     num_tokens = sum(len(row.response) for row in rows)
     print(f"{len(rows)} rows, {num_tokens:,} tokens of responses")
-    print("| weights | quantization | bits a token | divergence from float32 | likeliest token the same | CPU time |")
-    print("|---|---|---|---|---|---|")
+    print("| weights | quantization | bits a token | more | divergence | likeliest token the same | CPU time |")
+    print("|---|---|---|---|---|---|---|")
     exact: list[Tensor] = []
     for dtype, quantization in WAYS:
         loaded, seconds = load(given.model, dtype, quantization)
         found = [log_probs(loaded.model, row) for row in rows]
         exact = exact or found
-        bits, divergence, error, same = compare(found, exact, rows)
-        numbers = f"{bits:.4f} | {divergence:.4f} ± {error:.4f} | {same:.1%} | {seconds:.1f} s"
-        print(f"| {dtype} | {quantization} | {numbers} |", flush=True)
+        print(f"| {dtype} | {quantization} | {compare(found, exact, rows)} | {seconds:.1f} s |", flush=True)
 
 
 if __name__ == "__main__":
