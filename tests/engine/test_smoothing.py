@@ -141,12 +141,16 @@ def test_other_architectures_are_left_as_they_are(neox_folder: Path, gptj_folder
         assert smoothing_of(loaded.folder, loaded.encoder) is None
 
 
-def test_the_text_fits_into_short_models(llama_folder: Path) -> None:
-    encoder = load_model(llama_folder, dtype="float32", device="cpu").encoder
-    ids = calibration_ids(encoder, 10_000)
+def test_the_text_is_the_same_for_any_window(llama_folder: Path) -> None:
+    loaded = load_model(llama_folder, dtype="float32", device="cpu")
+    smoothing = smoothing_of(loaded.folder, loaded.encoder)
+    narrow = load_model(llama_folder, dtype="float32", device="cpu", max_positions=64)
+    assert smoothing == smoothing_of(narrow.folder, narrow.encoder)
+    ids = calibration_ids(loaded.encoder)
+    assert smoothing is not None
+    assert smoothing.token_ids == ids
     assert len(ids) == 512
-    assert calibration_ids(encoder, 20) == ids[:20]
-    assert TEXT.startswith(encoder.decode(ids[:20]))
+    assert TEXT.startswith(loaded.encoder.decode(ids[:20]))
 
 
 def test_scales_are_the_nearest_powers_of_two() -> None:

@@ -45,6 +45,6 @@ if __name__ == "__main__":
 """
 
 
-def calibration_ids(encoder: TextEncoder, max_positions: int) -> list[int]:
-    """The text's token ids, as many as the model has positions for and no more than 512."""
-    return encoder.encode_text(TEXT)[: min(_MAX_TOKENS, max_positions)]
+def calibration_ids(encoder: TextEncoder) -> list[int]:
+    """The text's token ids, no more than 512; as many for any window, so that a window changes no weights."""
+    return encoder.encode_text(TEXT)[:_MAX_TOKENS]

@@ -54,6 +54,7 @@ def load_model(
     prompt_format: Literal["model", "none"] = "model",
     num_gpus: int = 1,
     quantization: str = "none",
+    max_positions: int | None = None,
 ) -> LoadedModel:
     """Check a model's folder, hashes included, and load it.
 
@@ -61,10 +62,11 @@ def load_model(
     instructions for it, else float32. `prompt_format` "none" loads base models, which have none, for scoring.
     With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
     into int8 on their way to the device, layer by layer, so that the device never holds the model in floating point.
+    `max_positions` is the window that is used, None for the model's own.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
     ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
     """
-    checked = inspect_folder(folder)
+    checked = inspect_folder(folder, max_positions)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
         raise ModelError(f"{checked.path}: holds model {checked.sha256}, the plan was made with {expected_sha256}")
     encoder = (PromptEncoder if prompt_format == "model" else TextEncoder).from_folder(folder)
@@ -86,7 +88,7 @@ def load_model(
 def smoothing_of(folder: ModelFolder, encoder: TextEncoder) -> Smoothing | None:
     """How int8 smooths a folder's model, the same at each load; None for an architecture that it leaves as it is."""
     channels = folder.architecture.smoothed
-    return Smoothing(channels, calibration_ids(encoder, folder.max_positions)) if channels else None
+    return Smoothing(channels, calibration_ids(encoder)) if channels else None
 
 
 def load_from_spec(spec: EngineSpec, device: str) -> LoadedModel:
@@ -99,6 +101,7 @@ def load_from_spec(spec: EngineSpec, device: str) -> LoadedModel:
         prompt_format=spec.prompt_format,
         num_gpus=spec.gpus,
         quantization=spec.quantization,
+        max_positions=spec.max_positions,
     )
 
 
