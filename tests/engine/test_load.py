@@ -148,9 +148,7 @@ def test_load_engine_answers_as_the_spec_says(neox_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("plain", 1), ("fast", 1), ("fast", 2), ("echo", 1)])
-def test_a_smaller_window_bounds_prompt_and_answer_in_all_engines(
-    neox_folder: Path, kind: Any, processes: int
-) -> None:
+def test_a_smaller_window_bounds_prompt_and_answer_in_all_engines(neox_folder: Path, kind: Any, processes: int) -> None:
     spec = EngineSpec(
         kind, str(neox_folder), dtype="float32", num_threads=1, processes=processes, max_positions=64, kv_bytes=1 << 24
     )
