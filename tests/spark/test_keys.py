@@ -133,6 +133,7 @@ def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_i
         {**labels, "none_below": 0.5},
         {**labels, "normalization": "per_token"},
         {**labels, "calibration": "contextual"},
+        {**labels, "calibration": ["one row", "another row"]},
         {**labels, "with_end": False},
         {"kind": "extract", "schema": "a INT"},
         {"kind": "extract", "schema": "a BIGINT"},
