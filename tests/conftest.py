@@ -34,8 +34,8 @@ USES_SPARK = {"test_publish_again", "test_session_conf"}  # by a fixture of each
 _SLOW = """
     calibration_fault card_models class_archive client continuous_equality continuous_faults gpu gpu_benchmark
     gpu_faults gpu_load gpu_pages grammar int8_cpu int8_gpu jars java kernels_cpu kernels_gpu lifecycle llama_family
-    lm_eval load partial_answers plain_equality plain_faults plain_host pool_host pools processes quarantine sampling
-    scoring smollm2 stage_folder stage_gguf stage_hub stage_named stage_pickles watchdog
+    lm_eval load partial_answers plain_equality plain_faults plain_host pool_host pools processes quality_benchmark
+    quarantine sampling scoring smollm2 smoothing stage_folder stage_gguf stage_hub stage_named stage_pickles watchdog
 """
 SLOW = {f"test_{name}" for name in _SLOW.split()}
 

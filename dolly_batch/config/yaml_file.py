@@ -46,7 +46,7 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
 
 File = TypeVar("File", bound=Section)
 MAX_SHOWN = 20
-_TYPE_TAG = re.compile(r"str|(list|dict)\[.*\]")  # as pydantic puts them into the path of a fault
+_TYPE_TAG = re.compile(r"str|(list|dict|literal)\[.*\]")  # as pydantic puts them into the path of a fault
 
 
 def load_file(kind: type[File], noun: str, path: str | Path, overrides: list[str] | None = None) -> File:

@@ -33,6 +33,7 @@ from dolly_batch.spark.plan.manifest import (
     plan_folders,
 )
 from dolly_batch.spark.plan.planner import delete_drafts, make_plan
+from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session.session import open_session
@@ -41,6 +42,7 @@ from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
+from dolly_batch.tasks.base import TaskModel
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
@@ -152,9 +154,10 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
         return None
     folder, plan = opened
     target = output_of(spark, job, T.StructType.fromJson(json.loads(plan.output_schema)), plan.num_ids)
+    asked = settled(job, TaskModel(plan.model_folder, 0))
     same = (
-        plan.header == request_header(job, plan.model_identity)
-        and plan.task_settings in ("", task_settings(job))
+        plan.header == request_header(asked, plan.model_identity)
+        and plan.task_settings in ("", task_settings(asked))
         and plan.input_settings in ("", input_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path

@@ -131,6 +131,11 @@ class TaskModel:
         """The model's prompt encoder, read once a process. Raises ConfigError as `with_system` does."""
         return encoder_of(self.folder).with_system(self.system)
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether its prompt format is a chat model's, not Dolly's."""
+        return self.encoder.format.name == "chat"
+
     def count(self, text: str) -> int:
         """The tokens of a text."""
         return len(self.encoder.encode_text(text))
@@ -169,6 +174,10 @@ class TaskKind:
     """Those behind the text."""
     sql_columns: ClassVar[tuple[str, ...]] = ()
     """Those of `columns` that the `try_` function returns too."""
+
+    def settled(self, settings: Any, model: TaskModel) -> Any:
+        """The settings with what they leave to the model put in: these are the ones in request keys."""
+        return settings
 
     def prepare(self, settings: Any, model: TaskModel, params: GenerationParams) -> PreparedTask:
         """The task for these settings. Raises ConfigError for settings that cannot work with this model."""

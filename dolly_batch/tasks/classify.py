@@ -1,7 +1,8 @@
 """Classify: each label is scored as the model's response, off one shared prompt; the likeliest is the answer.
 
-Contextual calibration divides by how likely the labels are where there is nothing to classify (Zhao et al. 2021,
-"Calibrate Before Use"): the mean of their probabilities over content-free texts, asked once per shard.
+Calibration divides by how likely the labels are whatever the text says: by the mean of their probabilities over a few
+texts, asked once per shard. These are texts without content (contextual calibration: Zhao et al. 2021, "Calibrate
+Before Use"), or, given by the job, texts like the table's own (Fei et al. 2023, "Mitigating Label Biases").
 """
 
 import math
@@ -25,12 +26,16 @@ from dolly_batch.tasks.base import (
     TaskSettings,
     check_not_empty,
 )
+from dolly_batch.tasks.blank import is_blank
 
 MIN_LABELS, MAX_LABELS = 2, 500
 CONTENT_FREE = ("N/A", "[MASK]", "none")
+MAX_CALIBRATION_TEXTS = 100
+AUTO_CALIBRATED_FROM = 3  # labels: two are often a rare one and the rest, which calibration would make equals
 MAX_LIST_SHARE = 0.5  # of the model's positions: a longer list of labels would leave too little for the text
 
 Normalization = Literal["sum", "per_token", "per_char"]
+Calibration = Literal["auto", "none", "contextual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,8 @@ class ClassifySettings(TaskSettings):
 
     `labels` is a list, or a mapping of each label to its description. `none_below` gives null under that confidence.
     `instruction` replaces the default one, which lists the labels. `with_end` scores each label with its end marker, so
-    that no label wins by being the beginning of another.
+    that no label wins by being the beginning of another. `calibration` is a method, or a list of texts like the table's
+    own; `auto` is `contextual` for three labels and more in a chat model's prompt format, else `none`.
     """
 
     kind: Literal["classify"] = "classify"
@@ -47,7 +53,7 @@ class ClassifySettings(TaskSettings):
     instruction: str | None = None
     none_below: float | None = None
     normalization: Normalization = "sum"
-    calibration: Literal["none", "contextual"] = "none"
+    calibration: Calibration | list[str] = "auto"
     with_end: bool = True
 
     def __post_init__(self) -> None:
@@ -66,6 +72,8 @@ class ClassifySettings(TaskSettings):
             raise SettingError("labels", message)
         if self.none_below is not None and not 0 <= self.none_below <= 1:
             raise SettingError("none_below", f"must be 0 to 1, found {self.none_below}")
+        if isinstance(self.calibration, list):
+            _check_calibration_texts(self.calibration)
 
 
 class ClassifyKind(TaskKind):
@@ -87,21 +95,36 @@ class ClassifyKind(TaskKind):
         """A call gives the labels."""
         return {"labels": ["a", "b"]}
 
+    def settled(self, settings: ClassifySettings, model: TaskModel) -> ClassifySettings:
+        """Calibration as this model has it by default, measured by benchmarks/quality.py.
+
+        In Dolly's own format it stays what it was: finished tables hold its keys.
+        """
+        if settings.calibration != "auto":
+            return settings
+        is_calibrated = model.is_chat and len(settings.labels) >= AUTO_CALIBRATED_FROM
+        return replace(settings, calibration="contextual" if is_calibrated else "none")
+
     def prepare(self, settings: ClassifySettings, model: TaskModel, params: GenerationParams) -> PreparedTask:
-        """All labels are scored behind one prompt. Raises ConfigError for labels that are the same to the model."""
+        """All labels are scored behind one prompt.
+
+        Raises ConfigError for labels that are the same to the model, and for texts of `calibration` that do not fit it.
+        """
         labels = tuple(settings.labels)
         encode = model.encoder.encode_responses if settings.with_end else model.encoder.encode_texts
         tokens = dict(zip(labels, encode(labels), strict=True))
         _check_different(tokens)
         lengths = {label: len(ids) for label, ids in tokens.items()}
         instruction = settings.instruction or default_instruction(settings.labels, model.count, model.max_positions)
+        if isinstance(settings.calibration, list):
+            _check_fit(settings.calibration, instruction, model, max(lengths.values()))
         task = Classify(
             labels=labels,
             divisors=divisors(labels, settings.normalization, lengths.__getitem__),
             instruction=instruction,
             none_below=settings.none_below,
             with_end=settings.with_end,
-            calibrated=settings.calibration == "contextual",
+            calibration=calibration_texts(self.settled(settings, model)),
         )
         return PreparedTask(
             task=task,
@@ -122,8 +145,8 @@ class Classify(Task):
     """The labels and how their scores become an answer.
 
     `divisors` normalize the labels' log-likelihoods (all 1 for `sum`, tokens or characters); `priors` are the
-    log-probabilities that calibration takes away, empty where there is none. `instruction` is asked of content-free
-    texts.
+    log-probabilities that calibration takes away, empty where there is none. `instruction` is asked of the texts of
+    `calibration`.
     """
 
     labels: tuple[str, ...]
@@ -131,7 +154,7 @@ class Classify(Task):
     instruction: str
     none_below: float | None = None
     with_end: bool = True
-    calibrated: bool = False
+    calibration: tuple[str, ...] = ()
     priors: tuple[float, ...] = ()
 
     def start(self, row: TaskInput) -> SingleRequestRun:
@@ -139,21 +162,20 @@ class Classify(Task):
         return SingleRequestRun(self.request("0", row.instruction, row.context), self._read)
 
     def warm_up_requests(self) -> Sequence[Row]:
-        """The content-free texts, where scores are calibrated."""
-        if not self.calibrated:
-            return ()
-        return [self.request(str(n), self.instruction, text) for n, text in enumerate(CONTENT_FREE)]
+        """The texts by which scores are calibrated."""
+        return [self.request(str(n), self.instruction, text) for n, text in enumerate(self.calibration)]
 
     def warmed_up(self, results: Sequence[Completion | Scores]) -> "Classify":
-        """The task with its priors. Raises CalibrationError when a content-free text could not be scored."""
-        if not self.calibrated:
+        """The task with its priors. Raises CalibrationError when a text of `calibration` could not be scored."""
+        if not self.calibration:
             return self
         shares = []
         for result in results:
             if result.failure is not None or isinstance(result, Completion):
                 reason = result.failure.message if result.failure else "no scores"
+                text = "a text without content" if self.calibration == CONTENT_FREE else "one of its texts"
                 raise CalibrationError(
-                    f"task.calibration: the labels could not be calibrated on a text without content ({reason}); "
+                    f"task.calibration: the labels could not be calibrated on {text} ({reason}); "
                     "set it to none, or try model.dtype float32"
                 )
             shares.append(softmax(self.normalize(result.log_probs)))
@@ -187,6 +209,31 @@ class Classify(Task):
             failure = result.failure
             return TaskResult(None, failure.status, failure.message, None, None, extras=(None, None, None))
         return self.choose(result.log_probs)
+
+
+def calibration_texts(settings: ClassifySettings) -> tuple[str, ...]:
+    """The texts by which settled settings calibrate, none where they do not."""
+    if isinstance(settings.calibration, list):
+        return tuple(settings.calibration)
+    return CONTENT_FREE if settings.calibration == "contextual" else ()
+
+
+def _check_calibration_texts(texts: Sequence[str]) -> None:
+    if not 1 <= len(texts) <= MAX_CALIBRATION_TEXTS:
+        raise SettingError("calibration", f"{len(texts)} texts; give 1 to {MAX_CALIBRATION_TEXTS}")
+    if any(is_blank(text) for text in texts):
+        raise SettingError("calibration", "a text is blank")
+
+
+def _check_fit(texts: Sequence[str], instruction: str, model: TaskModel, num_reserved: int) -> None:
+    """Raise ConfigError for a text of `calibration` that cannot be scored with this model."""
+    for number, text in enumerate(texts):
+        num_tokens = model.encoder.count(instruction, text, model.max_positions).num_tokens + num_reserved
+        if num_tokens > model.max_positions:
+            raise ConfigError(
+                f"task.calibration: text {number + 1} takes {num_tokens:,} tokens with its prompt and label, and the "
+                f"model has {model.max_positions:,}; shorten it"
+            )
 
 
 def _check_different(tokens: Mapping[str, Sequence[int]]) -> None:

@@ -15,7 +15,11 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
 from dolly_batch.spark.plan.keys import request_header, request_key, row_key
+from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.tables.columns import ColumnRef
+from dolly_batch.tasks.base import TaskModel
+from dolly_batch.tiny import MODEL_FOLDER
+from tests.smollm2 import smollm2_folder
 from tests.spark.desk import Desk, echo_document, load_job_text, questions
 
 
@@ -124,6 +128,16 @@ def test_the_header_names_what_changes_answers_and_nothing_else(tmp_path: Path) 
     assert header(model={"path": "tiny", "quantization": "int8"}) != usual
 
 
+def test_what_a_task_leaves_to_the_model_is_in_the_key_and_in_dollys_format_as_it_always_was(desk: Desk) -> None:
+    desk.document["input"] = {"path": "in", "format": "parquet"}
+    labels = {"kind": "classify", "labels": ["a", "b", "c"]}
+    for folder, calibration in ((MODEL_FOLDER, "none"), (smollm2_folder(), "contextual")):
+        job = settled(desk.job(task=labels), TaskModel(str(folder), 2048))
+        assert request_header(job, "model") == request_header(
+            desk.job(task={**labels, "calibration": calibration}), "model"
+        )
+
+
 def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_is_not_twice(desk: Desk) -> None:
     desk.document["input"] = {"path": "in", "format": "parquet"}
     labels = {"kind": "classify", "labels": ["a", "b"]}
@@ -133,6 +147,7 @@ def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_i
         {**labels, "none_below": 0.5},
         {**labels, "normalization": "per_token"},
         {**labels, "calibration": "contextual"},
+        {**labels, "calibration": ["one row", "another row"]},
         {**labels, "with_end": False},
         {"kind": "extract", "schema": "a INT"},
         {"kind": "extract", "schema": "a BIGINT"},

@@ -1,13 +1,23 @@
 """From scores to a label."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from dolly_batch.errors import ConfigError, EngineError
-from dolly_batch.records import Failure, ScoreRow, Scores
-from dolly_batch.tasks.base import TaskInput, TaskResult
-from dolly_batch.tasks.classify import Classify, default_instruction, divisors
+from dolly_batch.records import Failure, GenerationParams, ScoreRow, Scores
+from dolly_batch.tasks.base import TaskInput, TaskModel, TaskResult
+from dolly_batch.tasks.classify import (
+    CONTENT_FREE,
+    Classify,
+    ClassifyKind,
+    ClassifySettings,
+    default_instruction,
+    divisors,
+)
+from dolly_batch.tiny import MODEL_FOLDER
+from tests.smollm2 import smollm2_folder
 
 LABELS = ("card", "card arrival", "other")
 
@@ -41,7 +51,7 @@ def test_the_first_of_equals_wins_and_impossible_labels_lose() -> None:
 
 
 def test_calibration_divides_by_what_labels_get_for_nothing() -> None:
-    calibrated = task(calibrated=True)
+    calibrated = task(calibration=CONTENT_FREE)
     asked = calibrated.warm_up_requests()
     assert [row.instruction for row in asked] == ["Which?"] * len(asked)
     ready = calibrated.warmed_up([Scores(row.key, log_probs(0.6, 0.3, 0.1)) for row in asked])
@@ -53,7 +63,38 @@ def test_calibration_divides_by_what_labels_get_for_nothing() -> None:
         EngineError, match=r"task\.calibration: .* not be calibrated on a text without content \(broken\)"
     ):
         calibrated.warmed_up(failed)
-    assert task().warm_up_requests() == ()
+    with pytest.raises(EngineError, match=r"not be calibrated on one of its texts \(broken\)"):
+        task(calibration=("a row",)).warmed_up(failed)
+    assert task().warm_up_requests() == []
+
+
+def test_calibration_is_by_default_what_was_measured_and_in_dollys_format_what_it_was() -> None:
+    dolly, chat = TaskModel(str(MODEL_FOLDER), 2048), TaskModel(str(smollm2_folder()), 8192)
+    many, two = ClassifySettings(labels=list(LABELS)), ClassifySettings(labels=["a", "b"])
+    found = [ClassifyKind().settled(settings, model).calibration for model in (dolly, chat) for settings in (many, two)]
+    assert found == ["none", "none", "contextual", "none"]
+    for said in ("none", "contextual", ["a row"]):
+        settings = replace(many, calibration=said)
+        assert ClassifyKind().settled(settings, chat) == settings
+    assert prepared(many, chat).calibration == CONTENT_FREE
+    assert prepared(many, dolly).calibration == ()
+
+
+def test_texts_of_the_table_calibrate_and_have_to_fit_the_model() -> None:
+    model = TaskModel(str(MODEL_FOLDER), 2048)
+    texts = ["one row", "another row"]
+    asked = prepared(ClassifySettings(labels=list(LABELS), calibration=texts), model).warm_up_requests()
+    assert isinstance(asked[0], ScoreRow)
+    assert [row.context for row in asked] == texts
+    too_long = ClassifySettings(labels=list(LABELS), calibration=["fits", "word " * 3000])
+    with pytest.raises(ConfigError, match=r"task\.calibration: text 2 takes .* tokens .* has 2,048; shorten it"):
+        prepared(too_long, model)
+
+
+def prepared(settings: ClassifySettings, model: TaskModel) -> Classify:
+    found = ClassifyKind().prepare(settings, model, GenerationParams()).task
+    assert isinstance(found, Classify)
+    return found
 
 
 def test_lengths_are_of_tokens_or_of_characters() -> None:

@@ -93,6 +93,9 @@ def test_an_answer_that_leaves_no_prompt_any_room_is_refused_with_the_number_tha
         ({"kind": "classify", "labels": ["a"]}, "task.labels: 1 labels; give 2 to 500"),
         ({"kind": "classify", "labels": ["a", "a"]}, "task.labels: label `a` is given twice"),
         ({"kind": "classify", "labels": ["a", "b"], "none_below": 2.0}, "task.none_below: must be 0 to 1, found 2.0"),
+        ({"kind": "classify", "labels": ["a", "b"], "calibration": []}, "task.calibration: 0 texts; give 1 to 100"),
+        ({"kind": "classify", "labels": ["a", "b"], "calibration": ["a", " "]}, "task.calibration: a text is blank"),
+        ({"kind": "classify", "labels": ["a", "b"], "calibration": "contextul"}, "task.calibration: .*'contextual'"),
         (
             {"kind": "classify", "labels": {"a": "the first", "b": ""}, "instruction": "Which?"},
             "task.labels: descriptions stand in the default instruction",

@@ -28,7 +28,7 @@ from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.layout import write_snapshot
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
-from dolly_batch.spark.plan.prepared_task import prepare_task
+from dolly_batch.spark.plan.prepared_task import prepare_task, settled
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO, Facts, read_facts
 from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
@@ -61,7 +61,8 @@ def make_plan(
     Raises InputError for bad ids, OutputError for row keys that `merge` cannot tell apart, and Refused for more rows
     than `limits.max_rows`; nothing is left on disk then.
     """
-    job = target.job
+    job = settled(target.job, model.task_model)
+    target = replace(target, job=job)
     draft = _Draft(
         target.spark, files, f"{work}/.{'counting' if dry else 'planning'}-{job.name}-{uuid.uuid4().hex[:12]}"
     )

@@ -19,6 +19,11 @@ def prepare_task(job: "JobConfig", model: TaskModel) -> PreparedTask:
     return prepare_settings(KINDS[job.task.kind], job.task, model, job.generation.params)
 
 
+def settled(job: "JobConfig", model: TaskModel) -> "JobConfig":
+    """The job with what its task leaves to the model put in: what request keys and plans are made of."""
+    return job.model_copy(update={"task": KINDS[job.task.kind].settled(job.task, model)})
+
+
 def prepare_settings(kind: TaskKind, settings: Any, model: TaskModel, params: GenerationParams) -> PreparedTask:
     """A task. Raises ConfigError for settings with which this model can answer no row, and for such schemas."""
     if settings.system == "":
