@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import transformers
 
+from dolly_batch.engine.continuous.load import load_packed
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.prompt import PromptEncoder
-from dolly_batch.records import GenerationParams, Request
+from dolly_batch.records import EngineSpec, GenerationParams, Request
 from tests.conftest import PROJECT
 from tests.engine.engines import answer, continuous_engine
 from tests.engine.questions import Expected, generate_alone
@@ -71,6 +72,19 @@ def test_prompts_are_those_of_the_models_own_template(loaded: LoadedModel) -> No
     )
     # Its vocabulary has no token for some control characters: they are not dropped unseen.
     assert encoder.encode("a\x04b", None) == encoder.encode("a\ufffdb", None)
+
+
+def test_no_answer_depends_on_its_company_in_the_dtype_of_this_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    """In bfloat16 with AMX the order of sums would depend on the number of rows."""
+    spec = EngineSpec("fast", str(smollm2_folder()), num_threads=1, processes=1, kv_bytes=2**27)
+    engine = continuous_engine(load_packed(spec))
+    assert not caplog.records
+    lines = QUESTIONS.read_text().splitlines()
+    table = [row for row in map(json.loads, lines) if (row["instruction"] or "").strip()]
+    rows = requests_of(engine.encoder, table, 12)
+    together = answer(engine, rows)
+    few = rows[::5]
+    assert answer(engine, few) == {row.key: together[row.key] for row in few}
 
 
 def test_rows_with_seeds_of_their_own_are_the_same_in_any_batch(loaded: LoadedModel) -> None:

@@ -59,15 +59,21 @@ def load(spec: EngineSpec, config: ModelConfig, device: str, heartbeat: Callable
 
 def load_packed(spec: EngineSpec) -> "LoadedModel":
     """Load the model onto the CPU with packed weights, in int8 if the spec says so, and test its batch invariance."""
+    import torch
+
     from dolly_batch.engine.continuous.cpu.invariance import is_batch_invariant
     from dolly_batch.engine.memory import trim_heap
     from dolly_batch.engine.weights.loading import load_from_spec
-    from dolly_batch.engine.weights.onednn import pack
+    from dolly_batch.engine.weights.onednn import multiply_in_blocks, pack
 
     loaded = load_from_spec(spec, "cpu")
     if spec.quantization == "none":
         pack(loaded.model)
-    if not is_batch_invariant(loaded):
+    invariant = is_batch_invariant(loaded)
+    if not invariant and loaded.dtype == torch.bfloat16:
+        multiply_in_blocks(loaded.model)
+        invariant = is_batch_invariant(loaded)
+    if not invariant:
         log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
     trim_heap()
     return loaded

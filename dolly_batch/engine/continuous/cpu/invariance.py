@@ -9,7 +9,7 @@ from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
 
-_LENGTHS = (5, 12, 19)
+_LENGTHS = (5, 12, 19, 70)  # one alone, and together more rows than four of AMX's tiles
 _PARAMS = GenerationParams(max_new_tokens=3, do_sample=False)
 
 
