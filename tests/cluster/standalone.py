@@ -171,7 +171,7 @@ def submit_several(folder: Path, commands: list[list[str]], *options: str) -> En
     return run_command([str(part) for part in command], folder, environment())
 
 
-def run_command(command: list[str], folder: Path, env: dict[str, str]) -> Ended:
+def run_command(command: list[str], folder: Path, env: dict[str, str] | None = None) -> Ended:
     ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False)
     lines = ended.stdout.splitlines()
     report = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}

@@ -38,6 +38,15 @@ def test_every_row_is_answered_once_and_a_second_run_writes_nothing(desk: Desk) 
     assert files_of(desk.out) == before
 
 
+def test_a_small_run_has_few_spark_jobs(desk: Desk) -> None:
+    """Each costs a tenth of a second and more, which is what a small run takes."""
+    scheduler = desk.spark.sparkContext._jsc.sc().dagScheduler()
+    desk.put(questions(30))
+    before = scheduler.numTotalJobs()
+    desk.run(output={"mode": "append"})
+    assert 0 < scheduler.numTotalJobs() - before <= 21
+
+
 def test_columns_stand_in_the_order_of_the_contract(desk: Desk) -> None:
     desk.put([{"id": "a", "instruction": "x", "category": "c"}])
     desk.run(output={"keep": ["category"]}, input={"context": None})
