@@ -36,9 +36,10 @@ from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_rows
 from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.preflight.package import ship_package
-from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
+from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.arguments import SqlArgument, check_argument
 from dolly_batch.tasks.base import TaskKind, TaskSettings
@@ -118,7 +119,7 @@ def _literal(value: Any) -> Column:
 
 def register(
     spark: SparkSession,
-    model: str,
+    model: str | Mapping[str, Any],
     *,
     revision: str | None = None,
     dtype: str = "auto",
@@ -130,20 +131,25 @@ def register(
 ) -> Functions:
     """Register the functions in a session, for SQL and for Python.
 
+    `model` is a model's path, or a job file's section `model`: `{"path": "smollm2", "quantization": "int8"}`.
     `tasks` holds, by kind, the keys of a job file's section `task` that are not arguments of a call:
     `{"classify": {"instruction": "What is it about?", "none_below": 0.5}, "summarize": {"style": "bullets"}}`.
     `generation` and `engine` hold the keys of those sections; decoding is greedy unless `generation` says
     otherwise, and then a row's seed is made from its text. A model that is not a staged folder is staged in
-    `stage_dir`, which the driver and all executors must see (`tiny` by default in the machine's folder for temporary
-    files, which does for one machine). Raises ConfigError and ModelError as a job does.
+    `stage_dir`, which the driver and all executors must see. Without it `tiny` is staged in the machine's folder for
+    temporary files, and `smollm2` in the user's cache, which does for one machine. Raises ConfigError and ModelError as
+    a job does.
     """
-    if stage_dir is None and model != "tiny" and not Path(model, MANIFEST).is_file():
+    chosen = {"path": model} if isinstance(model, str) else dict(model)
+    path = str(chosen.get("path"))
+    is_at_hand = path == "tiny" or (path == SMOLLM2 and is_local(spark))
+    if stage_dir is None and not is_at_hand and not Path(path, MANIFEST).is_file():
         raise ConfigError(
-            f"model {model!r} is not a staged folder: give `stage_dir`, a folder that driver and executors share"
+            f"model {path!r} is not a staged folder: give `stage_dir`, a folder that driver and executors share"
         )
     document: dict[str, Any] = {
         "name": "functions",
-        "model": {"path": model, "revision": revision, "dtype": dtype},
+        "model": {"revision": revision, "dtype": dtype, **chosen},
         "generation": {"do_sample": False, **(generation or {})},
         "engine": dict(engine or {}),
         "limits": {"long_prompt": long_prompt},

@@ -163,7 +163,8 @@ class EngineSpec:
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
-    and activations have theirs. `gpus` share one model, each with some of its layers.
+    and activations have theirs. `gpus` share one model, each with some of its layers. `max_positions` is the window in
+    use, None for the model's own.
     """
 
     kind: EngineName
@@ -184,3 +185,4 @@ class EngineSpec:
     prefix_sharing: bool = True
     max_cores: int | None = None
     gpus: int = 1
+    max_positions: int | None = None

@@ -4,8 +4,9 @@
 # MAGIC
 # MAGIC Reviews are classified by SQL functions, then by a job: the same answers, but the job resumes after a crash,
 # MAGIC pays for no row twice and counts that none is lost. Run it on a cluster in dedicated access mode where the
-# MAGIC package `dolly-batch` is installed. It uses `tiny`, a small model that comes with the package and needs no GPU;
-# MAGIC a real one is named the same way (see the last cell).
+# MAGIC package `dolly-batch[gguf]` is installed. It uses `smollm2`, about the smallest real model there is, which needs
+# MAGIC no GPU and comes from PyPI; without a network, name `tiny` here. A bigger model is named the same way (see the
+# MAGIC last cell).
 
 # COMMAND ----------
 
@@ -14,9 +15,10 @@ import tempfile
 import dolly_batch
 import dolly_batch.functions
 
-# On a cluster of more than one machine: a folder that the driver and all executors see, such as a Volume.
+# On a cluster of more than one machine: folders that the driver and all executors see, such as a Volume, for both.
 FOLDER = tempfile.mkdtemp(prefix="dolly-batch-quickstart-")
-MODEL = {"path": "tiny", "dtype": "float32"}
+MODEL = {"path": "smollm2", "dtype": "float32"}
+STAGE_DIR = None  # the model is kept in your cache
 ENGINE = {"num_threads": 1}
 
 # COMMAND ----------
@@ -50,8 +52,8 @@ reviews.createOrReplaceTempView("reviews")
 
 functions = dolly_batch.functions.register(
     spark,
-    model=MODEL["path"],
-    dtype=MODEL["dtype"],
+    model=MODEL,
+    stage_dir=STAGE_DIR,
     generation={"max_new_tokens": 48},
     engine=ENGINE,
 )
@@ -87,7 +89,7 @@ person = people.select(functions.extract("text", "name STRING, city STRING, age 
 job = dolly_batch.check_job(
     {
         "name": "quickstart",
-        "model": MODEL,
+        "model": {**MODEL, "stage_dir": STAGE_DIR},
         "engine": ENGINE,
         "task": {"kind": "classify", "labels": ["positive", "negative"]},
         "input": {"path": f"{FOLDER}/reviews", "format": "parquet", "id": "id"},
@@ -104,7 +106,7 @@ print(report.message)
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## With a real model
+# MAGIC ## With a bigger model
 # MAGIC
 # MAGIC Stage it once, on a machine that reaches the hub: `dolly-batch stage-model databricks/dolly-v2-3b
 # MAGIC /Volumes/main/models/dolly-v2-3b`. Then give that folder as the model's path, here and in job files.

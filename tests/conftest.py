@@ -6,8 +6,8 @@ from pathlib import Path
 # Before torch is imported anywhere: on a busy machine two threads of one product wait for each other many times longer
 # than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Drivers that live for a minute: what the JVM's second compiler and its parallel collector cost is never earned back.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# On two cores, that a test process shares with another one, a parallel collector only waits for itself.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:+UseSerialGC")
 
 from dolly_batch.engine.processes.machine import may_have_gpu
 
@@ -32,10 +32,9 @@ COMMANDS = {"cli", "cluster", "crash"}
 USES_SPARK = {"test_publish_again", "test_session_conf"}  # by a fixture of each case
 # Files whose tests load models beyond `tiny`, start engine processes or a JVM, or wait for seconds.
 _SLOW = """
-    calibration_fault card_models client continuous_equality continuous_faults gpu gpu_benchmark gpu_faults
-    gpu_load gpu_pages
-    grammar int8_cpu int8_gpu jars java kernels_cpu kernels_gpu lifecycle llama_family lm_eval load
-    partial_answers plain_equality plain_faults plain_host pool_host pools processes quarantine sampling
+    calibration_fault card_models class_archive client continuous_equality continuous_faults gpu gpu_benchmark
+    gpu_faults gpu_load gpu_pages grammar int8_cpu int8_gpu jars java kernels_cpu kernels_gpu lifecycle llama_family
+    lm_eval load partial_answers plain_equality plain_faults plain_host pool_host pools processes quarantine sampling
     scoring smollm2 stage_folder stage_gguf stage_hub stage_named stage_pickles watchdog
 """
 SLOW = {f"test_{name}" for name in _SLOW.split()}

@@ -26,6 +26,8 @@ class ModelConfig(Section):
     quantization: Literal["none", "int8"] = "none"
     gpus: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
+    max_positions: int | None = Field(default=None, ge=64)
+    """Tokens that prompt and answer may have together, where the model's own window is larger than the rows need."""
     stage_dir: PathText | None = None
     """Where hub models are staged; by default `models` under `work_dir`."""
 

@@ -54,7 +54,7 @@ def load_engine(spec: EngineSpec, device: str | None = None, heartbeat: Heartbea
     Raises ModelError when the folder cannot be run or is not the planned model, ConfigError for a setting that cannot
     work on this device.
     """
-    config = read_config(Path(spec.model_folder))
+    config = read_config(Path(spec.model_folder), spec.max_positions)
     needs_device = spec.kind == "auto" or ENGINES[spec.kind].runs_model
     device = device or (_default_device() if needs_device else "cpu")
     name = choose_engine(spec, config.architecture, "cpu" if device.startswith("cpu") else "cuda")

@@ -28,6 +28,15 @@ class SizeKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class Channels:
+    """Numbers of a layer that come out of one module and go, channel by channel, into linear layers alone."""
+
+    source: str
+    """A norm or a linear layer. Behind it nothing but other factors may stand, such as a gate."""
+    products: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """What this package needs to know of one architecture."""
 
@@ -72,6 +81,8 @@ class Architecture:
     """Whether the continuous engine runs it."""
     int8: bool = False
     """Whether its linear layers may be quantized."""
+    smoothed: tuple[Channels, ...] = ()
+    """What of each layer is smoothed first (`engine/weights/smoothing.py`); its layers are called as Llama's are."""
 
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor of the checkpoint is left unread."""
@@ -212,6 +223,11 @@ def _llama_like(
         num_mlp_matrices=3,
         continuous=True,
         int8=True,
+        smoothed=(
+            Channels("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            Channels("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+            Channels("mlp.up_proj", ("mlp.down_proj",)),
+        ),
     )
 
 

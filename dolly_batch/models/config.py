@@ -7,11 +7,11 @@ that are known to be harmless here are dropped, and any other is refused.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dolly_batch.errors import ModelError
+from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.architectures import ARCHITECTURES, Architecture
 
 _ACTIVATIONS = {"gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"}
@@ -92,6 +92,18 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Numbers in one token's keys of one layer, and in its values."""
         return self.num_kv_heads * self.head_size
+
+
+def with_window(config: ModelConfig, max_positions: int | None) -> ModelConfig:
+    """The model with fewer positions than it has, None for all. Raises ConfigError for more."""
+    if max_positions is None:
+        return config
+    if max_positions > config.max_positions:
+        raise ConfigError(
+            f"model.max_positions is {max_positions}, and the model has {config.max_positions} positions; "
+            "set it to that or less, or leave it out"
+        )
+    return replace(config, max_positions=max_positions)
 
 
 def check_config(path: Path, config: Mapping[str, object]) -> ModelConfig:

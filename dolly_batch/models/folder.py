@@ -15,7 +15,7 @@ from typing import Any
 from dolly_batch.errors import ModelError
 from dolly_batch.models.architectures import Architecture
 from dolly_batch.models.checkpoint import Tensor, read_tensors
-from dolly_batch.models.config import ModelConfig, check_config
+from dolly_batch.models.config import ModelConfig, check_config, with_window
 from dolly_batch.models.foreign import explain_format, refuse_adapter
 from dolly_batch.models.weights import check_weights
 from dolly_batch.prompt_format import PROMPT
@@ -79,8 +79,8 @@ def _identity_files(path: Path, weight_files: tuple[str, ...]) -> tuple[str, ...
     return (CONFIG, TOKENIZER, *index, *((PROMPT,) if (path / PROMPT).is_file() else ()))
 
 
-def inspect_folder(folder: str | Path) -> ModelFolder:
-    """Check a model's folder without loading it, in well under five seconds.
+def inspect_folder(folder: str | Path, max_positions: int | None = None) -> ModelFolder:
+    """Check a model's folder without loading it, in well under five seconds. `max_positions` is as in `read_config`.
 
     Raises ModelError, naming the file, for: a file missing, pickled weights only, a config of another architecture
     or with an unknown key, an adapter, a safetensors file of the wrong length, an index that does not match its shards,
@@ -90,7 +90,7 @@ def inspect_folder(folder: str | Path) -> ModelFolder:
     if not path.is_dir():
         raise ModelError(f"{path}: there is no such folder; stage the model with `dolly-batch stage-model SOURCE DEST`")
     refuse_adapter(path, [file.name for file in path.iterdir()])
-    config = read_config(path)
+    config = read_config(path, max_positions)
     weight_files = read_weights(path, config)
     _check_token_ids(path / TOKENIZER, config)
     manifest = _read_manifest(path, (*_identity_files(path, weight_files), *weight_files))
@@ -100,10 +100,14 @@ def inspect_folder(folder: str | Path) -> ModelFolder:
     return ModelFolder(path, config, weight_files, manifest.get("source"), manifest.get("revision"), hashes)
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Read and check config.json alone. Raises ModelError."""
+def read_config(folder: Path, max_positions: int | None = None) -> ModelConfig:
+    """Read and check config.json alone.
+
+    `max_positions` is how many of the model's positions are to be used, None for all. Raises ModelError; ConfigError
+    for more positions than there are.
+    """
     path = folder / CONFIG
-    return check_config(path, read_json(path))
+    return with_window(check_config(path, read_json(path)), max_positions)
 
 
 def verify_hashes(folder: ModelFolder) -> None:

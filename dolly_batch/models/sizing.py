@@ -4,7 +4,7 @@ Checked against the executors' GPUs before a job starts, so that a load that mus
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dolly_batch.models.config import ModelConfig
 
@@ -12,6 +12,7 @@ BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloa
 INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _SCALES_PER_LAYER = 9  # outputs of a layer's products, in hidden sizes
+_SHORT_WINDOW = 8192  # what most tables need at most, of windows that may be 16 times as long
 _RUNTIME_BYTES = 1 << 30  # CUDA's own context and kernels, and the activations of one row
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 
@@ -110,6 +111,7 @@ def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantizat
     short_fits = short_fits and why_not_fits(gpus, config, dtype, "int8") is None
     remedies = [
         *(["model.dtype: auto"] if item_bytes > 2 else []),
+        *([f"model.max_positions: {_SHORT_WINDOW}"] if _fits_short(gpus, config, dtype, quantization) else []),
         *(["model.quantization: int8"] if short_fits else []),
         "a GPU with more memory",
         *([f"model.gpus: {more}"] if more else []),
@@ -121,6 +123,13 @@ def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantizat
         f"({weight_bytes / gib:.1f} of weights{fullest}), and {names} has "
         f"{sum(gpu.memory_bytes for gpu in gpus) / gib:.1f} GiB; use {', '.join(remedies[:-1])} or {remedies[-1]}"
     )
+
+
+def _fits_short(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> bool:
+    """Whether it is the window that is too large: one row's keys and values at full length."""
+    if config.max_positions <= _SHORT_WINDOW:
+        return False
+    return why_not_fits(gpus, replace(config, max_positions=_SHORT_WINDOW), dtype, quantization) is None
 
 
 def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:

@@ -5,14 +5,18 @@ from functools import reduce
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError
 from dolly_batch.records import STATUSES
+from dolly_batch.spark.plan.existing import KEYS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO
 from dolly_batch.spark.publish import snapshot
-from dolly_batch.spark.tables.columns import quoted_path
+from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
+
+_KEY_SCHEMA = T.StructType([T.StructField(key, T.StringType()) for key in KEYS])
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,6 @@ def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
 
 
 def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    parts = [SKIPPED, *([TODO] if plan.waves else []), *([CARRIED_OVER] if plan.num_carried_over else [])]
-    keys = [snapshot(target, folder, part).select("row_key", "request_key") for part in parts]
-    return reduce(DataFrame.unionByName, keys)
+    counts = {TODO: plan.num_todo, SKIPPED: plan.num_skipped, CARRIED_OVER: plan.num_carried_over}
+    parts = [snapshot(target, folder, state).select(*KEYS) for state, count in counts.items() if count]
+    return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, _KEY_SCHEMA)

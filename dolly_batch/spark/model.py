@@ -58,6 +58,7 @@ class ModelFacts:
             quantization=job.model.quantization,
             max_cores=self.max_cores,
             gpus=1 if job.engine.kind == "echo" else job.model.gpus,
+            max_positions=job.model.max_positions,
             **job.engine.model_dump(),  # its keys have the same names
         )
 
@@ -83,7 +84,7 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     staged = stage_under(job.model.path, stage_dir, job.model.revision, log=log)
     if staged.warning:
         log(staged.warning)
-    folder = inspect_folder(staged.folder)
+    folder = inspect_folder(staged.folder, job.model.max_positions)
     return _runnable(_facts(spark, folder, staged.revision, staged.identity), folder, job)
 
 
@@ -100,7 +101,7 @@ def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts
 
     Raises ModelError when its folder is gone or holds another model, ConfigError when the job's engine cannot run it.
     """
-    folder = inspect_folder(plan.model_folder)
+    folder = inspect_folder(plan.model_folder, job.model.max_positions)
     if folder.sha256 != plan.model_identity:
         raise ModelError(
             f"{plan.model_folder}: it is not the model that the open plan {plan.plan_id} was made with; "

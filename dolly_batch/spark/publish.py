@@ -1,6 +1,7 @@
 """Publishing: staged answers and skipped rows become rows of the output, in one commit that can safely be repeated."""
 
 from datetime import datetime
+from functools import reduce
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -14,8 +15,9 @@ from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO
 from dolly_batch.spark.plan.snapshot import read_part
-from dolly_batch.spark.tables.columns import answer_fields, quoted_path
+from dolly_batch.spark.tables.columns import answer_fields, no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.schemas import task_fields
 
@@ -41,26 +43,27 @@ def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
     """The answers of all waves."""
     paths = [literal(folder.staged(wave.number)) for wave in plan.waves]
     schema = staged_schema(target.job.task.kind)
-    return target.spark.read.schema(schema).parquet(*paths) if paths else target.spark.createDataFrame([], schema)
+    return target.spark.read.schema(schema).parquet(*paths) if paths else no_rows(target.spark, schema)
 
 
 def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
-    """A part of the plan's snapshot: todo, aside or reused."""
+    """The rows of the plan's snapshot in one state: TODO, SKIPPED or CARRIED_OVER. There must be some."""
     return read_part(target.spark, folder.files, folder.of("snapshot", part))
 
 
 def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
-    answers = staged_answers(target, folder, plan)
-    rows = _skipped(target, folder, plan)
+    parts: list[DataFrame] = []
     if plan.waves:
         asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *PARTIAL_COLUMNS)
-        todo = snapshot(target, folder, "todo").drop(*asked)
-        rows = _as_output(target, plan, todo.join(answers, ["row_key", "request_key"])).unionByName(rows)
+        todo, answers = snapshot(target, folder, TODO).drop(*asked), staged_answers(target, folder, plan)
+        parts.append(_as_output(target, plan, todo.join(answers, ["row_key", "request_key"])))
+    if plan.num_skipped:
+        parts.append(_skipped(target, folder, plan))
     if plan.num_carried_over:
-        rows = rows.unionByName(_carried_over(target, folder))
-    return rows
+        parts.append(_carried_over(target, folder))
+    return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, target.schema)
 
 
 def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
@@ -68,7 +71,7 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
     if not plan.waves:
         return
     keys = ["wave", "row_key", "request_key"]
-    todo = snapshot(target, folder, "todo").select(*keys, F.lit(1).alias("side"))
+    todo = snapshot(target, folder, TODO).select(*keys, F.lit(1).alias("side"))
     staged = staged_schema(target.job.task.kind)
     with_wave = T.StructType([*staged.fields, T.StructField("wave", T.IntegerType())])
     answers = (
@@ -88,7 +91,7 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
 
 def _skipped(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     none = F.lit(None)
-    skipped = snapshot(target, folder, "aside").select(
+    skipped = snapshot(target, folder, SKIPPED).select(
         "*",
         none.cast("string").alias("response"),
         none.cast("string").alias("finish_reason"),
@@ -123,7 +126,7 @@ def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
             f"the output {target.job.output.name} no longer exists, and this plan carries over answers from it; "
             "close the plan with --abandon"
         )
-    wanted = snapshot(target, folder, "reused")
+    wanted = snapshot(target, folder, CARRIED_OVER)
     inputs = wanted.select("row_key", "request_key", F.struct(*target.input_columns()).alias("inputs"))
     answers = F.struct(*(F.col(quoted_path(target.output_name(field.name))) for field in answer_fields(target.job)))
     keys = [

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import pyspark
 
-from dolly_batch.spark.session.java import find_java_home
+from dolly_batch.spark.session.java import find_java
+from tests.light_jvm import with_archive
 
 SPARK_HOME = Path(pyspark.__file__).parent
 PROJECT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARK_", "PYSPARK_", "PYTHON"))}
     return {
         **kept,
-        "JAVA_HOME": str(find_java_home(os.environ)),
+        "JAVA_TOOL_OPTIONS": with_archive(),
+        "JAVA_HOME": str(find_java(os.environ).home),
         "SPARK_HOME": str(SPARK_HOME),
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_DAEMON_MEMORY": "256m",

@@ -16,10 +16,9 @@ import yaml
 from deltalake import DeltaTable
 
 from tests.crash.processes import Process, environ, hosts_of, jvm_of, kill, processes, state_of, suspend, wait_for
+from tests.light_jvm import LIGHT_JVM
 from tests.spark.desk import echo_document
 
-# A JVM of few threads that compiles little: on a small machine the starts cost less than half.
-LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto"
 END_S = 300.0
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.plain.engine import PlainEngine
-from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.engine.weights.onednn import pack
 from dolly_batch.records import Request
@@ -66,10 +65,11 @@ def test_float64_equals_the_reference_in_every_engine(folder: Path, loaded: Load
 
 @pytest.mark.parametrize("numbers", ["float32", "bfloat16", "int8"])
 def test_a_row_gets_the_same_bits_alone_and_among_others(folder: Path, numbers: str) -> None:
-    loaded = load_model(folder, dtype="bfloat16" if numbers == "int8" else numbers, device="cpu")
     if numbers == "int8":
-        quantize(loaded.model)
-    elif numbers == "bfloat16":
+        loaded = load_model(folder, dtype="bfloat16", device="cpu", quantization="int8")
+    else:
+        loaded = load_model(folder, dtype=numbers, device="cpu")
+    if numbers == "bfloat16":
         pack(loaded.model)
     rows = [replace(row, params=replace(row.params, do_sample=True)) for row in rows_for(loaded)]
     among = LogitBits(loaded, max_sequences=6)

@@ -1,5 +1,6 @@
 """Loading: what is refused, what is tolerated, and what an engine needs to be importable."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.plain.engine import PlainEngine
+from dolly_batch.engine.processes.pool import WorkerPool
 from dolly_batch.engine.protocol import generate
 from dolly_batch.engine.weights.loading import load_model, resolve_dtype
 from dolly_batch.errors import ConfigError, ModelError
@@ -142,6 +145,21 @@ def test_load_engine_answers_as_the_spec_says(neox_folder: Path) -> None:
         load_engine(replace(spec, quantization="int8"))
     with pytest.raises(ModelError, match="0123"):
         load_engine(replace(spec, model_sha256="0123"))
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("plain", 1), ("fast", 1), ("fast", 2), ("echo", 1)])
+def test_a_smaller_window_bounds_prompt_and_answer_in_all_engines(neox_folder: Path, kind: Any, processes: int) -> None:
+    spec = EngineSpec(
+        kind, str(neox_folder), dtype="float32", num_threads=1, processes=processes, max_positions=64, kv_bytes=1 << 24
+    )
+    engine = load_engine(spec, "cpu")
+    with contextlib.closing(engine) if isinstance(engine, WorkerPool) else contextlib.nullcontext():
+        assert engine.max_positions == 64
+        asked = [Request(f"{n}", (5,) * n, GenerationParams(8)) for n in (56, 57)]
+        ended = {completion.key: completion.failure for completion in generate(engine, asked)}
+    assert ended["56"] is None
+    assert ended["57"] is not None
+    assert "exceed 64 positions" in ended["57"].message
 
 
 ALONE = """

@@ -7,7 +7,8 @@ import torch
 
 from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear
 from dolly_batch.engine.weights.loading import load_model
-from dolly_batch.models.config import ModelConfig, check_config
+from dolly_batch.errors import ConfigError
+from dolly_batch.models.config import ModelConfig, check_config, with_window
 from dolly_batch.models.sizing import (
     Gpu,
     layer_parameters,
@@ -86,6 +87,30 @@ def test_int8_is_counted_as_it_is_packed(neox_folder: Path) -> None:
     packed = sum(CudaInt8Linear(layer, device, loaded.dtype, loaded.dtype, None).num_bytes for layer in layers)
     rest = loaded.model.gpt_neox.embed_in.weight.nbytes
     assert num_weight_bytes(loaded.folder.config, 2, "int8") == pytest.approx(packed + rest, rel=0.03)
+
+
+def test_a_long_window_is_named_where_a_shorter_one_would_fit() -> None:
+    """Llama-3.1-8B's shape: one row of 131,072 tokens has 16 GiB of keys and values."""
+    llama = {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14_336,
+        "max_position_embeddings": 131_072,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+    }
+    config = check_config(Path("config.json"), llama)
+    refused = why_not_fits([A10], config, "bfloat16", "none")
+    assert refused is not None
+    assert "use model.max_positions: 8192," in refused
+    assert why_not_fits([A10], with_window(config, 8192), "bfloat16", "none") is None
+    assert "max_positions" not in str(why_not_fits([T4], config, "float16", "none"))
+    with pytest.raises(ConfigError, match=r"model\.max_positions is 131073, and the model has 131072 positions"):
+        with_window(config, 131_073)
 
 
 def test_a_model_over_two_gpus_has_the_memory_of_both() -> None:

@@ -16,6 +16,7 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.spark.tables.struct import struct_type
 from dolly_batch.tasks.schema import read_schema
 from tests.conftest import PROJECT
+from tests.smollm2 import smollm2_folder
 from tests.spark.desk import Desk
 from tests.tasks.test_schema import DDL
 
@@ -216,12 +217,16 @@ def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             dolly_batch.functions.register(spark, "tiny", tasks=tasks)
-    with pytest.raises(ConfigError, match="stage_dir"):
-        dolly_batch.functions.register(spark, "databricks/dolly-v2-3b")
+    for model in ("databricks/dolly-v2-3b", {"path": "databricks/dolly-v2-3b"}):
+        with pytest.raises(ConfigError, match="stage_dir"):
+            dolly_batch.functions.register(spark, model)
+    with pytest.raises(ConfigError, match="quantizatoin"):
+        dolly_batch.functions.register(spark, {"path": "tiny", "quantizatoin": "int8"})
 
 
 def test_the_notebook_runs_top_to_bottom(spark: SparkSession) -> None:
     pytest.importorskip("torch")
+    smollm2_folder()  # skips where it cannot be had
     source = (PROJECT / "notebooks" / "quickstart.py").read_text(encoding="utf-8")
     assert source.startswith("# Databricks notebook source\n")
     cells = source.split("# COMMAND ----------\n")
@@ -230,4 +235,4 @@ def test_the_notebook_runs_top_to_bottom(spark: SparkSession) -> None:
     for cell in cells:
         exec(compile(cell, "quickstart.py", "exec"), scope)
     assert scope["by_function"] == scope["by_job"] == {"r1": "positive", "r2": "negative", "r3": "positive", "r4": None}
-    assert scope["person"].asDict().keys() == {"name", "city", "age"}
+    assert scope["person"].asDict() == {"name": "Ada Berg", "city": "Paris", "age": 34}

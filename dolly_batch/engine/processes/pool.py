@@ -63,7 +63,7 @@ class WorkerPool:
     def __init__(self, spec: EngineSpec, count: int, heartbeat: Callable[[], None] = no_heartbeat) -> None:
         kind = PromptEncoder if spec.prompt_format == "model" else TextEncoder
         self.encoder: TextEncoder = kind.from_folder(spec.model_folder)
-        self.max_positions = read_config(Path(spec.model_folder)).max_positions
+        self.max_positions = read_config(Path(spec.model_folder), spec.max_positions).max_positions
         self._heartbeat = heartbeat
         self._passed_on_at = time.monotonic()
         self._waiting: list[Request | ScoreRequest] = []  # longest first

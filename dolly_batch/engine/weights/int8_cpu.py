@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels
 from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
+from dolly_batch.engine.weights.smoothing import Smoothing, smooth_layers
 from dolly_batch.errors import ConfigError
 
 _ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
@@ -85,29 +86,37 @@ def quantize(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     product: Int8Product | None = None,
+    smoothing: Smoothing | None = None,
 ) -> None:
     """Quantize every linear layer of a model, in place; each original is released as soon as its layer is packed.
 
     For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
     goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
     weight. None leaves the model where and as it is. Layers that are in int8 stay as they are. `product` is how a CPU
-    multiplies, None its fastest exact way.
+    multiplies, None its fastest exact way. With `smoothing` each of the model's layers is smoothed first; to do that it
+    goes to the device as a whole.
     Raises ConfigError where the CPU or the GPU has no integer products.
     """
     device = device or next(model.parameters()).device
     dtype = dtype or next(model.parameters()).dtype
     make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers(product or cpu_product())
-    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
-        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
-            # Logits stay as exact as they come.
-            output_dtype = torch.float32 if name == "lm_head" else dtype
-            setattr(module, name, make(getattr(module, name), output_dtype))
+    for layer in smooth_layers(model, smoothing, device, dtype) if smoothing else ():
+        _pack_all(layer, dtype, make)
+    _pack_all(model, dtype, make)
     for parameter in model.parameters():
         # Copies, all of them: the last tensor that lies in a mapped file would keep the whole file in memory.
         parameter.data = parameter.data.to(device=device, dtype=dtype, copy=True)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))  # in their own dtype: rotary tables are not rounded
+
+
+def _pack_all(model: nn.Module, dtype: torch.dtype, make: Callable[[nn.Linear, torch.dtype], nn.Module]) -> None:
+    for module in [module for module in model.modules() if not isinstance(module, nn.Linear)]:
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            # Logits stay as exact as they come.
+            output_dtype = torch.float32 if name == "lm_head" else dtype
+            setattr(module, name, make(getattr(module, name), output_dtype))
 
 
 def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:

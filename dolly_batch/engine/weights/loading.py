@@ -14,8 +14,10 @@ import torch
 import transformers
 from transformers.utils.logging import disable_progress_bar
 
+from dolly_batch.engine.weights.calibration import calibration_ids
 from dolly_batch.engine.weights.device_map import device_map, first_gpus
 from dolly_batch.engine.weights.int8_cpu import quantize
+from dolly_batch.engine.weights.smoothing import Smoothing
 from dolly_batch.errors import ConfigError, ModelError
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.prompt import PromptEncoder
@@ -52,17 +54,19 @@ def load_model(
     prompt_format: Literal["model", "none"] = "model",
     num_gpus: int = 1,
     quantization: str = "none",
+    max_positions: int | None = None,
 ) -> LoadedModel:
     """Check a model's folder, hashes included, and load it.
 
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
     instructions for it, else float32. `prompt_format` "none" loads base models, which have none, for scoring.
     With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
-    into int8 on their way to the device, one by one, so that the device never holds the model in floating point.
+    into int8 on their way to the device, layer by layer, so that the device never holds the model in floating point.
+    `max_positions` is the window that is used, None for the model's own.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
     ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
     """
-    checked = inspect_folder(folder)
+    checked = inspect_folder(folder, max_positions)
     if expected_sha256 is not None and checked.sha256 != expected_sha256:
         raise ModelError(f"{checked.path}: holds model {checked.sha256}, the plan was made with {expected_sha256}")
     encoder = (PromptEncoder if prompt_format == "model" else TextEncoder).from_folder(folder)
@@ -75,10 +79,16 @@ def load_model(
     elif quantization == "int8":
         # In the files' own dtype, where weights stay mapped files: the host's memory needs no copy of them either.
         model = _load_weights(checked, "auto" if on.type == "cuda" else resolved, torch.device("cpu"))
-        quantize(model, on, resolved)
+        quantize(model, on, resolved, smoothing=smoothing_of(checked, encoder))
     else:
         raise ConfigError(f"model.quantization is {quantization!r}, expected none or int8")
     return LoadedModel(model, encoder, on, resolved, checked, devices)
+
+
+def smoothing_of(folder: ModelFolder, encoder: TextEncoder) -> Smoothing | None:
+    """How int8 smooths a folder's model, the same at each load; None for an architecture that it leaves as it is."""
+    channels = folder.architecture.smoothed
+    return Smoothing(channels, calibration_ids(encoder)) if channels else None
 
 
 def load_from_spec(spec: EngineSpec, device: str) -> LoadedModel:
@@ -91,6 +101,7 @@ def load_from_spec(spec: EngineSpec, device: str) -> LoadedModel:
         prompt_format=spec.prompt_format,
         num_gpus=spec.gpus,
         quantization=spec.quantization,
+        max_positions=spec.max_positions,
     )
 
 

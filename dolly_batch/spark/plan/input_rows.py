@@ -68,6 +68,8 @@ def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
     is_no_text = ~F.is_valid_utf8("row_key") & F.lit(job.input.is_text)
     counts = keyed.groupBy("row_key").count()
     counts = counts.filter((F.col("count") > 1) | F.col("row_key").isNull() | is_no_text)
+    if not counts.limit(1).collect():  # one stage less than to count them, and so it is nearly always
+        return
     null_count, no_text_count = (F.when(bad, F.col("count")) for bad in (F.col("row_key").isNull(), is_no_text))
     num_bad, num_null, num_no_text = counts.agg(F.sum("count"), F.sum(null_count), F.sum(no_text_count)).collect()[0]
     if num_no_text:
@@ -75,8 +77,6 @@ def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
             f"input.id: {num_no_text} rows have an id that is not valid UTF-8; correct them, or set "
             "input.options: {encoding: ISO-8859-1} or what else the files are in"
         )
-    if not num_bad:
-        return
     if job.input.on_bad_id == "status":
         if job.output.mode == "merge":
             raise InputError("input.on_bad_id: with output.mode merge ids must be unique; fix them, or use append")

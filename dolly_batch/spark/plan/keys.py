@@ -70,7 +70,9 @@ def _settings(job: JobConfig) -> dict[str, Any]:
 
 def task_settings(job: JobConfig) -> str:
     """The task's settings as text: an open plan is resumed only for the same ones."""
-    settings = {"task": _settings(job), "long_prompt": job.limits.long_prompt}
+    settings: dict[str, object] = {"task": _settings(job), "long_prompt": job.limits.long_prompt}
+    if job.model.max_positions is not None:
+        settings["max_positions"] = job.model.max_positions
     return json.dumps(settings)
 
 

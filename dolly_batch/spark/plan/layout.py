@@ -19,7 +19,8 @@ def write_snapshot(
 ) -> list[Wave]:
     """Write the snapshot of the plan as folders of `path`, and return the waves of the rows to answer.
 
-    A shard is one file, with the longest prompts first. `work_s` is what all rows would take on one slot.
+    A shard is one file, with the longest prompts first. `work_s` is what all rows would take on one slot. A state that
+    no row has is no folder.
     """
     num_shards = _num_shards(facts.num(TODO), work_s, slots, config)
     shards_per_wave = config.shards_per_slot * slots
@@ -31,9 +32,11 @@ def write_snapshot(
     )
     write_part(files, ordered.drop("state", "status", "error"), f"{path}/{TODO}", partition_by=("wave", "shard"))
     for state in (SKIPPED, CARRIED_OVER):
-        if state == SKIPPED or facts.num(state):
+        if facts.num(state):
             part = rows.filter(F.col("state") == state).drop("state", "instruction", "context")
             write_part(files, part, f"{path}/{state}")
+    if num_shards == 1:
+        return [Wave(0, facts.num(TODO), 1)] if facts.num(TODO) else []
     rows_of_shards: dict[int, list[int]] = {}
     for wave, _, num_rows in todo.groupBy("wave", "shard").count().collect():
         rows_of_shards.setdefault(wave, []).append(num_rows)

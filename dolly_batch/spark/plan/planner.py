@@ -74,7 +74,9 @@ def make_plan(
             check_ids(keyed, source, job)
         check_row_keys(target)
         limited = limit_rows(keyed, source, job, options.limit)
-        rows = draft.saved(with_existing(limited, target, retry, model.max_positions), "rows")
+        rows = with_existing(limited, target, retry, model.max_positions)
+        if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept
+            rows = draft.saved(rows, "rows")
         check_rows(target, rows)
         facts = read_facts(rows)
         work_s = _work_s(target, model, prepared, facts)

@@ -98,7 +98,7 @@ def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folde
     if is_local(spark) or not has_gpus(spark) or job.engine.kind == "echo":
         return
     check_enough_gpus(spark, model.gpus)
-    slots, config = num_slots(spark), read_config(Path(model_folder))
+    slots, config = num_slots(spark), read_config(Path(model_folder), model.max_positions)
     described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
     for gpu in sorted({gpu for row in described for gpu in parse_gpus(row[0])}, key=lambda gpu: gpu.name):
         fault = why_not_fits([gpu] * model.gpus, config, model.dtype, model.quantization)

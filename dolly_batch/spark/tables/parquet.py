@@ -11,6 +11,7 @@ from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, sized_writer
+from dolly_batch.spark.tables.columns import no_rows
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import folder_columns, partition_names
 from dolly_batch.spark.tables.trial import trial_folder
@@ -51,7 +52,7 @@ class Parquet(OutputFormat):
             _check_partitioning(output, files, path)
         place = path if appends else path.rpartition("/")[0]
         with trial_folder(files, place, name) as folder:
-            empty = output.spark.createDataFrame([], output.schema)
+            empty = no_rows(output.spark, output.schema)
             empty.write.parquet(f"{folder}/written")
             if not files.rename(f"{folder}/written", f"{folder}/renamed"):
                 raise OutputError(f"output {path}: folders cannot be renamed there; write Delta, or to another place")
