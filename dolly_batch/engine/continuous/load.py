@@ -62,11 +62,13 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
     from dolly_batch.engine.continuous.cpu.invariance import is_batch_invariant
     from dolly_batch.engine.memory import trim_heap
     from dolly_batch.engine.weights.loading import load_from_spec
+    from dolly_batch.engine.weights.norms import compile_norms
     from dolly_batch.engine.weights.onednn import pack
 
     loaded = load_from_spec(spec, "cpu")
     if spec.quantization == "none":
         pack(loaded.model)
+    compile_norms(loaded.model)
     if not is_batch_invariant(loaded):
         log.warning("on this machine a row's answer may change with its neighbours, in the last bits of its logits")
     trim_heap()
