@@ -98,7 +98,7 @@ def _generate_batch(options: Options, dtypes: tuple[Options, ...]) -> Engine:
         options,
         (LAYOUTS, dtypes, requests, pages, attention),
         trial_rows=64,
-        min_rows=192,
+        min_rows=96,
         splits=True,
         defaults={**LAYOUTS[0], **dtypes[0], **requests[0], **pages[0], **attention[0]},
     )

