@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import local
+from contextlib import closing
 from typing import Any
 
 from benchmarks.contest.work import Row
@@ -41,14 +41,13 @@ def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
 
 def ask_with(threads: ThreadPoolExecutor, port: int, stop_ids: list[int]) -> Callable[[list[Row]], Any]:
     """Return what answers rows, with as many requests at once as there are threads."""
-    thread = local()
 
     def ask(row: Row) -> tuple[str, list[int]]:
-        if not hasattr(thread, "connection"):
-            thread.connection = http.client.HTTPConnection("127.0.0.1", port)
-        thread.connection.request("POST", "/completion", json.dumps(_question(row, stop_ids)))
-        reply = thread.connection.getresponse()
-        said = json.loads(reply.read())
+        # A connection for each: between two runs the server closes those that are idle.
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            connection.request("POST", "/completion", json.dumps(_question(row, stop_ids)))
+            reply = connection.getresponse()
+            said = json.loads(reply.read())
         if reply.status != http.HTTPStatus.OK:
             raise RuntimeError(f"{row.key}: {said}")
         return row.key, said["tokens"]
