@@ -117,7 +117,7 @@ class Int8Share(nn.Module):
 
 def join(layer: nn.Module, names: Sequence[str], product: Int8Product, dtype: torch.dtype) -> None:
     """Quantize linear layers of `layer` that are called with the same inputs, in the order of `names`."""
-    linears = [layer.get_submodule(name) for name in names]
+    linears: list[Any] = [layer.get_submodule(name) for name in names]
     whole = nn.Linear(1, 1, bias=any(linear.bias is not None for linear in linears), device="meta")
     whole.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
     if whole.bias is not None:
