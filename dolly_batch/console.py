@@ -90,14 +90,16 @@ def print_summary(report: Report) -> None:
     generate_s = report.seconds.get("generate")
     if report.num_resumed_waves:  # no speed: the report does not know how long the earlier starts took
         write(
-            f"{report.num_completion_tokens:,} answer tokens, {loads}; "
+            f"{report.num_generated_tokens:,} answer tokens, {loads}; "
             f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts"
         )
-    elif report.num_completion_tokens and generate_s:
+    elif report.num_generated_tokens and generate_s:
         write(
-            f"{report.num_completion_tokens:,} answer tokens in {generate_s:.1f} s "
-            f"({report.num_completion_tokens / generate_s:,.0f} tokens/s, model loading included), {loads}"
+            f"{report.num_generated_tokens:,} answer tokens in {generate_s:.1f} s "
+            f"({report.num_generated_tokens / generate_s:,.0f} tokens/s, model loading included), {loads}"
         )
+    if report.num_shared_rows:
+        write(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
     if report.num_continued_rows or report.num_restarted_rows:
         write(
             f"resumed {report.num_continued_rows:,} truncated answers ({report.num_begun_tokens:,} tokens reused); "
@@ -187,7 +189,8 @@ def _plans(plans: Sequence[PlanReport]) -> Table:
 def _plan_cells(plan: PlanReport) -> tuple[str, ...]:
     """A line of the table, in the order of `_PLAN_COLUMNS`."""
     seconds = plan.report.get("seconds", {})
-    tokens, generate_s = plan.report.get("num_completion_tokens"), seconds.get("generate")
+    tokens = plan.report.get("num_generated_tokens", plan.report.get("num_completion_tokens"))
+    generate_s = seconds.get("generate")
     # No speed of a resumed run: its report does not know how long the earlier starts took.
     has_speed = tokens and generate_s and not plan.report.get("num_resumed_waves")
     share = plan.report.get("error_share")

@@ -49,10 +49,20 @@ class Report(BaseReport):
     """Rows whose answers were in the output before."""
     num_published_rows: int = 0
     num_answered_by_model: int = 0
+    """Of rows that ask the same, one."""
+    num_shared_rows: int = 0
+    """Rows that got the answer of another one, which asks the same."""
+    num_copied_rows: int = 0
+    """Rows that got the answer which the output had for another row that asks the same."""
+    prefix_share: float = 0.0
+    """Which part of the prompts the plan lays out to be computed once for several rows, by an estimate."""
     by_status: dict[str, int] = field(default_factory=dict)
     error_share: float = 0.0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
+    """Of all rows; rows that share an answer count each."""
+    num_generated_tokens: int = 0
+    """Of all answers, each counted once."""
     num_continued_rows: int = 0
     """Truncated answers that `--retry truncated` resumed."""
     num_restarted_rows: int = 0

@@ -111,7 +111,8 @@ class OutputConfig(TableConfig):
     """The table of answers.
 
     `keep` names input columns to carry over; `prefix` is put before each of our own columns, for when one of them
-    collides with a kept one. `target_file_mb` is the size aimed at for each file.
+    collides with a kept one. `target_file_mb` is the size aimed at for each file. With `reuse_answers`, a question
+    that the output answers already, for another row, is not asked again where its answer would be the same.
     """
 
     format: str = "delta"
@@ -119,6 +120,7 @@ class OutputConfig(TableConfig):
     keep: list[str] = Field(default=[])
     partition_by: list[str] = Field(default=[])
     target_file_mb: int = Field(default=128, ge=1)
+    reuse_answers: bool = True
     prefix: NamePart = ""
 
     @field_validator("format")

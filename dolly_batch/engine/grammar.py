@@ -7,6 +7,7 @@ dependencies (xgrammar brings torch, pydantic and triton), reads the model's tok
 import importlib
 import json
 from collections import deque
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -84,15 +85,19 @@ class Constraint:
     def mask(self, logits: Tensor) -> None:
         """Mask, in place, the logits of the tokens that cannot come next: [vocabulary], finite afterwards."""
         lowest = torch.finfo(logits.dtype).min
-        if not self._forced:
-            self._forced.extend(self._matcher.compute_ff_tokens())
-        if self._forced:
+        if forced := self.forced():
             logits.fill_(lowest)
-            logits[self._forced[0]] = 0.0
+            logits[forced[0]] = 0.0
             return
         self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
         allowed = (self._bits[:, None] >> _shifts()).bitwise_and_(1).flatten()[: len(logits)].bool()
         logits.masked_fill_(~allowed.to(logits.device), lowest)
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, as many as are known; often none."""
+        if not self._forced:
+            self._forced.extend(self._matcher.compute_ff_tokens())
+        return tuple(self._forced)
 
     def take(self, token_id: int) -> Failure | None:
         """Advance by a chosen token. A Failure when it is not allowed, or when the grammar's limits are reached."""

@@ -27,7 +27,8 @@ class SequenceState:
     def append(self, token_id: int, stop_ids: Collection[int]) -> None:
         """Append the next token, or end the sequence: at the stop token, or at `max_new_tokens`.
 
-        A partial answer is appended whole when the first token is the one it begins with.
+        A partial answer is appended whole when the first token is the one it begins with. Behind the token come those
+        that its grammar leaves no choice of: the next forward runs them all at once, like a prompt.
         """
         if token_id in stop_ids:
             self.finish_reason = "stop"
@@ -40,8 +41,19 @@ class SequenceState:
             self.token_ids.append(token_id)
         if self.constraint is not None:
             self.failure = self.constraint.take(token_id)
-        if len(self.token_ids) == self.request.params.max_new_tokens and self.failure is None:
+            self._append_forced(self.constraint, stop_ids)
+        if self.is_open and len(self.token_ids) == self.request.params.max_new_tokens:
             self.finish_reason = "length"
+
+    def _append_forced(self, constraint: Constraint, stop_ids: Collection[int]) -> None:
+        for token_id in () if self.failure else constraint.forced():
+            if len(self.token_ids) == self.request.params.max_new_tokens or not self.is_open:
+                return
+            if token_id in stop_ids:
+                self.finish_reason = "stop"
+                return
+            self.token_ids.append(token_id)
+            self.failure = constraint.take(token_id)
 
     def restart(self) -> None:
         """Forget the answer so far. The same tokens will come again: they depend on prompt, seed and position alone."""

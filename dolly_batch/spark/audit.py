@@ -11,7 +11,7 @@ from dolly_batch.errors import AuditError
 from dolly_batch.records import STATUSES
 from dolly_batch.spark.plan.existing import KEYS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO
+from dolly_batch.spark.plan.row_status import ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.publish import snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -96,6 +96,12 @@ def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
 
 
 def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    counts = {TODO: plan.num_todo, SKIPPED: plan.num_skipped, CARRIED_OVER: plan.num_carried_over}
+    to_answer = ASKING if plan.num_shared else TODO
+    counts = {
+        to_answer: plan.num_todo,
+        SKIPPED: plan.num_skipped,
+        CARRIED_OVER: plan.num_carried_over,
+        COPIED: plan.num_copied,
+    }
     parts = [snapshot(target, folder, state).select(*KEYS) for state, count in counts.items() if count]
     return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, _KEY_SCHEMA)

@@ -1,5 +1,6 @@
 """Publishing: staged answers and skipped rows become rows of the output, in one commit that can safely be repeated."""
 
+from collections import Counter
 from datetime import datetime
 from functools import reduce
 
@@ -15,7 +16,8 @@ from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO
+from dolly_batch.spark.plan.questions import ASKED
+from dolly_batch.spark.plan.row_status import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.plan.snapshot import read_part
 from dolly_batch.spark.tables.columns import answer_fields, no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -47,7 +49,7 @@ def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
 
 
 def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
-    """The rows of the plan's snapshot in one state: TODO, SKIPPED or CARRIED_OVER. There must be some."""
+    """A part of the plan's snapshot, one of those that row_status.py names. It must have rows."""
     return read_part(target.spark, folder.files, folder.of("snapshot", part))
 
 
@@ -56,14 +58,33 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
     _check_answers(target, folder, plan)
     parts: list[DataFrame] = []
     if plan.waves:
-        asked = ("instruction", "context", "num_prompt_tokens", "shard", "wave", *PARTIAL_COLUMNS)
-        todo, answers = snapshot(target, folder, TODO).drop(*asked), staged_answers(target, folder, plan)
-        parts.append(_as_output(target, plan, todo.join(answers, ["row_key", "request_key"])))
+        parts.append(_as_output(target, plan, answered_rows(target, folder, plan)))
     if plan.num_skipped:
         parts.append(_skipped(target, folder, plan))
+    if plan.num_copied:
+        parts.append(_copied(target, folder, plan))
     if plan.num_carried_over:
         parts.append(_carried_over(target, folder))
     return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, target.schema)
+
+
+def answered_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """The rows that the model was asked for, with their answers; rows that ask the same all have the one answer."""
+    answers = staged_answers(target, folder, plan)
+    if plan.num_shared:
+        return snapshot(target, folder, ASKING).join(answers.drop("row_key"), "request_key")
+    todo = snapshot(target, folder, TODO).drop(*ASKED, "shard", "wave", *PARTIAL_COLUMNS)
+    return todo.join(answers, ["row_key", "request_key"])
+
+
+def count_statuses(target: OutputTable, folder: PlanFolder, plan: Plan) -> dict[str, int]:
+    """The rows that this plan publishes by status, carried-over ones left out."""
+    counts = Counter(plan.skipped)
+    rows = [answered_rows(target, folder, plan).select("status")] if plan.waves else []
+    rows += [_copied_rows(target, folder).select("answer.status")] if plan.num_copied else []
+    for part in rows:
+        counts.update(dict(map(tuple, part.groupBy("status").count().collect())))
+    return dict(counts)
 
 
 def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
@@ -101,15 +122,32 @@ def _skipped(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     return _as_output(target, plan, skipped)
 
 
+def _copied(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """Rows with a copy of another row's answer: this plan's own rows, by the model and revision that gave it."""
+    own = {**_plan_columns(plan), "request_key": F.col("request_key"), "attempt": F.col("attempt")}
+    own |= {"num_dropped_tokens": F.col("num_dropped_tokens"), "input_truncated": F.col("num_dropped_tokens") > 0}
+    names = [field.name for field in answer_fields(target.job)]
+    answer = [own.get(name, F.col("answer")[name]).alias(target.output_name(name)) for name in names]
+    return _copied_rows(target, folder).select(*target.input_columns(), *answer)
+
+
+def _copied_rows(target: OutputTable, folder: PlanFolder) -> DataFrame:
+    return snapshot(target, folder, COPIED).join(snapshot(target, folder, ANSWERS), "request_key")
+
+
+def _plan_columns(plan: Plan) -> dict[str, Column]:
+    created_at = datetime.fromisoformat(plan.created_at)
+    micros = F.lit(int(created_at.timestamp() * 1_000_000))
+    return {"plan_id": F.lit(plan.plan_id), "created_at": F.timestamp_micros(micros)}
+
+
 def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
     """Rows with internal names as rows of the output."""
-    created_at = datetime.fromisoformat(plan.created_at)
     ours: dict[str, Column] = {
+        **_plan_columns(plan),
         "input_truncated": F.col("num_dropped_tokens") > 0,
-        "plan_id": F.lit(plan.plan_id),
         "model": F.lit(plan.model),
         "model_revision": F.lit(plan.model_revision).cast("string"),
-        "created_at": F.timestamp_micros(F.lit(int(created_at.timestamp() * 1_000_000))),
     }
     fields = answer_fields(target.job)
     if isinstance(fields[0].dataType, T.StructType):

@@ -35,7 +35,7 @@ from dolly_batch.spark.plan.manifest import (
 from dolly_batch.spark.plan.planner import delete_drafts, make_plan
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
-from dolly_batch.spark.publish import publish, staged_answers
+from dolly_batch.spark.publish import count_statuses, publish, staged_answers
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
 from dolly_batch.spark.tables.input import open_input
@@ -44,6 +44,7 @@ from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
 from dolly_batch.tasks.base import TaskModel
 
+_WORTH_SAYING = 0.01  # of the prompts
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
 
@@ -115,12 +116,15 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     _fill(report, plan, target)
     report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
-    num_todo = plan.num_rows - plan.num_answered_before - plan.num_skipped
+    num_todo = plan.num_rows - plan.num_answered_before - plan.num_skipped - plan.num_copied
+    different = f" ({num_todo - plan.num_shared:,} different ones)" if plan.num_shared else ""
     report.message = (
         f"{job.name}: {plan.num_rows:,} input rows, {plan.num_answered_before:,} already answered, "
-        f"{plan.num_skipped:,} skipped, {num_todo:,} to answer with {job.model.path} "
+        f"{_copies(plan)}{plan.num_skipped:,} skipped, {num_todo:,} to answer{different} with {job.model.path} "
         f"({plan.num_prompt_tokens:,} prompt tokens, {plan.slots} slots)"
     )
+    if plan.prefix_share >= _WORTH_SAYING:
+        report.message += f"\nabout {plan.prefix_share:.0%} of the prompts is computed once for rows that begin alike"
     max_rows = job.limits.max_rows
     if max_rows is not None and num_todo > max_rows:
         report.message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
@@ -199,10 +203,16 @@ def _describe(opened: Opened, report: Report) -> None:
     plan = opened.plan
     _fill(report, plan, opened.target)
     report.num_resumed_waves = len(opened.folder.staged_waves())
+    different = f"{plan.num_todo:,} different ones, " if plan.num_shared else ""
     say(
-        f"plan {plan.plan_id}: {plan.num_todo:,} rows to answer (shards: {report.num_shards}, "
-        f"waves: {len(plan.waves)}), {plan.num_skipped:,} skipped, {plan.num_answered_before:,} already answered"
+        f"plan {plan.plan_id}: {plan.num_todo + plan.num_shared:,} rows to answer ({different}"
+        f"shards: {report.num_shards}, waves: {len(plan.waves)}), {plan.num_skipped:,} skipped, "
+        f"{_copies(plan)}{plan.num_answered_before:,} already answered"
     )
+
+
+def _copies(plan: Plan) -> str:
+    return f"{plan.num_copied:,} copied from equal questions in the output, " if plan.num_copied else ""
 
 
 def _fill(report: Report, plan: Plan, target: OutputTable) -> None:
@@ -211,6 +221,8 @@ def _fill(report: Report, plan: Plan, target: OutputTable) -> None:
     report.model, report.model_revision = plan.model, plan.model_revision
     report.num_input_rows = plan.num_rows
     report.num_held_rows = plan.num_answered_before
+    report.num_shared_rows, report.num_copied_rows = plan.num_shared, plan.num_copied
+    report.prefix_share = plan.prefix_share
     report.num_prompt_tokens = plan.num_prompt_tokens
     report.num_waves, report.num_shards = len(plan.waves), sum(wave.num_shards for wave in plan.waves)
     report.token_histogram, report.estimated_s = plan.token_histogram, plan.estimated_s
@@ -222,15 +234,22 @@ def _staged_facts(opened: Opened) -> dict[str, object]:
     by_status, loads, resumed = dict(opened.plan.skipped), dict[str, int](), [0, 0, 0]
     tokens = F.col("num_begun_tokens")
     resumed_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
-    grouped = answers.groupBy("status", "engine_id").agg(F.count("*"), F.max("engine_load"), *resumed_sums)
-    for status, engine_id, count, load, *counts in grouped.collect():
+    grouped = answers.groupBy("status", "engine_id").agg(
+        F.count("*"), F.max("engine_load"), F.coalesce(F.sum("num_completion_tokens"), F.lit(0)), *resumed_sums
+    )
+    num_generated = 0
+    for status, engine_id, count, load, tokens_of, *counts in grouped.collect():
+        num_generated += tokens_of
         by_status[status] = by_status.get(status, 0) + count
         loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
         resumed = [total + (number or 0) for total, number in zip(resumed, counts, strict=True)]
+    if opened.plan.num_shared or opened.plan.num_copied:  # fewer answers than rows
+        by_status = count_statuses(opened.target, opened.folder, opened.plan)
     return {
         "by_status": by_status,
         **dict(zip(RESUMED_COUNTS, resumed, strict=True)),
         "model_loads": sum(loads.values()),
+        "num_generated_tokens": num_generated,
         "num_published": opened.plan.num_planned,
     }
 
@@ -240,6 +259,7 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
     report.by_status = findings.by_status
     report.num_completion_tokens = findings.num_completion_tokens
     report.model_loads = facts.get("model_loads", 0)
+    report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
     for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned

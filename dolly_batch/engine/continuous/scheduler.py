@@ -1,4 +1,4 @@
-"""Scheduling: which sequences run in the next step. Longest first, admitted as memory allows."""
+"""Scheduling: which sequences run in the next step. In the order of `waiting.py`, admitted as memory allows."""
 
 from bisect import insort
 from collections.abc import Collection, Sequence
@@ -10,12 +10,14 @@ from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
 from dolly_batch.engine.memory import OUT_OF_MEMORY, SequenceLimit, allocator_errors
 from dolly_batch.engine.requests import num_positions
 from dolly_batch.engine.sequence import append_tokens
+from dolly_batch.engine.waiting import UNRANKED, WaitingOrder
 
 MAX_SEQUENCES = 64
 # Chunks end at multiples of this, in absolute positions, so that they do not depend on the batch.
 CHUNK_TOKENS = 256
 STEP_TOKENS = 512  # of prompts; beyond some hundred, more at once is no faster
 _MIN_WAITED_FOR = 16
+_LOOKED_AT = 32  # waiting sequences, for one that need not wait for a prompt that is being computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class Scheduler:
         limits: StepLimits = CPU_LIMITS,
         stop_ids: Collection[int] = (),
     ) -> None:
-        self.waiting: list[CachedSequence] = []  # longest first
+        self.waiting: list[CachedSequence] = []  # by rank
+        self._order = WaitingOrder()
         self.running: list[CachedSequence] = []
         self.stats = SchedulerStats()
         self._cache = cache
@@ -84,7 +87,9 @@ class Scheduler:
 
     def add(self, sequence: CachedSequence) -> None:
         """Let a sequence wait for its turn."""
-        insort(self.waiting, sequence, key=lambda waiting: -num_positions(waiting.request))
+        if sequence.rank is UNRANKED:
+            sequence.rank = self._order.rank(sequence.request.prompt_ids, num_positions(sequence.request))
+        insort(self.waiting, sequence, key=lambda waiting: waiting.rank)
 
     def next_step(self) -> Step:
         """Lay out the next step, empty only when there is nothing to do."""
@@ -209,14 +214,13 @@ class Scheduler:
         """Admit waiting sequences, as long as there are slots, memory and prompt tokens left in the step."""
         memory_left = True
         while self.waiting and num_left > 0 and len(self.running) < self._limit.max_sequences:
-            sequence = self.waiting[0]
-            memory_left = self._has_room(sequence)
-            if not memory_left or self._should_wait(sequence, step):
+            index = self._next_waiting(step)
+            if index is None:
                 break
-            memory_left = self._admit(sequence)
+            memory_left = self._has_room(self.waiting[index]) and self._admit(index)
             if not memory_left:
                 break
-            num_left -= self._add_chunks(step, sequence, num_left)
+            num_left -= self._add_chunks(step, self.running[-1], num_left)
         self._num_slots = self._limit.max_sequences if memory_left else len(self.running)
         if len(self.running) >= self._num_slots:
             self._steps_to_admission = self._limits.admit_every
@@ -226,6 +230,11 @@ class Scheduler:
             self._free_kept_source()
         return self._cache.has_room(sequence)
 
+    def _next_waiting(self, step: Step) -> int | None:
+        """Which waiting sequence is next: one behind those that had better wait until a prompt is computed."""
+        candidates = enumerate(self.waiting[:_LOOKED_AT])
+        return next((index for index, sequence in candidates if not self._should_wait(sequence, step)), None)
+
     def _should_wait(self, sequence: CachedSequence, step: Step) -> bool:
         """Whether a prompt that is being computed will share much more with this one than any cached prompt does."""
         if self._prefixes is None:
@@ -234,8 +243,9 @@ class Scheduler:
         in_work = max((num_common(other, sequence) for other in others), default=0)
         return in_work >= _MIN_WAITED_FOR + self._prefixes.longest(sequence)[1]
 
-    def _admit(self, sequence: CachedSequence) -> bool:
-        """Admit the first waiting sequence. False, and it keeps waiting, when those that run leave it no memory."""
+    def _admit(self, index: int) -> bool:
+        """Admit a waiting sequence. False, and it keeps waiting, when those that run leave it no memory."""
+        sequence = self.waiting[index]
         try:
             with allocator_errors():
                 self._cache.allocate(sequence, min(sequence.max_tokens, sequence.num_tokens + HEADROOM))
@@ -244,7 +254,7 @@ class Scheduler:
                 raise
             self.stats.num_out_of_memory += 1
             return False
-        del self.waiting[0]
+        del self.waiting[index]
         self.running.append(sequence)
         if self._prefixes is None:
             return True

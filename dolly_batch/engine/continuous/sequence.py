@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dolly_batch.engine.sequence import SequenceState
+from dolly_batch.engine.waiting import UNRANKED, Rank
 
 
 @dataclass(eq=False)
@@ -12,12 +13,14 @@ class CachedSequence(SequenceState):
     """A request, its answer so far, and how many of its tokens have their keys and values in the cache.
 
     `location` is where they are, as the cache knows it; None while nothing is allocated. `num_pending` counts the
-    answer tokens that a launched step chooses and the host has not collected yet.
+    answer tokens that a launched step chooses and the host has not collected yet. `rank` is its place among those that
+    wait, kept when it has to wait again.
     """
 
     num_cached: int = 0
     num_pending: int = 0
     location: Any = None
+    rank: Rank = UNRANKED
 
     @property
     def num_answer_tokens(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from dolly_batch.engine.protocol import no_heartbeat
 from dolly_batch.engine.requests import Deduplication, num_positions, too_long
+from dolly_batch.engine.waiting import Rank, WaitingOrder, begin_alike
 from dolly_batch.errors import EngineError
 from dolly_batch.models.folder import read_config
 from dolly_batch.prompt import PromptEncoder
@@ -29,6 +30,7 @@ from dolly_batch.tokenizer import TextEncoder
 
 # Requests that a process may have: enough to refill a slot at once, few enough that all processes end together.
 WINDOW = 80
+_MORE_ALIKE = 16  # requests by which a process may be ahead of another, to have prompts that begin alike in one batch
 _POLL_S = 0.2
 _EXIT_TIMEOUT_S = 5.0
 # Settings of glibc. By default it returns a step's memory to the system and takes it again for the next step, page by
@@ -44,6 +46,7 @@ class EngineProcess:
         self.writer = RecordWriter()
         self.reader: RecordReader[Completion | Scores] = RecordReader()
         self.outstanding: set[str] = set()
+        self.last_ids: Sequence[int] = ()  # of the prompt that it was given last
         self.answers: deque[Any] = deque()  # of `score` and `stats`
         self.is_asked = False
         self.beat_at = time.monotonic()
@@ -66,7 +69,8 @@ class WorkerPool:
         self.max_positions = read_config(Path(spec.model_folder), spec.max_positions).max_positions
         self._heartbeat = heartbeat
         self._passed_on_at = time.monotonic()
-        self._waiting: list[Request | ScoreRequest] = []  # longest first
+        self._waiting: list[tuple[Rank, Request | ScoreRequest]] = []  # by rank
+        self._order = WaitingOrder()
         self._ended: list[Completion | Scores] = []
         self._deduplication = Deduplication()
         self._processes, self._parent_pipe, self._leader = _launch(spec, count)
@@ -86,7 +90,8 @@ class WorkerPool:
     def submit(self, request: Request | ScoreRequest) -> None:
         """Take a request; one that can't be run comes out as a failure."""
         if isinstance(request, ScoreRequest) or self._deduplication.is_primary(request):
-            insort(self._waiting, request, key=lambda waiting: -_size(waiting))
+            rank = self._order.rank(request.prompt_ids, _size(request))
+            insort(self._waiting, (rank, request), key=lambda waiting: waiting[0])
 
     def step(self) -> list[Completion | Scores]:
         """Hand out what the processes have room for, wait a little, return the answers received."""
@@ -128,14 +133,25 @@ class WorkerPool:
 
     def _hand_out(self) -> None:
         while self._waiting:
-            process = min(self._processes, key=lambda process: len(process.outstanding))
+            process = self._process_for(self._waiting[0][1])
             if len(process.outstanding) >= WINDOW:
                 return
-            request = self._waiting.pop(0)
+            _, request = self._waiting.pop(0)
             if not process.is_busy:
                 process.beat_at = time.monotonic()
             process.outstanding.add(request.key)
+            process.last_ids = request.prompt_ids
             self._send(process, {"request": process.writer.write(request)})
+
+    def _process_for(self, request: Request | ScoreRequest) -> EngineProcess:
+        """The process with the least to do; one that got a prompt which begins alike may have a little more."""
+
+        def load(process: EngineProcess) -> int:
+            is_full = len(process.outstanding) >= WINDOW
+            knows = not is_full and begin_alike(process.last_ids, request.prompt_ids)
+            return len(process.outstanding) - (_MORE_ALIKE if knows else 0)
+
+        return min(self._processes, key=load)
 
     def _poll(self, timeout_s: float) -> None:
         """Receive what the processes send, and send what is queued; waits until either is possible."""

@@ -1,9 +1,12 @@
 """A plan on disk: what it decided, and how far it is.
 
 work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
-                   snapshot/todo/     the rows to answer: wave=N/shard=M/, one file a shard
+                   snapshot/todo/     the rows to answer: wave=N/shard=M/, one file a shard; of rows that ask the
+                                      same, one
+                   snapshot/asking/   where several rows ask the same: all rows to answer, without their texts
                    snapshot/aside/    rows that get a status without the model (skipped rows)
                    snapshot/reused/   rows whose answers are carried over from the old output (mode overwrite)
+                   snapshot/copied/   rows whose answers are copied from other rows of the output; answers/ holds them
                    snapshot/*.schema.json   the columns of each
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
@@ -37,6 +40,8 @@ _KEYS = {
     "task_settings": "asked",
     "input_settings": "reads",
 }
+# Left out where they say nothing, so that an earlier version can finish the plan.
+_LATER = {"num_shared", "num_copied", "prefix_share"}
 _FIELDS = {key: name for name, key in _KEYS.items()}
 
 
@@ -88,10 +93,16 @@ class Plan:
     """As `keys.input_settings` writes them; empty in plans of earlier versions."""
     input_version: int | None = None
     token_histogram: dict[str, int] = field(default_factory=dict)
+    num_shared: int = 0
+    """Rows that ask what another row of the plan asks, and get its answer."""
+    num_copied: int = 0
+    """Rows that get a copy of the answer that the output has for another row which asks the same."""
+    prefix_share: float = 0.0
+    """Which part of the prompts is computed once for several questions, as the layout expects it."""
 
     @property
     def num_todo(self) -> int:
-        """Rows that the model is to answer."""
+        """Rows that the model is to answer; of rows that ask the same, one."""
         return sum(wave.num_rows for wave in self.waves)
 
     @property
@@ -102,11 +113,11 @@ class Plan:
     @property
     def num_planned(self) -> int:
         """Rows that this plan adds to the output, or replaces there; carried-over rows are not counted."""
-        return self.num_todo + self.num_skipped
+        return self.num_todo + self.num_shared + self.num_copied + self.num_skipped
 
     def to_json(self) -> str:
         """The manifest's text."""
-        document = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        document = {_KEYS.get(name, name): value for name, value in asdict(self).items() if value or name not in _LATER}
         return json.dumps({"format": FORMAT, **document}, indent=1, sort_keys=True)
 
     @classmethod

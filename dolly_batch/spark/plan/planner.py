@@ -4,7 +4,8 @@
 
 1. Each row gets its keys, its token count, and a status where it cannot run (input_rows.py).
 2. Rows are matched with those that the output holds: which of them are asked, or asked again (existing.py).
-3. The rows to ask are laid out in shards and waves (layout.py).
+3. Of the rows to ask, those that ask the same become one question (questions.py); the questions are laid out in shards
+   and waves (layout.py), those that begin alike together (beginnings.py).
 
 The input is read once, by the first stage. Each later stage reads what the one before it wrote under `work_dir`.
 """
@@ -17,20 +18,34 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from dolly_batch.errors import Refused
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.options import Options
+from dolly_batch.spark.plan.beginnings import find_sharing
 from dolly_batch.spark.plan.estimate import slot_rate
-from dolly_batch.spark.plan.existing import check_row_keys, find_retryable, is_up_to_date, with_existing
+from dolly_batch.spark.plan.existing import Retry, check_row_keys, find_retryable, is_up_to_date, with_existing
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
-from dolly_batch.spark.plan.layout import write_snapshot
+from dolly_batch.spark.plan.known_answers import known_answers, known_questions, with_known
+from dolly_batch.spark.plan.layout import count_shards, write_questions
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO, Facts, read_facts
-from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
+from dolly_batch.spark.plan.questions import asking_rows, distinct_questions, shares_answers
+from dolly_batch.spark.plan.row_status import (
+    ANSWERS,
+    ASKING,
+    CARRIED_OVER,
+    COPIED,
+    EXISTING,
+    SKIPPED,
+    TODO,
+    Facts,
+    read_facts,
+)
+from dolly_batch.spark.plan.snapshot import read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
 from dolly_batch.spark.tables.output import OutputTable
@@ -79,15 +94,34 @@ def make_plan(
         if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept
             rows = draft.saved(rows, "rows")
         check_rows(target, rows)
-        facts = read_facts(rows)
+        shares = shares_answers(job, prepared, retry)
+        facts = read_facts(rows, shares)
+        known = _known(draft, rows, target, retry, facts) if shares and job.output.reuse_answers else None
+        if known is not None:
+            rows = draft.saved(with_known(rows, known), "known_rows")
+            facts = read_facts(rows, shares)
         work_s = _work_s(target, model, prepared, facts)
         plan = _counted(options, source, target, model, facts, work_s)
-        if dry or (plan.num_rows == plan.num_answered_before and is_up_to_date(rows, target)):
+        if plan.num_rows == plan.num_answered_before and (dry or is_up_to_date(rows, target)):
             return Planned(plan, None)
         max_rows = job.limits.max_rows
-        if max_rows is not None and facts.num(TODO) > max_rows:
+        if not dry and max_rows is not None and facts.num(TODO) > max_rows:
             raise Refused(f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {max_rows}")
-        waves = write_snapshot(rows, facts, work_s, plan.slots, job.plan, files, f"{draft.path}/snapshot")
+        questions = rows.filter(F.col("state") == TODO).drop("state", "status", "error")
+        if plan.num_shared:
+            questions = draft.saved(distinct_questions(questions), "questions")
+        num_shards = count_shards(facts.num_questions, work_s, plan.slots, job.plan)
+        sharing = find_sharing(questions, facts.num_questions, num_shards)
+        plan = replace(plan, prefix_share=round(sharing.share, 4))
+        if dry:
+            return Planned(plan, None)
+        snapshot, per_wave = f"{draft.path}/snapshot", job.plan.shards_per_slot * plan.slots
+        _write_rows(rows, plan, files, snapshot)
+        if known is not None:
+            write_part(files, known, f"{snapshot}/{ANSWERS}")
+        waves = write_questions(
+            questions, facts.num_questions, num_shards, per_wave, sharing.beginning, files, snapshot
+        )
         return draft.opened(replace(plan, waves=tuple(waves)), work)
     finally:
         files.delete(draft.path)
@@ -115,9 +149,9 @@ class _Draft:
 
     def opened(self, plan: Plan, work: str) -> Planned:
         """Rename the draft to the plan's name: from here on the plan exists."""
-        for name in ("keyed", "rows"):
-            self.files.delete(f"{self.path}/{name}")
-            self.files.delete(f"{self.path}/{name}{SCHEMA}")
+        for name in self.files.list_names(self.path):
+            if name != "snapshot":
+                self.files.delete(f"{self.path}/{name}")
         self.files.write(f"{self.path}/{MANIFEST}", plan.to_json())
         folder = PlanFolder(self.files, f"{work}/{plan.plan_id}")
         if folder.has(MANIFEST) and not folder.is_open:
@@ -135,7 +169,32 @@ def _work_s(target: OutputTable, model: ModelFacts, prepared: PreparedTask, fact
     rate = slot_rate(
         model.num_parameters, model.on_gpu, job.engine.kind == "echo", prepared.num_new_tokens, job.plan.tokens_per_s
     )
-    return rate.seconds(facts.num(TODO), facts.num_prompt_tokens)
+    return rate.seconds(facts.num_questions, facts.num_prompt_tokens)
+
+
+def _known(draft: _Draft, rows: DataFrame, target: OutputTable, retry: Retry, facts: Facts) -> DataFrame | None:
+    """The answers that the output has to what rows are to ask, None where it has none."""
+    table = target.read() if facts.num_questions else None
+    if table is None:
+        return None
+    known = draft.saved(known_questions(rows, target, table, retry, facts.num_questions), "known")
+    num_known = known.count()
+    if not num_known:
+        return None
+    return draft.saved(known_answers(known, target, table, retry, num_known), "known_answers")
+
+
+def _write_rows(rows: DataFrame, plan: Plan, files: Files, path: str) -> None:
+    """Write the rows that are no questions as parts of the snapshot. A part that has no row is not there."""
+    state = F.col("state")
+    counts = {SKIPPED: plan.num_skipped, CARRIED_OVER: plan.num_carried_over, COPIED: plan.num_copied}
+    for name, count in counts.items():
+        if count:
+            part = rows.filter(state == name).drop("state", "instruction", "context")
+            write_part(files, part, f"{path}/{name}")
+    if plan.num_shared:
+        asking = asking_rows(rows.filter(state == TODO).drop("state", "status", "error"))
+        write_part(files, asking, f"{path}/{ASKING}")
 
 
 def _counted(
@@ -170,6 +229,8 @@ def _counted(
         input_settings=input_settings(job, options.limit),
         input_version=source.version,
         token_histogram=facts.histogram,
+        num_shared=facts.num(TODO) - facts.num_questions,
+        num_copied=facts.num(COPIED),
     )
 
 

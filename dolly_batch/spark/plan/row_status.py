@@ -13,9 +13,13 @@ from dolly_batch.tasks.base import PreparedTask, TaskModel
 from dolly_batch.tasks.blank import BLANK_TEXT
 from dolly_batch.tasks.truncate import Side
 
-# State of a row: to be answered; skipped, with a status; existing in the output; or carried over into a new output.
+# State of a row: to be answered; skipped, with a status; existing in the output; carried over into a new output; or
+# given a copy of the answer that the output has for another row.
 # The values are on disk, in snapshots and in plan ids.
-TODO, SKIPPED, EXISTING, CARRIED_OVER = "todo", "aside", "held", "reused"
+TODO, SKIPPED, EXISTING, CARRIED_OVER, COPIED = "todo", "aside", "held", "reused", "copied"
+# No states, but parts of a snapshot. Where several rows ask the same, TODO holds one of them and this all of them.
+ASKING = "asking"
+ANSWERS = "answers"  # those that are copied, by request key
 
 # A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
 # that a cell of megabytes never reaches a Python worker.
@@ -136,7 +140,10 @@ class Facts:
     """Counts, tokens and a hash of the rows with their states; independent of their order."""
 
     counts: dict[tuple[str, str | None], int]
+    num_questions: int
+    """Of the rows to answer, those that ask something else than the others."""
     num_prompt_tokens: int
+    """Of the questions."""
     digest: list[str]
     histogram: dict[str, int]
 
@@ -145,30 +152,38 @@ class Facts:
         return sum(count for (found, _), count in self.counts.items() if found == state)
 
 
-def read_facts(rows: DataFrame) -> Facts:
-    """Count rows with a state, and hash them."""
-    todo = F.col("state") == TODO
+def read_facts(rows: DataFrame, shares: bool) -> Facts:
+    """Count rows with a state, and hash them. With `shares`, rows of one request key are one question."""
+    todo, tokens, num_rows = F.col("state") == TODO, F.col("num_prompt_tokens"), F.col("num_rows")
     limit = [name for name in ("max_new_tokens",) if name in rows.columns]
     hashed = F.xxhash64("row_key", "request_key", "attempt", "state", *limit)
+    hashes = (hashed.alias("xor"), hashed.cast("decimal(38,0)").alias("sum"))
+    questions = rows.select("state", "status", "request_key", F.lit(1).alias("num_rows"), tokens, *hashes)
+    if shares:
+        sums = (F.sum("num_rows").alias("num_rows"), F.max(tokens).alias("num_prompt_tokens"))
+        hashes = (F.bit_xor("xor").alias("xor"), F.sum("sum").alias("sum"))
+        questions = questions.groupBy("state", "status", "request_key").agg(*sums, *hashes)
     bounds = [*HISTOGRAM_BOUNDS, None]
     lower = [0, *(bound + 1 for bound in HISTOGRAM_BOUNDS)]
     bins: list[Column] = []
     for low, high in zip(lower, bounds, strict=True):
-        inside = todo & (F.col("num_prompt_tokens") >= low)
-        inside = inside if high is None else inside & (F.col("num_prompt_tokens") <= high)
-        bins.append(F.count(F.when(inside, True)))
-    found = rows.groupBy("state", "status").agg(
-        F.count("*"),
-        F.coalesce(F.sum(F.when(todo, F.col("num_prompt_tokens"))), F.lit(0)),
-        F.bit_xor(hashed),
-        F.sum(hashed.cast("decimal(38,0)")).cast("string"),
+        inside = todo & (tokens >= low)
+        inside = inside if high is None else inside & (tokens <= high)
+        bins.append(F.coalesce(F.sum(F.when(inside, num_rows)), F.lit(0)))
+    found = questions.groupBy("state", "status").agg(
+        F.sum(num_rows),
+        F.coalesce(F.sum(F.when(todo, tokens)), F.lit(0)),
+        F.bit_xor("xor"),
+        F.sum("sum").cast("string"),
+        F.count(F.when(todo, True)),
         *bins,
     )
     collected: Sequence[Any] = sorted(found.collect(), key=lambda row: (row[0], row[1] or ""))
     names = [f"<= {bound}" for bound in HISTOGRAM_BOUNDS] + [f"> {HISTOGRAM_BOUNDS[-1]}"]
     return Facts(
         counts={(row[0], row[1]): row[2] for row in collected},
+        num_questions=sum(row[6] for row in collected),
         num_prompt_tokens=sum(row[3] for row in collected),
         digest=[f"{row[0]} {row[1]} {row[2]} {row[4]} {row[5]}" for row in collected],
-        histogram={name: sum(row[6 + i] for row in collected) for i, name in enumerate(names)},
+        histogram={name: sum(row[7 + i] for row in collected) for i, name in enumerate(names)},
     )
