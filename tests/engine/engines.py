@@ -1,6 +1,7 @@
 """Engines for tests, and answers by key."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -17,9 +18,16 @@ ROOMY = 2**30
 TIGHT = 1  # byte: pages for one sequence of the model's full length, and no more
 
 
+AnEngine = TypeVar("AnEngine", bound=ContinuousEngine)
+
+
 def continuous_engine(
-    loaded: LoadedModel, kind: type[ContinuousEngine] = ContinuousEngine, *, kv_bytes: int = ROOMY, **settings: int
-) -> ContinuousEngine:
+    loaded: LoadedModel,
+    kind: type[AnEngine] = ContinuousEngine,  # type: ignore[assignment]
+    *,
+    kv_bytes: int = ROOMY,
+    **settings: int,
+) -> AnEngine:
     return kind(loaded, KVPools.with_kernels(CacheShape.of(loaded), kv_bytes), **settings)  # type: ignore[arg-type]
 
 
