@@ -11,9 +11,10 @@ import pytest
 from tests.crash.command import Job, Start, between_data_and_commit, check_nothing_lost, check_quiet
 from tests.crash.conftest import NewJob
 from tests.crash.processes import hosts_of, kill, wait_for
-from tests.spark.desk import questions
+from tests.spark.desk import asked_again, questions
 
-QUESTIONS = questions(160)
+# 20 of them share their answers: a question is asked once, whatever is killed.
+QUESTIONS = [*questions(160), *asked_again(questions(20))]
 HOST_END_S = 60.0
 WAVES_IN_FLIGHT = 2
 

@@ -7,11 +7,12 @@ import pytest
 from tests.crash.command import Job, Start, between_data_and_commit, check_nothing_lost
 from tests.crash.conftest import NewJob
 from tests.crash.processes import wait_for
-from tests.spark.desk import questions
+from tests.spark.desk import asked_again, questions
 
 pytestmark = pytest.mark.chaos
 
-QUESTIONS = questions(160)
+# 20 of them share their answers: a question is asked once, whatever is killed.
+QUESTIONS = [*questions(160), *asked_again(questions(20))]
 
 
 def test_of_two_starts_one_works_and_the_other_says_who(new_job: NewJob) -> None:

@@ -70,3 +70,8 @@ def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
         {"id": f"r{i:05d}", "instruction": f"Say the number {i}.", "context": f"It is {i}." if i % 3 == 0 else None}
         for i in range(start, start + count)
     ]
+
+
+def asked_again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Other rows, of ids of their own, that ask what these ask."""
+    return [{**row, "id": f"again-{row['id']}"} for row in rows]

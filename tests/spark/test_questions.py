@@ -5,6 +5,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
 from dolly_batch import plan_job
 from tests.spark.desk import Desk, questions
 
@@ -147,3 +149,19 @@ def test_all_rows_copied_take_no_model(desk: Desk) -> None:
     assert (report.num_copied_rows, report.num_answered_by_model) == (0, 5)
     report = desk.run(output={"mode": "append"}, generation={"max_new_tokens": 7})
     assert (report.num_copied_rows, report.num_answered_by_model) == (0, 5)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_of_100_000_rows_each_different_question_is_asked_once(desk: Desk, do_sample: bool) -> None:
+    desk.put(repeated(20, 5_000))
+    report = desk.run(
+        output={"mode": "append"},
+        generation={"do_sample": do_sample},
+        plan={"max_shard_rows": 1000 if do_sample else 50},
+    )
+    assert report.num_shards == 100
+    assert report.num_answered_by_model == (100_000 if do_sample else 5_000)
+    assert report.num_answered_by_model + report.num_shared_rows == 100_000
+    assert report.by_status == {"ok": 100_000}
+    assert desk.run(output={"mode": "append"}, generation={"do_sample": do_sample}).outcome == "nothing_to_do"
