@@ -50,6 +50,10 @@ class ModelFacts:
     on_gpu: bool
     max_cores: int | None = None
 
+    def device(self, job: UsesModel) -> str:
+        """What answers the job's rows: `echo`, `cuda` or `cpu`."""
+        return "echo" if job.engine.kind == "echo" else "cuda" if self.on_gpu else "cpu"
+
     def engine_spec(self, job: UsesModel) -> EngineSpec:
         """What the engine hosts are to load. They refuse a folder that is no longer the planned one."""
         return EngineSpec(

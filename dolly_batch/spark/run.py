@@ -32,6 +32,7 @@ from dolly_batch.spark.plan.manifest import (
     open_plan,
     plan_folders,
 )
+from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import delete_drafts, make_plan
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
@@ -93,6 +94,8 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
         with report.timed("audit"):
             findings = audit(opened.target, opened.folder, opened.plan)
         _complete(job, opened, findings, report)
+        if "generate" in report.seconds and not report.num_resumed_waves:
+            remember(files, work, opened.plan, opened.model.device(job), report.seconds["generate"])
         _delete_old_rows(files, work, job)
     return report
 
@@ -114,6 +117,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     check_executors(spark, target, model.folder)
     plan = make_plan(options, source, target, model, files, work, dry=True).plan
     _fill(report, plan, target)
+    report.estimated_s = plan.estimated_s + START_S[model.device(job)]
     report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
     num_todo = plan.num_rows - plan.num_answered_before - plan.num_skipped - plan.num_copied

@@ -151,6 +151,21 @@ def test_all_rows_copied_take_no_model(desk: Desk) -> None:
     assert (report.num_copied_rows, report.num_answered_by_model) == (0, 5)
 
 
+def test_an_estimate_follows_what_earlier_runs_took(desk: Desk) -> None:
+    desk.put(questions(120))
+    slow = {"engine": {"echo_delay_s": 0.05}, "output": {"mode": "append"}}
+    report = desk.run(**slow)
+    took = report.seconds["generate"]
+    desk.put(questions(240, start=120))
+    again = plan_job(desk.job(**slow))
+    assert again.estimated_s is not None
+    assert took < again.estimated_s < 3 * took
+    (desk.folder / "work" / "rates.json").write_text("{ torn", encoding="utf-8")
+    first = plan_job(desk.job(**slow)).estimated_s
+    assert first is not None
+    assert first < took
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_of_100_000_rows_each_different_question_is_asked_once(desk: Desk, do_sample: bool) -> None:

@@ -41,7 +41,7 @@ _KEYS = {
     "input_settings": "reads",
 }
 # Left out where they say nothing, so that an earlier version can finish the plan.
-_LATER = {"num_shared", "num_copied", "prefix_share"}
+_LATER = {"num_shared", "num_copied", "prefix_share", "rate_factor"}
 _FIELDS = {key: name for name, key in _KEYS.items()}
 
 
@@ -97,6 +97,8 @@ class Plan:
     """Rows that ask what another row of the plan asks, and get its answer."""
     num_copied: int = 0
     """Rows that get a copy of the answer that the output has for another row which asks the same."""
+    rate_factor: float = 0.0
+    """By how much more than the constants say the estimate is, as earlier runs took it; 0 where there were none."""
     prefix_share: float = 0.0
     """Which part of the prompts is computed once for several questions, as the layout expects it."""
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import Refused
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
@@ -32,6 +33,7 @@ from dolly_batch.spark.plan.keys import input_settings, request_header, task_set
 from dolly_batch.spark.plan.known_answers import known_answers, known_questions, with_known
 from dolly_batch.spark.plan.layout import count_shards, write_questions
 from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
+from dolly_batch.spark.plan.measured import measured_factor, rate_name
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
 from dolly_batch.spark.plan.questions import asking_rows, distinct_questions, shares_answers
 from dolly_batch.spark.plan.row_status import (
@@ -100,8 +102,10 @@ def make_plan(
         if known is not None:
             rows = draft.saved(with_known(rows, known), "known_rows")
             facts = read_facts(rows, shares)
-        work_s = _work_s(target, model, prepared, facts)
+        factor = _rate_factor(job, model, files, work)
+        work_s = factor * _work_s(target, model, prepared, facts)
         plan = _counted(options, source, target, model, facts, work_s)
+        plan = replace(plan, rate_factor=0.0 if factor == 1.0 else factor)
         if plan.num_rows == plan.num_answered_before and (dry or is_up_to_date(rows, target)):
             return Planned(plan, None)
         max_rows = job.limits.max_rows
@@ -161,6 +165,12 @@ class _Draft:
             if existing is not None:  # another start made the same plan a moment ago
                 return Planned(existing, folder)
         return Planned(plan, folder)
+
+
+def _rate_factor(job: JobConfig, model: ModelFacts, files: Files, work: str) -> float:
+    if job.plan.tokens_per_s is not None:
+        return 1.0
+    return measured_factor(files, work, rate_name(request_header(job, model.identity), model.device(job)))
 
 
 def _work_s(target: OutputTable, model: ModelFacts, prepared: PreparedTask, facts: Facts) -> float:
