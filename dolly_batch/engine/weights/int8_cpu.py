@@ -1,7 +1,7 @@
 """int8: weights with a scale per output channel, activations with a scale per row, integer products.
 
-The sums are integers, so they are exact in any order, and an answer does not depend on its batch. On CPUs
-oneDNN multiplies packed weights, where a self test finds it exact; for GPUs see `int8_gpu.py`.
+The sums are integers, so they are exact in any order, and an answer does not depend on its batch. On CPUs a kernel for
+AMX multiplies packed weights, or oneDNN, where a self test finds it exact; for GPUs see `int8_gpu.py`.
 
 CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of products in 16 bits, where two of 255 x 127
 saturate. There weights have 7 bits: two of 255 x 64 fit.
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels
+from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels, find_tile_multiply
 from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
 from dolly_batch.engine.weights.smoothing import Smoothing, smooth_layers
 from dolly_batch.errors import ConfigError
 
-_ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
-_SMALLEST = 1e-30
+ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
+SMALLEST = 1e-30
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -46,9 +46,9 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(torch.float32, copy=True)
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         self._scales = scales
-        self._bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
-        self._product = product.make(weight, scales)
-        self._kernels = find_row_kernels(linear.weight.dtype, dtype, _SMALLEST, _ZERO_POINT)
+        self.bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
+        self.product = product.make(weight, scales)
+        self._kernels = find_row_kernels(linear.weight.dtype, dtype, SMALLEST, ZERO_POINT)
         self._input_dtype = linear.weight.dtype
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -64,20 +64,27 @@ class Int8Linear(nn.Module):
         rows = rows.float()
         # Several times faster than a norm, or than the maximum of absolute values in bfloat16.
         largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
-        scales = largest.clamp_(min=_SMALLEST) / 127
-        quantized = (rows / scales).round_().add_(_ZERO_POINT).to(torch.uint8)
-        outputs = self._product(quantized).mul_(scales)
-        if self.bias is not None:
-            outputs += self.bias
-        return outputs.to(self._dtype)
+        scales = largest.clamp_(min=SMALLEST) / 127
+        quantized = (rows / scales).round_().add_(ZERO_POINT).to(torch.uint8)
+        return self._finish(self.product(quantized), scales)
 
     def _multiply_compiled(self, rows: Tensor, kernels: RowKernels) -> Tensor:
-        quantized = torch.empty(rows.shape, dtype=torch.uint8)
-        scales = np.empty(len(rows), np.float32)
-        kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales)
-        products = self._product(quantized)
+        quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty((len(rows), 1))
+        kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales.view(-1).numpy())
+        return self._finish(self.product(quantized), scales)
+
+    def multiply_quantized(self, rows: Tensor, scales: Tensor) -> Tensor:
+        """The outputs of the first rows, as many as there are scales [rows, 1], of uint8 rows: inputs are quantized."""
+        return self._finish(self.product(rows)[: len(scales)], scales)
+
+    def _finish(self, products: Tensor, scales: Tensor) -> Tensor:
+        if self._kernels is None:
+            outputs = products.mul_(scales)
+            if self.bias is not None:
+                outputs += self.bias
+            return outputs.to(self._dtype)
         outputs = products if self._dtype == torch.float32 else torch.empty(products.shape, dtype=self._dtype)
-        kernels.finish(products.numpy(), scales, self._bias_array, as_array(outputs))
+        self._kernels.finish(products.numpy(), scales.view(-1).numpy(), self.bias_array, as_array(outputs))
         return outputs
 
 
@@ -85,14 +92,14 @@ class _Joint:
     """The product of layers that take the same inputs, for all of them at once; each takes its own share of it."""
 
     def __init__(self, linear: Int8Linear, sizes: Sequence[int]) -> None:
-        self._linear, self._sizes = linear, list(sizes)
+        self.linear, self._sizes = linear, list(sizes)
         self._inputs: Tensor | None = None
         self._shares: Sequence[Tensor] = ()
 
     def share(self, index: int, inputs: Tensor) -> Tensor:
         """The outputs of one of the layers: computed for the first one that comes, let go of with the last layer's."""
         if inputs is not self._inputs:
-            self._inputs, self._shares = inputs, self._linear(inputs).split(self._sizes, dim=-1)
+            self._inputs, self._shares = inputs, self.linear(inputs).split(self._sizes, dim=-1)
         share = self._shares[index]
         if index == len(self._sizes) - 1:
             self._inputs, self._shares = None, ()
@@ -108,11 +115,17 @@ class Int8Share(nn.Module):
 
     def __init__(self, joint: _Joint, index: int) -> None:
         super().__init__()
-        self._joint, self._index = joint, index
+        self.joint, self._index = joint, index
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Take its share of the product."""
-        return self._joint.share(self._index, inputs)
+        return self.joint.share(self._index, inputs)
+
+
+def linear_of(module: nn.Module) -> Int8Linear | None:
+    """The layer in int8 that multiplies for a module, with others or alone; None where it is none in int8."""
+    linear = module.joint.linear if isinstance(module, Int8Share) else module
+    return linear if isinstance(linear, Int8Linear) else None
 
 
 def join(layer: nn.Module, names: Sequence[str], product: Int8Product, dtype: torch.dtype) -> None:
@@ -188,7 +201,7 @@ def _cpu_layers(product: Int8Product) -> Callable[[nn.Linear, torch.dtype], nn.M
 
 def cpu_product() -> Int8Product:
     """The fastest exact product of this CPU. Raises ConfigError where it has none."""
-    for product in (PACKED, PACKED_7_BITS, PLAIN):
+    for product in (TILES, PACKED, PACKED_7_BITS, PLAIN):
         if is_exact(product):
             return product
     raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
@@ -202,8 +215,28 @@ def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
 
     def multiply(rows: Tensor) -> Tensor:
         return onednn.qlinear_pointwise(  # type: ignore[no-any-return]
-            rows, 1.0, _ZERO_POINT, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+            rows, 1.0, ZERO_POINT, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
+
+    return multiply
+
+
+def _tile_product(weight: Tensor, scales: Tensor) -> Multiply:
+    """As `_packed_product`, by AMX's tiles. Raises NotImplementedError where there are none."""
+    kernel = find_tile_multiply()
+    if kernel is None:
+        raise NotImplementedError("a product by AMX's tiles")
+    from dolly_batch.engine.kernels.cpu.amx import DEPTH, TileWeights
+
+    num_features, depth = weight.shape
+    weights = TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT)
+
+    def multiply(rows: Tensor) -> Tensor:
+        if depth % DEPTH:
+            rows = nn.functional.pad(rows, (0, -depth % DEPTH))
+        outputs = torch.empty((len(rows), num_features))
+        kernel(*weights.arrays, rows.numpy(), outputs.numpy())
+        return outputs
 
     return multiply
 
@@ -213,7 +246,7 @@ def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
     transposed = weight.t()
 
     def multiply(rows: Tensor) -> Tensor:
-        signed = (rows.to(torch.int16) - _ZERO_POINT).to(torch.int8)
+        signed = (rows.to(torch.int16) - ZERO_POINT).to(torch.int8)
         return torch._int_mm(signed, transposed).float().mul_(scales)
 
     return multiply
@@ -226,7 +259,7 @@ def is_exact(product: Int8Product) -> bool:
     weight = torch.randint(-largest, largest + 1, (64, 256), generator=numbers, dtype=torch.int8)
     rows = torch.randint(1, 256, (16, 256), generator=numbers, dtype=torch.uint8)
     weight[:8], weight[8:16], rows[:4] = largest, -largest, 255
-    expected = (rows.long() - _ZERO_POINT) @ weight.long().t()
+    expected = (rows.long() - ZERO_POINT) @ weight.long().t()
     try:
         found = product.make(weight, torch.ones(64))(rows)
     except (AttributeError, RuntimeError, NotImplementedError):
@@ -234,6 +267,7 @@ def is_exact(product: Int8Product) -> bool:
     return torch.equal(found.long(), expected)
 
 
+TILES = Int8Product(_tile_product, 127)
 PACKED = Int8Product(_packed_product, 127)
 PACKED_7_BITS = Int8Product(_packed_product, 64)
 PLAIN = Int8Product(_plain_product, 127)  # some forty times slower
