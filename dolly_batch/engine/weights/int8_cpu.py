@@ -47,7 +47,7 @@ class Int8Linear(nn.Module):
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         self._scales = scales
         self.bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
-        self.product = product.make(weight, scales)
+        self._product = product.make(weight, scales)
         self._kernels = find_row_kernels(linear.weight.dtype, dtype, SMALLEST, ZERO_POINT)
         self._input_dtype = linear.weight.dtype
 
@@ -66,18 +66,21 @@ class Int8Linear(nn.Module):
         largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
         scales = largest.clamp_(min=SMALLEST) / 127
         quantized = (rows / scales).round_().add_(ZERO_POINT).to(torch.uint8)
-        return self._finish(self.product(quantized), scales)
+        return self.finish(self._product(quantized), scales)
 
     def _multiply_compiled(self, rows: Tensor, kernels: RowKernels) -> Tensor:
         quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty((len(rows), 1))
         kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales.view(-1).numpy())
-        return self._finish(self.product(quantized), scales)
+        return self.finish(self._product(quantized), scales)
 
-    def multiply_quantized(self, rows: Tensor, scales: Tensor) -> Tensor:
-        """The outputs of the first rows, as many as there are scales [rows, 1], of uint8 rows: inputs are quantized."""
-        return self._finish(self.product(rows)[: len(scales)], scales)
+    def multiply_arrays(self, rows: Any, memory: Any) -> Any:
+        """Rows that are quantized, times the weights: [rows, features] float32, in `memory` where the product can."""
+        if isinstance(self._product, _TileProduct):
+            return self._product.into(rows, memory)
+        return self._product(torch.from_numpy(rows)).numpy()
 
-    def _finish(self, products: Tensor, scales: Tensor) -> Tensor:
+    def finish(self, products: Tensor, scales: Tensor) -> Tensor:
+        """The outputs, from what was multiplied and the rows' scales [rows, 1]; `products` are worked on in place."""
         if self._kernels is None:
             outputs = products.mul_(scales)
             if self.bias is not None:
@@ -221,24 +224,31 @@ def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
     return multiply
 
 
-def _tile_product(weight: Tensor, scales: Tensor) -> Multiply:
+class _TileProduct:
     """As `_packed_product`, by AMX's tiles. Raises NotImplementedError where there are none."""
-    kernel = find_tile_multiply()
-    if kernel is None:
-        raise NotImplementedError("a product by AMX's tiles")
-    from dolly_batch.engine.kernels.cpu.amx import DEPTH, TileWeights
 
-    num_features, depth = weight.shape
-    weights = TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT)
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        kernel = find_tile_multiply()
+        if kernel is None:
+            raise NotImplementedError("a product by AMX's tiles")
+        from dolly_batch.engine.kernels.cpu.amx import DEPTH, TileWeights
 
-    def multiply(rows: Tensor) -> Tensor:
-        if depth % DEPTH:
-            rows = nn.functional.pad(rows, (0, -depth % DEPTH))
-        outputs = torch.empty((len(rows), num_features))
-        kernel(*weights.arrays, rows.numpy(), outputs.numpy())
+        self._kernel = kernel
+        self._num_features, depth = weight.shape
+        self._num_missing = -depth % DEPTH  # of a row, to the next whole tile
+        self._arrays = TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT).arrays
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        memory = torch.empty(len(rows) * self._num_features).numpy()
+        return torch.from_numpy(self.into(rows.numpy(), memory))
+
+    def into(self, rows: Any, memory: Any) -> Any:
+        """The same for arrays: the outputs lie where `memory` begins."""
+        if self._num_missing:
+            rows = np.pad(rows, ((0, 0), (0, self._num_missing)))
+        outputs = memory[: len(rows) * self._num_features].reshape(len(rows), self._num_features)
+        self._kernel(*self._arrays, rows, outputs)
         return outputs
-
-    return multiply
 
 
 def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
@@ -267,7 +277,7 @@ def is_exact(product: Int8Product) -> bool:
     return torch.equal(found.long(), expected)
 
 
-TILES = Int8Product(_tile_product, 127)
+TILES = Int8Product(_TileProduct, 127)
 PACKED = Int8Product(_packed_product, 127)
 PACKED_7_BITS = Int8Product(_packed_product, 64)
 PLAIN = Int8Product(_plain_product, 127)  # some forty times slower

@@ -64,15 +64,12 @@ class _Rows:
 
     def __init__(self, stream: Any, layer: _Layer) -> None:
         num_rows = len(stream)
-        padded = max(_MIN_ROWS, -(-num_rows // _ROWS_STEP) * _ROWS_STEP)
+        padded = _padded(num_rows)
         self.stream = stream
         self.scales = np.ones(num_rows, np.float32)
         self.hidden, self.attended, self.inner = (
-            torch.empty((padded, linear.in_features), dtype=torch.uint8)
+            torch.empty((padded, linear.in_features), dtype=torch.uint8).numpy()
             for linear in (layer.qkv, layer.out, layer.down)
-        )
-        self.hidden_array, self.attended_array, self.inner_array = (
-            tensor.numpy() for tensor in (self.hidden, self.attended, self.inner)
         )
 
 
@@ -122,6 +119,9 @@ class CompiledLayers:
         self.scaling = np.float32(self.shape.head_size**-0.5)
         self._layers, self._head = layers, head
         self._embedding, self._norm = base.embed_tokens.weight, _weight(base.norm)
+        # Of a product's outputs, which the next pass has read before the next product writes.
+        self._memory = np.empty(0, np.float32)
+        self._widest = max(linear.out_features for linear in (layers[0].qkv, layers[0].gate_up, layers[0].down))
 
     @classmethod
     def of(cls, loaded: LoadedModel, cache: Cache) -> "CompiledLayers | None":
@@ -140,30 +140,41 @@ class CompiledLayers:
     def logits(
         self, ids: Sequence[int], positions: Sequence[int], last: Sequence[int], attention: CompiledAttention
     ) -> Tensor:
-        """Of the tokens at the places `last`: [places, vocabulary] in float32."""
+        """Of the tokens at the places `last`: [places, vocabulary] in float32, to be read before the next step."""
+        self._make_room(len(ids), len(last))
         outputs = self._embedding[torch.tensor(ids)].float().numpy()
         bias = np.zeros(outputs.shape[1], np.float32)
         step, rows = _Attention(self, positions, attention), _Rows(np.zeros_like(outputs), self._layers[0])
         for number, layer in enumerate(self._layers):
             self._add_norm(rows, outputs, bias, layer.norm)
-            attended = step.attend(number, layer, layer.qkv.product(rows.hidden).numpy(), rows.scales)
+            attended = step.attend(number, layer, layer.qkv.multiply_arrays(rows.hidden, self._memory), rows.scales)
             if layer is self._layers[-1] and list(last) != list(range(len(ids))):
                 # Nothing but their logits is left to compute.
                 attended, rows = attended[list(last)], _Rows(rows.stream[list(last)], layer)
             outputs, bias = self._after_attention(layer, rows, attended), layer.down.bias_array
         self._add_norm(rows, outputs, bias, self._norm)
-        return self._head.multiply_quantized(rows.hidden, torch.from_numpy(rows.scales)[:, None])
+        products = self._head.multiply_arrays(rows.hidden, self._memory)[: len(last)]
+        return self._head.finish(torch.from_numpy(products), torch.from_numpy(rows.scales)[:, None])
+
+    def _make_room(self, num_tokens: int, num_logits: int) -> None:
+        size = max(_padded(num_tokens) * self._widest, _padded(num_logits) * self._head.out_features)
+        if len(self._memory) < size:
+            self._memory = np.empty(size, np.float32)
 
     def _after_attention(self, layer: _Layer, rows: _Rows, attended: Any) -> Any:
-        self.kernels.quantize(attended, rows.scales, rows.attended_array)
-        outputs = layer.out.product(rows.attended).numpy()
+        self.kernels.quantize(attended, rows.scales, rows.attended)
+        outputs = layer.out.multiply_arrays(rows.attended, self._memory)
         self._add_norm(rows, outputs, layer.out.bias_array, layer.mlp_norm)
-        outputs = layer.gate_up.product(rows.hidden).numpy()
-        self.kernels.gate(outputs, rows.scales, layer.gate_up.bias_array, rows.inner_array)
-        return layer.down.product(rows.inner).numpy()
+        outputs = layer.gate_up.multiply_arrays(rows.hidden, self._memory)
+        self.kernels.gate(outputs, rows.scales, layer.gate_up.bias_array, rows.inner)
+        return layer.down.multiply_arrays(rows.inner, self._memory)
 
     def _add_norm(self, rows: _Rows, outputs: Any, bias: Any, weight: Any) -> None:
-        self.kernels.add_norm(rows.stream, outputs, rows.scales, bias, weight, self.epsilon, rows.hidden_array)
+        self.kernels.add_norm(rows.stream, outputs, rows.scales, bias, weight, self.epsilon, rows.hidden)
+
+
+def _padded(num_rows: int) -> int:
+    return max(_MIN_ROWS, -(-num_rows // _ROWS_STEP) * _ROWS_STEP)
 
 
 def _weight(norm: Any) -> Any:

@@ -22,7 +22,7 @@ ROWS, DEPTH = 16, 64  # of a tile: rows, and bytes of each
 _PAIR = 2 * ROWS
 _TILE_BYTES = ROWS * DEPTH
 _NUM_TILES = 8
-_AHEAD = 4 * _TILE_BYTES
+_AHEAD = 8 * _TILE_BYTES
 _weights = Arena()
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
@@ -119,14 +119,30 @@ def _instruction(name: str, *tiles: int) -> Callable[..., None]:
 
 
 @intrinsic
+def _address(typing_context, array):
+    """Where an array's first number is; `ctypes.data` takes seconds to compile."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
+@njit
+def _keep(array):
+    """An array is alive until here, however its address is used."""
+
+
+@intrinsic
 def _prefetch(typing_context, address):
-    """Ask for the line at an address, be there memory or not, to come into the first cache."""
+    """Ask for the line at an address, be there memory or not, to come into the second cache."""
 
     def generate(context, builder, signature, arguments):
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(3), number(1)])
+        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -146,9 +162,14 @@ def compile_multiply() -> Callable[..., None]:
     add00, add01 = _instruction("tdpbusd", 0, 4, 6), _instruction("tdpbusd", 1, 4, 7)
     add10, add11 = _instruction("tdpbusd", 2, 5, 6), _instruction("tdpbusd", 3, 5, 7)
 
+    @njit
+    def fetch(tiles):
+        for line in range(0, 2 * _TILE_BYTES, DEPTH):
+            _prefetch(tiles + line)
+
     @njit(error_model="numpy")
-    def multiply_two(first, second, distance, weights, num_blocks, offset, found):
-        """32 rows times 32 features."""
+    def multiply_two(first, second, distance, weights, num_blocks, offset, found, is_first):
+        """32 rows times 32 features; where those rows are the first, the weights come from afar."""
         sums00(offset, 0)
         sums01(offset + 4 * ROWS, 0)
         sums10(offset, 0)
@@ -156,6 +177,8 @@ def compile_multiply() -> Callable[..., None]:
         for block in range(num_blocks):
             upper(first + block * DEPTH, distance)
             tiles = weights + block * 2 * _TILE_BYTES
+            if is_first:
+                fetch(tiles + _AHEAD)
             left(tiles, DEPTH)
             add00()
             right(tiles + _TILE_BYTES, DEPTH)
@@ -169,15 +192,15 @@ def compile_multiply() -> Callable[..., None]:
         store11(found + 4 * ROWS * _PAIR + 4 * ROWS, 4 * _PAIR)
 
     @njit(error_model="numpy")
-    def multiply_one(first, distance, weights, num_blocks, offset, found):
-        """16 rows times 32 features: each weight is used once, so what is ahead is asked for."""
+    def multiply_one(first, distance, weights, num_blocks, offset, found, is_first):
+        """16 rows times 32 features."""
         sums00(offset, 0)
         sums01(offset + 4 * ROWS, 0)
         for block in range(num_blocks):
             upper(first + block * DEPTH, distance)
             tiles = weights + block * 2 * _TILE_BYTES
-            for line in range(0, 2 * _TILE_BYTES, DEPTH):
-                _prefetch(tiles + _AHEAD + line)
+            if is_first:
+                fetch(tiles + _AHEAD)
             left(tiles, DEPTH)
             add00()
             right(tiles + _TILE_BYTES, DEPTH)
@@ -190,25 +213,26 @@ def compile_multiply() -> Callable[..., None]:
         sums = np.empty((_PAIR, _PAIR), np.int32)
         distance, num_blocks, num_rows = rows.shape[1], packed.shape[1], rows.shape[0]
         num_whole = num_rows // ROWS * ROWS
-        rest = np.zeros((ROWS, distance), np.uint8)  # the last rows, filled up to a tile
-        rest[: num_rows - num_whole] = rows[num_whole:]
-        found = sums.ctypes.data
-        configure(shapes.ctypes.data)
+        rest = np.empty((ROWS, distance), np.uint8)  # the last rows, in a tile that is no whole one
+        for row in range(num_whole, num_rows):
+            for i in range(distance):
+                rest[row - num_whole, i] = rows[row, i]
+        found, own_rows, last_rows = _address(sums), _address(rows), _address(rest)
+        configure(_address(shapes))
         for pair in range(packed.shape[0]):
             start = pair * _PAIR
-            weights, offset = packed.ctypes.data + start * distance, offsets.ctypes.data + 4 * start
-            count = min(_PAIR, outputs.shape[1] - start)
+            weights, offset = _address(packed) + start * distance, _address(offsets) + 4 * start
             for row in range(0, num_rows, _PAIR):
-                first = rows.ctypes.data + row * distance if row < num_whole else rest.ctypes.data
-                second = first + ROWS * distance if row + ROWS < num_whole else rest.ctypes.data
+                first = own_rows + row * distance if row < num_whole else last_rows
+                second = own_rows + (row + ROWS) * distance if row + ROWS < num_whole else last_rows
                 if row + ROWS < num_rows:
-                    multiply_two(first, second, distance, weights, num_blocks, offset, found)
+                    multiply_two(first, second, distance, weights, num_blocks, offset, found, row == 0)
                 else:
-                    multiply_one(first, distance, weights, num_blocks, offset, found)
+                    multiply_one(first, distance, weights, num_blocks, offset, found, row == 0)
                 for member in range(min(_PAIR, num_rows - row)):
-                    numbers, own, scales = sums[member], outputs[row + member, start:], factors[start:]
-                    for i in range(count):
-                        own[i] = np.float32(numbers[i]) * scales[i]
+                    for i in range(min(_PAIR, outputs.shape[1] - start)):
+                        outputs[row + member, start + i] = np.float32(sums[member, i]) * factors[start + i]
+        _keep(rest)
         release()
 
     return multiply
