@@ -7,6 +7,7 @@ CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of pro
 saturate. There weights have 7 bits: two of 255 x 64 fit.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,12 @@ class Int8Linear(nn.Module):
         self._scales = scales
         self.bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
         self._product = product.make(weight, scales)
-        self._kernels = find_row_kernels(linear.weight.dtype, dtype, SMALLEST, ZERO_POINT)
         self._input_dtype = linear.weight.dtype
+
+    @functools.cached_property
+    def _kernels(self) -> RowKernels | None:
+        # Compiled when they are used: `continuous/cpu/layers.py` does without most of them.
+        return find_row_kernels(self._input_dtype, self._dtype, SMALLEST, ZERO_POINT)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""

@@ -114,34 +114,29 @@ def compile_rotate(*, is_bfloat16: bool) -> Callable[..., None]:
         half = head_size // 2
         own = np.empty(head_size, np.float32)
         for row in range(scales.shape[0]):
-            scale, cosine, sine = scales[row], cosines[row], sines[row]
-            for head in range(num_heads + num_kv_heads):
-                numbers, addend = outputs[row, head * head_size :], bias[head * head_size :]
-                total = np.float32(0)
+            scale = scales[row]
+            for head in range(num_heads + 2 * num_kv_heads):
+                start, total = head * head_size, np.float32(0)
                 for i in range(head_size):
-                    number = numbers[i] * scale + addend[i]
+                    number = outputs[row, start + i] * scale + bias[start + i]
                     own[i] = number
                     total += number * number
-                if norms.shape[0]:
-                    norm = norms[0 if head < num_heads else 1]
+                is_query, is_value = head < num_heads, head >= num_heads + num_kv_heads
+                if norms.shape[0] and not is_value:
                     inverse = _ONE / np.sqrt(total / np.float32(head_size) + epsilon)
                     for i in range(head_size):
-                        own[i] *= inverse * norm[i]
-                if head < num_heads:
-                    query = queries[row, head]
+                        own[i] *= inverse * norms[0 if is_query else 1, i]
+                if not is_value:
                     for i in range(half):
-                        query[i] = (own[i] * cosine[i] - own[half + i] * sine[i]) * scaling
-                        query[half + i] = (own[half + i] * cosine[i] + own[i] * sine[i]) * scaling
+                        first, second = own[i], own[half + i]
+                        own[i] = first * cosines[row, i] - second * sines[row, i]
+                        own[half + i] = second * cosines[row, i] + first * sines[row, i]
+                if is_query:
+                    for i in range(head_size):
+                        queries[row, head, i] = own[i] * scaling
                 else:
-                    key = keys_values[row, 0, head - num_heads]
-                    for i in range(half):
-                        key[i] = write(own[i] * cosine[i] - own[half + i] * sine[i])
-                        key[half + i] = write(own[half + i] * cosine[i] + own[i] * sine[i])
-            first = (num_heads + num_kv_heads) * head_size
-            for head in range(num_kv_heads):
-                numbers, addend = outputs[row, first + head * head_size :], bias[first + head * head_size :]
-                value = keys_values[row, 1, head]
-                for i in range(head_size):
-                    value[i] = write(numbers[i] * scale + addend[i])
+                    part, place = (head - num_heads) // num_kv_heads, (head - num_heads) % num_kv_heads
+                    for i in range(head_size):
+                        keys_values[row, part, place, i] = write(own[i])
 
     return rotate
