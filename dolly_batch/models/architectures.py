@@ -81,8 +81,10 @@ class Architecture:
     """Whether the continuous engine runs it."""
     int8: bool = False
     """Whether its linear layers may be quantized."""
+    llama_layers: bool = False
+    """Whether its layers compute what Llama's do and have the same names; heads may have norms."""
     smoothed: tuple[Channels, ...] = ()
-    """What of each layer is smoothed first (`engine/weights/smoothing.py`); its layers are called as Llama's are."""
+    """What of each layer is smoothed first (`engine/weights/smoothing.py`), in `llama_layers` alone."""
 
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor of the checkpoint is left unread."""
@@ -223,6 +225,7 @@ def _llama_like(
         num_mlp_matrices=3,
         continuous=True,
         int8=True,
+        llama_layers=True,
         smoothed=(
             Channels("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             Channels("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),

@@ -1,7 +1,7 @@
 """Engines for tests, and answers by key."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,6 +44,15 @@ def gpu_engine(
     cache = pages(CacheShape.of(loaded), min(kv_bytes, 2**24), max_sequences=max_sequences, max_positions=2048)
     cache.data.fill_(torch.nan)
     return kind(loaded, cache, max_sequences=max_sequences, **settings)  # type: ignore[arg-type]
+
+
+def randomize_vectors(model: Any) -> None:
+    """Give a model biases and norms that are not all 0 and 1."""
+    numbers = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            drawn = torch.rand(parameter.shape, generator=numbers) + (0.0 if name.endswith("bias") else 0.5)
+            parameter.data = drawn.to(parameter.dtype)
 
 
 def assert_empty(engine: GpuEngine) -> None:

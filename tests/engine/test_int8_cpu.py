@@ -14,6 +14,7 @@ from dolly_batch.engine.weights.int8_cpu import (
     PACKED,
     PACKED_7_BITS,
     PLAIN,
+    TILES,
     Int8Linear,
     Int8Product,
     cpu_product,
@@ -105,17 +106,24 @@ def test_all_layers_are_packed_and_their_originals_gone(neox_folder: Path) -> No
     assert left == {"gpt_neox.embed_in.weight"}
 
 
-@pytest.mark.parametrize("product", [PLAIN, PACKED, PACKED_7_BITS], ids=["plain", "packed", "packed 7 bits"])
-def test_exact_products_are_the_same(product: Int8Product) -> None:
+@pytest.mark.parametrize("shape", [(13, 96, 64), (1, 32, 128), (16, 40, 192), (32, 17, 64), (49, 200, 104)], ids=str)
+@pytest.mark.parametrize(
+    "product", [PLAIN, PACKED, PACKED_7_BITS, TILES], ids=["plain", "packed", "packed 7 bits", "tiles"]
+)
+def test_exact_products_are_the_same(product: Int8Product, shape: tuple[int, int, int]) -> None:
     if not is_exact(product):
         assert product is not PLAIN
         pytest.skip("this CPU has no such product")
+    num_rows, num_features, depth = shape
     numbers = torch.Generator().manual_seed(3)
     largest = product.max_weight
-    weight = torch.randint(-largest, largest + 1, (96, 64), generator=numbers, dtype=torch.int8)
-    rows = torch.randint(1, 256, (13, 64), generator=numbers, dtype=torch.uint8)
-    exact = (rows.long() - 128) @ weight.long().t()
-    assert torch.equal(product.make(weight, torch.ones(96))(rows).long(), exact)
+    weight = torch.randint(-largest, largest + 1, (num_features, depth), generator=numbers, dtype=torch.int8)
+    rows = torch.randint(1, 256, (num_rows, depth), generator=numbers, dtype=torch.uint8)
+    scales = torch.rand(num_features, generator=numbers)
+    exact = ((rows.long() - 128) @ weight.long().t()).float()
+    found = product.make(weight, scales)(rows)
+    assert found.shape == exact.shape
+    assert torch.equal(found, exact * scales)
 
 
 def test_a_saturating_product_is_not_exact() -> None:

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.cpu.pools import KVPools
 from dolly_batch.engine.continuous.engine import ContinuousEngine
-from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words, find_pool_kernels, find_row_kernels
-from dolly_batch.engine.weights.int8_cpu import Int8Linear, cpu_product
+from dolly_batch.engine.kernels.cpu.compiled import (
+    Mismatch,
+    PoolKernels,
+    as_words,
+    find_layer_kernels,
+    find_pool_kernels,
+    find_row_kernels,
+)
+from dolly_batch.engine.kernels.cpu.layer_checks import LayerChecks
+from dolly_batch.engine.weights.int8_cpu import SMALLEST, ZERO_POINT, Int8Linear, cpu_product
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.engine.weights.norms import CompiledRMSNorm, compile_norms
 from tests.engine.engines import answer
@@ -188,6 +198,21 @@ def test_norms_are_hugging_faces_but_for_last_bits() -> None:
     assert found[1, 4].isnan().all()
 
 
+@pytest.mark.parametrize("name", ["add_norm", "rotate", "quantize", "gate"])
+def test_a_layers_passes_are_checked(name: str) -> None:
+    kernels = find_layer_kernels(torch.bfloat16, SMALLEST, ZERO_POINT)
+    assert kernels is not None
+    LayerChecks(kernels, torch.bfloat16, ZERO_POINT).run()
+
+    def off_by_some(*arrays: Any) -> None:
+        getattr(kernels, name)(*arrays)
+        written = arrays[-1].reshape(-1)
+        written[7] ^= 64
+
+    with pytest.raises(Mismatch):
+        LayerChecks(replace(kernels, **{name: off_by_some}), torch.bfloat16, ZERO_POINT).run()
+
+
 def test_norms_in_float32_stay_hugging_faces() -> None:
     model = nn.Sequential(LlamaRMSNorm(32))
     compile_norms(model)
@@ -216,20 +241,22 @@ def test_answers_are_the_same_with_the_kernels_and_without(neox_folder: Path) ->
     assert answer(with_them, requests) == answer(without, requests)
 
 
-def test_without_numba_the_engine_runs(neox_folder: Path) -> None:
+def test_without_numba_the_engine_runs(neox_folder: Path, llama_folder: Path) -> None:
     program = f"""
         import sys
         sys.modules["numba"] = None
         from dolly_batch.engine.load import load_engine
         from dolly_batch.engine.protocol import generate
         from dolly_batch.records import EngineSpec, GenerationParams, Request
-        for quantization in ("none", "int8"):
-            spec = EngineSpec("fast", {str(neox_folder)!r}, dtype="float32", quantization=quantization, processes=1)
+        neox, llama = {str(neox_folder)!r}, {str(llama_folder)!r}
+        for folder, quantization in ((neox, "none"), (neox, "int8"), (llama, "int8")):
+            spec = EngineSpec("fast", folder, dtype="float32", quantization=quantization, processes=1)
             engine = load_engine(spec, "cpu")
             assert engine._cache._kernels is None
+            assert engine._layers is None
             (answer,) = generate(engine, [Request("a", (5, 6, 7), GenerationParams(max_new_tokens=4, do_sample=False))])
             assert answer.failure is None
             assert answer.token_ids
-        assert not any(name.startswith("llvmlite") for name in sys.modules)
+        assert not any(name.startswith("numba.") for name in sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)

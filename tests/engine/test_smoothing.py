@@ -12,6 +12,7 @@ from dolly_batch.engine.weights.calibration import TEXT, calibration_ids
 from dolly_batch.engine.weights.int8_cpu import Int8Linear, quantize
 from dolly_batch.engine.weights.loading import LoadedModel, load_model, smoothing_of
 from dolly_batch.engine.weights.smoothing import Smoothing, nearest_powers, scale, smooth_layers
+from tests.engine.engines import randomize_vectors
 from tests.engine.test_llama_family import MODELS
 from tests.random_models import write_random_model
 
@@ -28,11 +29,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def load(folder: Path, dtype: str = "float32") -> tuple[LoadedModel, Smoothing]:
     """A model with biases and norms that are not all 0 and 1, and how it is smoothed."""
     loaded = load_model(folder, dtype=dtype, device="cpu")
-    numbers = torch.Generator().manual_seed(4)
-    for name, parameter in loaded.model.named_parameters():
-        if parameter.dim() == 1:
-            drawn = torch.rand(parameter.shape, generator=numbers) + (0.0 if name.endswith("bias") else 0.5)
-            parameter.data = drawn.to(parameter.dtype)
+    randomize_vectors(loaded.model)
     smoothing = smoothing_of(loaded.folder, loaded.encoder)
     assert smoothing is not None
     return loaded, smoothing

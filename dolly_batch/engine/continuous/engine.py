@@ -1,7 +1,8 @@
 """The continuous engine: each step schedules, runs and samples; a sequence that ends leaves its slot to the next one.
 
 Prompts are fed in without padding, packed behind the decoding sequences' tokens; modules are Hugging Face's own,
-attention is the cache's (`cache.py`). An answer depends on prompt, seed and parameters alone, not on the batch.
+attention is the cache's (`cache.py`). On CPUs, Llama-like models in int8 do without the modules (`cpu/layers.py`). An
+answer depends on prompt, seed and parameters alone, not on the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.base import ModelEngine, no_memory
-from dolly_batch.engine.continuous.cache import Cache, install
+from dolly_batch.engine.continuous.cache import Cache, StepAttention, install
+from dolly_batch.engine.continuous.cpu.attention_numba import CompiledAttention
+from dolly_batch.engine.continuous.cpu.layers import CompiledLayers
 from dolly_batch.engine.continuous.scheduler import CPU_LIMITS, MAX_SEQUENCES, Scheduler, StepLimits
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.grammar import Constraint
@@ -45,6 +48,7 @@ class ContinuousEngine(ModelEngine):
         super().__init__(loaded, _SCORED_TOKENS, heartbeat)
         self._cache = cache
         self._scheduler = Scheduler(cache, max_sequences, prefix_sharing, limits, self._stop_ids)
+        self._layers = CompiledLayers.of(loaded, cache)
         install(loaded.model)
 
     def stats(self) -> dict[str, float]:
@@ -90,6 +94,11 @@ class ContinuousEngine(ModelEngine):
             if chunk.is_last:
                 sequences.append(chunk.sequence)
                 last.append(len(ids) - 1)
+        if self._layers is not None and isinstance(attention, CompiledAttention):
+            return sequences, self._layers.logits(ids, positions, last, attention)
+        return sequences, self._run_modules(ids, positions, last, attention)
+
+    def _run_modules(self, ids: list[int], positions: list[int], last: list[int], attention: StepAttention) -> Tensor:
         num_logits = len(last)
         for numbers in (ids, positions, last):
             _pad(numbers)
@@ -101,7 +110,8 @@ class ContinuousEngine(ModelEngine):
             logits_to_keep=torch.tensor(last, dtype=torch.long, device=self._device),
             step=attention,
         )
-        return sequences, output.logits[0, :num_logits]
+        logits: Tensor = output.logits[0, :num_logits]
+        return logits
 
     # A method of its own so that tests can shift positions and see the comparison with `generate` fail.
     def _positions(self, decoding: Sequence[CachedSequence]) -> list[int]:

@@ -1,12 +1,13 @@
 """int8: weights with a scale per output channel, activations with a scale per row, integer products.
 
-The sums are integers, so they are exact in any order, and an answer does not depend on its batch. On CPUs
-oneDNN multiplies packed weights, where a self test finds it exact; for GPUs see `int8_gpu.py`.
+The sums are integers, so they are exact in any order, and an answer does not depend on its batch. On CPUs a kernel for
+AMX multiplies packed weights, or oneDNN, where a self test finds it exact; for GPUs see `int8_gpu.py`.
 
 CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of products in 16 bits, where two of 255 x 127
 saturate. There weights have 7 bits: two of 255 x 64 fit.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels
+from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels, find_tile_multiply
 from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
 from dolly_batch.engine.weights.smoothing import Smoothing, smooth_layers
 from dolly_batch.errors import ConfigError
 
-_ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
-_SMALLEST = 1e-30
+ZERO_POINT = 128  # oneDNN's fast kernels take unsigned activations
+SMALLEST = 1e-30
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -46,10 +47,14 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(torch.float32, copy=True)
         weight = (weight / scales[:, None]).round_().to(torch.int8)
         self._scales = scales
-        self._bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
+        self.bias_array = np.zeros(self.out_features, np.float32) if self.bias is None else self.bias.numpy()
         self._product = product.make(weight, scales)
-        self._kernels = find_row_kernels(linear.weight.dtype, dtype, _SMALLEST, _ZERO_POINT)
         self._input_dtype = linear.weight.dtype
+
+    @functools.cached_property
+    def _kernels(self) -> RowKernels | None:
+        # Compiled when they are used: `continuous/cpu/layers.py` does without most of them.
+        return find_row_kernels(self._input_dtype, self._dtype, SMALLEST, ZERO_POINT)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""
@@ -64,20 +69,30 @@ class Int8Linear(nn.Module):
         rows = rows.float()
         # Several times faster than a norm, or than the maximum of absolute values in bfloat16.
         largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
-        scales = largest.clamp_(min=_SMALLEST) / 127
-        quantized = (rows / scales).round_().add_(_ZERO_POINT).to(torch.uint8)
-        outputs = self._product(quantized).mul_(scales)
-        if self.bias is not None:
-            outputs += self.bias
-        return outputs.to(self._dtype)
+        scales = largest.clamp_(min=SMALLEST) / 127
+        quantized = (rows / scales).round_().add_(ZERO_POINT).to(torch.uint8)
+        return self.finish(self._product(quantized), scales)
 
     def _multiply_compiled(self, rows: Tensor, kernels: RowKernels) -> Tensor:
-        quantized = torch.empty(rows.shape, dtype=torch.uint8)
-        scales = np.empty(len(rows), np.float32)
-        kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales)
-        products = self._product(quantized)
+        quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty((len(rows), 1))
+        kernels.quantize(as_array(rows.contiguous()), quantized.numpy(), scales.view(-1).numpy())
+        return self.finish(self._product(quantized), scales)
+
+    def multiply_arrays(self, rows: Any, memory: Any) -> Any:
+        """Rows that are quantized, times the weights: [rows, features] float32, in `memory` where the product can."""
+        if isinstance(self._product, _TileProduct):
+            return self._product.into(rows, memory)
+        return self._product(torch.from_numpy(rows)).numpy()
+
+    def finish(self, products: Tensor, scales: Tensor) -> Tensor:
+        """The outputs, from what was multiplied and the rows' scales [rows, 1]; `products` are worked on in place."""
+        if self._kernels is None:
+            outputs = products.mul_(scales)
+            if self.bias is not None:
+                outputs += self.bias
+            return outputs.to(self._dtype)
         outputs = products if self._dtype == torch.float32 else torch.empty(products.shape, dtype=self._dtype)
-        kernels.finish(products.numpy(), scales, self._bias_array, as_array(outputs))
+        self._kernels.finish(products.numpy(), scales.view(-1).numpy(), self.bias_array, as_array(outputs))
         return outputs
 
 
@@ -85,14 +100,14 @@ class _Joint:
     """The product of layers that take the same inputs, for all of them at once; each takes its own share of it."""
 
     def __init__(self, linear: Int8Linear, sizes: Sequence[int]) -> None:
-        self._linear, self._sizes = linear, list(sizes)
+        self.linear, self._sizes = linear, list(sizes)
         self._inputs: Tensor | None = None
         self._shares: Sequence[Tensor] = ()
 
     def share(self, index: int, inputs: Tensor) -> Tensor:
         """The outputs of one of the layers: computed for the first one that comes, let go of with the last layer's."""
         if inputs is not self._inputs:
-            self._inputs, self._shares = inputs, self._linear(inputs).split(self._sizes, dim=-1)
+            self._inputs, self._shares = inputs, self.linear(inputs).split(self._sizes, dim=-1)
         share = self._shares[index]
         if index == len(self._sizes) - 1:
             self._inputs, self._shares = None, ()
@@ -108,11 +123,17 @@ class Int8Share(nn.Module):
 
     def __init__(self, joint: _Joint, index: int) -> None:
         super().__init__()
-        self._joint, self._index = joint, index
+        self.joint, self._index = joint, index
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Take its share of the product."""
-        return self._joint.share(self._index, inputs)
+        return self.joint.share(self._index, inputs)
+
+
+def linear_of(module: nn.Module) -> Int8Linear | None:
+    """The layer in int8 that multiplies for a module, with others or alone; None where it is none in int8."""
+    linear = module.joint.linear if isinstance(module, Int8Share) else module
+    return linear if isinstance(linear, Int8Linear) else None
 
 
 def join(layer: nn.Module, names: Sequence[str], product: Int8Product, dtype: torch.dtype) -> None:
@@ -188,7 +209,7 @@ def _cpu_layers(product: Int8Product) -> Callable[[nn.Linear, torch.dtype], nn.M
 
 def cpu_product() -> Int8Product:
     """The fastest exact product of this CPU. Raises ConfigError where it has none."""
-    for product in (PACKED, PACKED_7_BITS, PLAIN):
+    for product in (TILES, PACKED, PACKED_7_BITS, PLAIN):
         if is_exact(product):
             return product
     raise ConfigError("model.quantization is 'int8', but this CPU's build of torch has no exact integer products")
@@ -202,10 +223,37 @@ def _packed_product(weight: Tensor, scales: Tensor) -> Multiply:
 
     def multiply(rows: Tensor) -> Tensor:
         return onednn.qlinear_pointwise(  # type: ignore[no-any-return]
-            rows, 1.0, _ZERO_POINT, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+            rows, 1.0, ZERO_POINT, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
 
     return multiply
+
+
+class _TileProduct:
+    """As `_packed_product`, by AMX's tiles. Raises NotImplementedError where there are none."""
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        kernel = find_tile_multiply()
+        if kernel is None:
+            raise NotImplementedError("a product by AMX's tiles")
+        from dolly_batch.engine.kernels.cpu.amx import DEPTH, TileWeights
+
+        self._kernel = kernel
+        self._num_features, depth = weight.shape
+        self._num_missing = -depth % DEPTH  # of a row, to the next whole tile
+        self._arrays = TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT).arrays
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        memory = torch.empty(len(rows) * self._num_features).numpy()
+        return torch.from_numpy(self.into(rows.numpy(), memory))
+
+    def into(self, rows: Any, memory: Any) -> Any:
+        """The same for arrays: the outputs lie where `memory` begins."""
+        if self._num_missing:
+            rows = np.pad(rows, ((0, 0), (0, self._num_missing)))
+        outputs = memory[: len(rows) * self._num_features].reshape(len(rows), self._num_features)
+        self._kernel(*self._arrays, rows, outputs)
+        return outputs
 
 
 def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
@@ -213,7 +261,7 @@ def _plain_product(weight: Tensor, scales: Tensor) -> Multiply:
     transposed = weight.t()
 
     def multiply(rows: Tensor) -> Tensor:
-        signed = (rows.to(torch.int16) - _ZERO_POINT).to(torch.int8)
+        signed = (rows.to(torch.int16) - ZERO_POINT).to(torch.int8)
         return torch._int_mm(signed, transposed).float().mul_(scales)
 
     return multiply
@@ -226,7 +274,7 @@ def is_exact(product: Int8Product) -> bool:
     weight = torch.randint(-largest, largest + 1, (64, 256), generator=numbers, dtype=torch.int8)
     rows = torch.randint(1, 256, (16, 256), generator=numbers, dtype=torch.uint8)
     weight[:8], weight[8:16], rows[:4] = largest, -largest, 255
-    expected = (rows.long() - _ZERO_POINT) @ weight.long().t()
+    expected = (rows.long() - ZERO_POINT) @ weight.long().t()
     try:
         found = product.make(weight, torch.ones(64))(rows)
     except (AttributeError, RuntimeError, NotImplementedError):
@@ -234,6 +282,7 @@ def is_exact(product: Int8Product) -> bool:
     return torch.equal(found.long(), expected)
 
 
+TILES = Int8Product(_TileProduct, 127)
 PACKED = Int8Product(_packed_product, 127)
 PACKED_7_BITS = Int8Product(_packed_product, 64)
 PLAIN = Int8Product(_plain_product, 127)  # some forty times slower

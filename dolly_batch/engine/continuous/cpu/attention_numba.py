@@ -12,29 +12,21 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk
-from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words
+from dolly_batch.engine.kernels.cpu.compiled import Kernel, PoolKernels, as_words
 
 Arrays = Sequence[Any]  # by layer, each [2, slots, capacity, kv heads, words of a head]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeSequences:
-    """The decoding sequences of one pool in one step."""
+class Part:
+    """What one call attends for: the decoding sequences of one pool, or a chunk of one sequence."""
 
+    kernel: Kernel
     arrays: Arrays
-    slots: Any  # [sequences]
-    positions: Any  # [sequences]
-    tokens: slice  # of the packed tokens, one for each sequence
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """A chunk of one sequence in one step."""
-
-    arrays: Arrays
-    slot: int
-    start: int  # position of its first token
-    tokens: slice
+    places: tuple[
+        Any, Any
+    ]  # slots and positions of the sequences; the chunk's slot and the position of its first token
+    tokens: slice  # of the packed tokens
 
 
 class CompiledAttention:
@@ -47,35 +39,41 @@ class CompiledAttention:
         chunks: Sequence[tuple[Arrays, int, Chunk]],
     ) -> None:
         """Each pool's decoding sequences with their slots, and chunks with theirs, packed in this order."""
-        self._kernels = kernels
-        self._decoding: list[DecodeSequences] = []
-        self._chunks: list[PrefillChunk] = []
+        self._parts: list[Part] = []
         self._num_tokens = 0
         for arrays, sequences in pools:
             slots = np.array([slot for slot, _ in sequences])
             positions = np.array([sequence.num_cached for _, sequence in sequences])
-            self._decoding.append(DecodeSequences(arrays, slots, positions, self._next_tokens(len(sequences))))
+            self._add(kernels.decode, arrays, (slots, positions), len(sequences))
         for arrays, slot, chunk in chunks:
-            self._chunks.append(PrefillChunk(arrays, slot, chunk.start, self._next_tokens(chunk.stop - chunk.start)))
+            self._add(kernels.prefill, arrays, (slot, chunk.start), chunk.stop - chunk.start)
 
-    def _next_tokens(self, count: int) -> slice:
-        tokens = slice(self._num_tokens, self._num_tokens + count)
-        self._num_tokens = tokens.stop
-        return tokens
+    def _add(self, kernel: Kernel, arrays: Arrays, places: tuple[Any, Any], count: int) -> None:
+        self._parts.append(Part(kernel, arrays, places, slice(self._num_tokens, self._num_tokens + count)))
+        self._num_tokens += count
+
+    def calls(self, queries: Any, keys_values: Any, attended: Any) -> list[tuple[Kernel, Arrays, tuple[Any, ...]]]:
+        """How to attend in a layer: `kernel(arrays[layer], *arguments)` for each.
+
+        `queries` [tokens, heads, head size] are times the scaling, `keys_values` [tokens, 2, kv heads, words of a head]
+        are stored, `attended` is as the queries.
+        """
+        return [
+            (
+                part.kernel,
+                part.arrays,
+                (*part.places, *(array[part.tokens] for array in (queries, keys_values, attended))),
+            )
+            for part in self._parts
+        ]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""
         scaled = query[0].transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).mul_(scaling)
         queries = scaled.numpy()
-        key_value = as_words(torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1))
+        keys_values = as_words(torch.stack((key[0].transpose(0, 1), value[0].transpose(0, 1)), dim=1))
         attended = np.empty_like(queries)
         attended[self._num_tokens :] = 0  # padding
-        for rows in self._decoding:
-            at = rows.tokens
-            self._kernels.decode(
-                rows.arrays[layer], rows.slots, rows.positions, queries[at], key_value[at], attended[at]
-            )
-        for part in self._chunks:
-            at = part.tokens
-            self._kernels.prefill(part.arrays[layer], part.slot, part.start, queries[at], key_value[at], attended[at])
+        for kernel, arrays, arguments in self.calls(queries, keys_values, attended):
+            kernel(arrays[layer], *arguments)
         return torch.from_numpy(attended).to(query.dtype)[None]

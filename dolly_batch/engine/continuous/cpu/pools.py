@@ -89,6 +89,11 @@ class KVPools:
         kernels = find_pool_kernels(shape.num_heads, shape.num_kv_heads, shape.head_size, shape.dtype)
         return cls(shape, budget_bytes, kernels)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its attention is the compiled one."""
+        return self._kernels is not None
+
     def has_room(self, sequence: CachedSequence) -> bool:
         """Whether the sequence can be admitted, to its full length; one larger than the budget is admitted alone."""
         if not self._reserved_bytes:

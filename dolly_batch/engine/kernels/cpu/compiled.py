@@ -40,6 +40,16 @@ class PoolKernels:
     prefill: Kernel
 
 
+@dataclass(frozen=True, slots=True)
+class LayerKernels:
+    """Between the integer products of a Llama-like layer: see `layer_rows`."""
+
+    add_norm: Kernel
+    rotate: Kernel
+    quantize: Kernel
+    gate: Kernel
+
+
 class Mismatch(Exception):
     """A kernel's numbers are wrong."""
 
@@ -82,6 +92,41 @@ def find_rms_norm() -> Kernel | None:
 
     found: Kernel | None = _compile_or_none("norms", compile_and_check)
     return found
+
+
+@functools.cache
+def find_layer_kernels(dtype: torch.dtype, smallest: float, zero_point: int) -> LayerKernels | None:
+    """`layer_rows` for keys and values of this dtype."""
+
+    def compile_and_check() -> LayerKernels:
+        from dolly_batch.engine.kernels.cpu import layer_checks, layer_rows
+
+        kernels = LayerKernels(
+            layer_rows.compile_add_norm(smallest, zero_point),
+            layer_rows.compile_rotate(is_bfloat16=dtype == torch.bfloat16),
+            layer_rows.compile_quantize(smallest, zero_point),
+            layer_rows.compile_gate(smallest, zero_point),
+        )
+        layer_checks.LayerChecks(kernels, dtype, zero_point).run()
+        return kernels
+
+    return _compile_or_none("a layer's small passes", compile_and_check) if dtype in _DTYPES else None
+
+
+@functools.cache
+def _tile_multiply() -> Kernel | None:
+    def compile_and_check() -> Kernel | None:
+        from dolly_batch.engine.kernels.cpu.amx import compile_multiply, is_available
+
+        return compile_multiply() if is_available() else None
+
+    found: Kernel | None = _compile_or_none("integer products", compile_and_check)
+    return found
+
+
+def find_tile_multiply() -> Kernel | None:
+    """`amx`'s product, for one thread; whether it is exact is for `int8_cpu` to test."""
+    return _tile_multiply() if torch.get_num_threads() == 1 else None
 
 
 def as_array(tensor: Tensor) -> Any:
@@ -144,13 +189,16 @@ def _check_pool_kernels(kernels: PoolKernels, heads: tuple[int, int], head_size:
     found = torch.empty_like(query)
     slots, positions = np.arange(1, num_rows + 1), np.array(_POSITIONS)
     kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy())
-    _assert_close(found, torch.stack(expected), _MAX_ERROR)
+    assert_close(found, torch.stack(expected), _MAX_ERROR)
     for start, stop in ((0, 1), (1, 39), (39, 72)):
-        query, key_value = random(stop - start, num_heads), random(stop - start, 2, num_kv_heads).to(dtype)
+        query, key_value = (
+            random(stop - start, num_heads).to(dtype).float(),
+            random(stop - start, 2, num_kv_heads).to(dtype),
+        )
         found = torch.empty_like(query)
         kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
         keys, values = pool[:, 0, :stop]
-        _assert_close(found, _attend(query, keys, values), _MAX_ERROR)
+        assert_close(found, _attend(query, keys, values), _MAX_ERROR)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -171,14 +219,14 @@ def _check_row_kernels(
     quantized, scales = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows))
     kernels.quantize(as_array(rows), quantized.numpy(), scales.numpy())
     expected_scales = rows.double().abs().amax(dim=1) / 127
-    _assert_close(scales / expected_scales, torch.ones(len(rows)), 1e-6)
-    _assert_close(quantized, rows.double() / expected_scales[:, None] + zero_point, 0.501)
+    assert_close(scales / expected_scales, torch.ones(len(rows)), 1e-6)
+    assert_close(quantized, rows.double() / expected_scales[:, None] + zero_point, 0.501)
     products, bias = torch.randn(rows.shape, generator=numbers), torch.randn(rows.shape[1], generator=numbers)
     outputs = torch.empty(rows.shape, dtype=output_dtype)
     kernels.finish(products.numpy(), scales.numpy(), bias.numpy(), as_array(outputs))
     scaled = products.double() * scales[:, None].double()
     sizes = scaled.abs() + bias.abs()
-    _assert_close(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
+    assert_close(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
 
 
 def _check_rms_norm(normalize: Kernel) -> None:
@@ -191,10 +239,11 @@ def _check_rms_norm(normalize: Kernel) -> None:
     squares = rows.double().square().mean(dim=1, keepdim=True)
     expected = rows.double() * (squares + float(epsilon)).rsqrt() * weight.double()
     sizes = expected.abs().clamp(min=1e-30)
-    _assert_close(outputs / sizes, expected / sizes, 2 * torch.finfo(torch.bfloat16).eps)
+    assert_close(outputs / sizes, expected / sizes, 2 * torch.finfo(torch.bfloat16).eps)
 
 
-def _assert_close(found: Tensor, expected: Tensor, limit: float) -> None:
+def assert_close(found: Tensor, expected: Tensor, limit: float) -> None:
+    """Raise Mismatch where two numbers are further apart."""
     distance = float((found.double() - expected.double()).abs().max())
     if not distance <= limit:  # a NaN is not
         raise Mismatch(f"off by {distance:.1e} where {limit:.0e} is to be expected")

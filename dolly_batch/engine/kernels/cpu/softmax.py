@@ -13,7 +13,7 @@ _LOWEST = np.float32(-87.0)  # e to that is the smallest normal number, next to 
 
 
 @njit(fastmath=FLAGS)
-def _exp(x):
+def exponential(x):
     """e to the power of x, for x up to 0; NaN stays NaN."""
     if x < _LOWEST:
         x = _LOWEST
@@ -38,7 +38,7 @@ def exponentiate(scores, count):
             largest = scores[i]
     total = np.float32(0)
     for i in range(count):
-        weight = _exp(scores[i] - largest)
+        weight = exponential(scores[i] - largest)
         scores[i] = weight
         total += weight
     return total
