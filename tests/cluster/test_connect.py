@@ -114,6 +114,7 @@ def test_plan_run_and_status_through_connect(remote: str, job: Path) -> None:
     assert answers(job.parent / "out") == asked_directly()
 
 
+@pytest.mark.chaos
 def test_evaluate_through_connect_gives_what_it_gives_here(remote: str, tmp_path: Path) -> None:
     """In both quantizations, with a finished table beside; the page and the Parquet lie where they were asked for."""
     rows = [{"label": "a", "response": "a"}, {"label": "b", "response": "a"}]

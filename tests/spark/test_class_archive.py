@@ -51,6 +51,7 @@ def written(cache: Path, timeout_s: float = 90) -> Path:
     raise AssertionError(f"no archive in {list(cache.rglob('*'))}")
 
 
+@pytest.mark.chaos
 def test_the_first_start_writes_the_archive_and_the_second_maps_it(tmp_path: Path) -> None:
     assert "-XX:ArchiveClassesAtExit=" in started(tmp_path)
     folder = written(tmp_path).parent

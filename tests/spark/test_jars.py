@@ -100,6 +100,7 @@ print(spark.conf.get("spark.jars"))
 """
 
 
+@pytest.mark.chaos
 def test_a_session_has_the_jars_and_the_packages_that_the_user_names(conf: dict[str, str], tmp_path: Path) -> None:
     mine = tmp_path / "mine.jar"
     mine.write_bytes(b"PK\x05\x06" + bytes(18))

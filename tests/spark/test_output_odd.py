@@ -54,7 +54,7 @@ def put(desk: Desk, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"path": str(desk.folder / "in.parquet"), "format": "parquet", "context": None}
 
 
-@pytest.mark.parametrize("format", ["parquet", "delta"])
+@pytest.mark.parametrize("format", ["parquet", pytest.param("delta", marks=pytest.mark.chaos)])
 def test_partitions_are_taken_up_by_the_next_run_with_the_values_they_had(
     desk: Desk, session: tuple[SparkSession, str | None], format: str
 ) -> None:
