@@ -3,6 +3,7 @@
 Without locks in the file system this cannot be exact: correctness rests on the commit alone.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,9 @@ from dolly_batch.system.process import ProcessId, boot_id
 
 BEAT_S = 5.0
 PATIENCE_S = 3 * BEAT_S
+# How often, and how far apart, the file is looked at before it says that the lock is lost: a file system without an
+# atomic overwrite has none for a moment while it is rewritten, and any may fail for a moment.
+LOOKS, LOOK_S = 5, 0.2
 
 
 class JobLock:
@@ -61,9 +65,27 @@ class JobLock:
             raise self._taken_over() from value
 
     def check(self) -> None:
-        """Raise AlreadyRunning when another start has taken over, as it may after this process was long suspended."""
-        if self._holder().get("token") != self._token:
+        """Raise AlreadyRunning when another start has taken over, as it may after this process was long suspended.
+
+        What the file system raises passes only when it fails again and again.
+        """
+        if not self._is_mine():
             raise self._taken_over()
+
+    def _is_mine(self) -> bool:
+        """Whether the file names this start. One that is missing, or cannot be read, is looked at again."""
+        for look in range(LOOKS):
+            if look:
+                time.sleep(LOOK_S)
+            try:
+                holder = self._holder()
+            except Exception:  # of the file system: OSError here, an error of Java there
+                if look == LOOKS - 1:
+                    raise
+                continue
+            if holder:
+                return holder.get("token") == self._token
+        return False
 
     def _taken_over(self) -> AlreadyRunning:
         return AlreadyRunning(f"another start of this job has taken over{_who(self._holder())}; this one stops")
@@ -95,10 +117,11 @@ class JobLock:
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_S):
-            if self._holder().get("token") != self._token:
-                return
-            self._beats += 1
-            self._files.write(self._path, self._text())
+            with contextlib.suppress(Exception):  # the next beat tries again: one that fails is no end
+                if not self._is_mine():
+                    return
+                self._beats += 1
+                self._files.write(self._path, self._text())
 
 
 def _this_process() -> dict[str, object]:

@@ -4,6 +4,7 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,7 +31,8 @@ from dolly_batch.spark.plan.manifest import (
     Plan,
     PlanFolder,
     open_plan,
-    plan_folders,
+    plans_under,
+    unreadable_plans,
 )
 from dolly_batch.spark.plan.planner import delete_drafts, make_plan
 from dolly_batch.spark.plan.prepared_task import settled
@@ -77,7 +79,9 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
             _abandon(files, work, job, report)
             return report
         with report.timed("plan"):
-            opened = _resumed(spark, job, options, files, work) or _planned(spark, job, options, files, work, report)
+            opened = _resumed(spark, job, options, files, work) or _planned(
+                spark, job, options, files, work, report, lock.check
+            )
         if opened is None:
             return report
         _describe(opened, report)
@@ -177,7 +181,13 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
 
 
 def _planned(
-    spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str, report: Report
+    spark: SparkSession,
+    job: JobConfig,
+    options: Options,
+    files: Files,
+    work: str,
+    report: Report,
+    check: Callable[[], None],
 ) -> Opened | None:
     """A new plan, or None when nothing is left to do (the report then says so)."""
     source = open_input(spark, job)
@@ -186,7 +196,7 @@ def _planned(
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
-    planned = make_plan(options, source, target, model, files, work)
+    planned = make_plan(options, source, target, model, files, work, check=check)
     if planned.folder is None:
         _fill(report, planned.plan, target)
         report.outcome, report.exit_code = "nothing_to_do", 0
@@ -258,9 +268,14 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
     report.outcome, report.exit_code = "abandoned", 0
+    unreadable = unreadable_plans(files, work, job.name)
+    for folder in unreadable:
+        folder.mark(ABANDONED, {})
+        folder.discard_rows()
     opened = open_plan(files, work, job.name)
     if opened is None:
-        report.message = f"{job.name}: there is no open plan"
+        closed = f"{len(unreadable)} plans that could not be read are closed" if unreadable else "there is no open plan"
+        report.message = f"{job.name}: {closed}"
         return
     folder, plan = opened
     folder.mark(ABANDONED, {})
@@ -271,9 +286,8 @@ def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
 
 def _delete_old_rows(files: Files, work: str, job: JobConfig) -> None:
     """Delete the prompts and answers of this job's finished plans, `work.keep_days` after they were planned."""
-    for folder in plan_folders(files, work):
-        plan = folder.plan()
-        if plan is None or plan.name != job.name or folder.is_open:
+    for folder, plan in plans_under(files, work):
+        if plan.name != job.name or folder.is_open:
             continue
         age = datetime.now(datetime.fromisoformat(plan.created_at).tzinfo) - datetime.fromisoformat(plan.created_at)
         if age >= timedelta(days=job.work.keep_days):

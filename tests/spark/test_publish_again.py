@@ -121,6 +121,20 @@ def test_a_late_overwrite_does_not_bring_back_the_old_table(delta_desk: Desk) ->
     assert ids(delta_desk) == expected(questions(9))
 
 
+def test_an_old_plan_that_commits_late_leaves_newer_answers(delta_desk: Desk) -> None:
+    """Killed after its commit and before it noted that, it commits again when it is resumed."""
+    delta_desk.document["output"]["mode"] = "merge"
+    delta_desk.put(questions(3))
+    old = staged(delta_desk, name="one")
+    old.publish()
+    delta_desk.put([{**questions(1)[0], "instruction": "Say what is new."}])
+    staged(delta_desk, name="two").publish()
+    old.publish()
+    found = {row["id"]: row["response"] for row in delta_desk.rows("delta")}
+    assert found["r00000"].startswith("Say what is new.")
+    assert len(found) == 3
+
+
 def test_a_plan_made_again_after_its_rows_went_from_the_table_is_published_again(delta_desk: Desk) -> None:
     delta_desk.document["output"]["mode"] = "overwrite"
     delta_desk.put(questions(5))

@@ -14,7 +14,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, kept_values_hash, request_header, request_key
-from dolly_batch.spark.plan.manifest import plan_folders
+from dolly_batch.spark.plan.manifest import plans_under
 from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
 from dolly_batch.spark.tables.columns import ColumnRef, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -62,9 +62,8 @@ def _planned_limits(header: str, files: Files, work: str) -> Iterable[int]:
     """The `max_new_tokens` of plans that differ in nothing else."""
     ours = json.loads(header)
     ours["params"].pop("max_new_tokens", None)
-    for folder in plan_folders(files, work):
-        plan = folder.plan()
-        theirs = json.loads(plan.header) if plan is not None else {}
+    for _, plan in plans_under(files, work):
+        theirs = json.loads(plan.header)
         limit = theirs.get("params", {}).pop("max_new_tokens", None)
         if limit is not None and theirs == ours:
             yield limit

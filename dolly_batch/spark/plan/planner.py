@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -38,6 +39,10 @@ from dolly_batch.spark.tables.row_rules import check_rows
 from dolly_batch.tasks.base import PreparedTask
 
 
+def _no_check() -> None:
+    """For who holds no lock."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A plan; and its folder, None where it was only counted or nothing is left to do."""
@@ -54,10 +59,12 @@ def make_plan(
     files: Files,
     work: str,
     *,
+    check: Callable[[], None] = _no_check,
     dry: bool = False,
 ) -> Planned:
     """Plan what is left to do, under `work/<plan_id>`; with `dry`, only count it.
 
+    `check` raises when this start has lost the job's lock; it is called before the plan gets its name.
     Raises InputError for bad ids, OutputError for row keys that `merge` cannot tell apart, and Refused for more rows
     than `limits.max_rows`; nothing is left on disk then.
     """
@@ -88,7 +95,7 @@ def make_plan(
         if max_rows is not None and facts.num(TODO) > max_rows:
             raise Refused(f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {max_rows}")
         waves = write_snapshot(rows, facts, work_s, plan.slots, job.plan, files, f"{draft.path}/snapshot")
-        return draft.opened(replace(plan, waves=tuple(waves)), work)
+        return draft.opened(replace(plan, waves=tuple(waves)), work, check)
     finally:
         files.delete(draft.path)
 
@@ -113,8 +120,12 @@ class _Draft:
         write_part(self.files, rows, f"{self.path}/{name}")
         return read_part(self.spark, self.files, f"{self.path}/{name}")
 
-    def opened(self, plan: Plan, work: str) -> Planned:
-        """Rename the draft to the plan's name: from here on the plan exists."""
+    def opened(self, plan: Plan, work: str, check: Callable[[], None]) -> Planned:
+        """Rename the draft to the plan's name: from here on the plan exists.
+
+        A start that has lost the lock stops here: the other one has deleted the draft, and may have finished this plan.
+        """
+        check()
         for name in ("keyed", "rows"):
             self.files.delete(f"{self.path}/{name}")
             self.files.delete(f"{self.path}/{name}{SCHEMA}")

@@ -192,7 +192,11 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     later = F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt))
     values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
     if output.job.output.mode == "merge":
-        merge = new.mergeInto(_identifier(output), on).whenMatched(~_same(request) | later).update(values)
+        # A plan that commits late, after a crash or a long suspension, leaves the answers of a newer one as they are.
+        created = output.output_name("created_at")
+        is_newer = F.col(quoted_path(created)) > F.col(quoted_path(NEW + created))
+        changed = (~_same(request) | later) & ~F.coalesce(is_newer, F.lit(False))
+        merge = new.mergeInto(_identifier(output), on).whenMatched(changed).update(values)
     else:
         merge = new.mergeInto(_identifier(output), on & _same(request))
         if plan.retries:
