@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
             return self._multiply(inputs)
         rows = inputs.reshape(-1, inputs.shape[-1])
         rows = nn.functional.pad(rows, (0, 0, 0, -len(rows) % _BLOCK_ROWS))
-        blocks = [self._multiply(block) for block in rows.split(_BLOCK_ROWS)]
+        blocks = [self._multiply(block) for block in torch.split(rows, _BLOCK_ROWS)]
         outputs = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         return outputs[: inputs.shape[:-1].numel()].view(*inputs.shape[:-1], -1)
 
