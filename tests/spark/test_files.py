@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
@@ -14,8 +15,12 @@ from dolly_batch.spark.plan.manifest import ABANDONED, MANIFEST, PlanFolder, ope
 def place(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -> tuple[Files, str]:
     if request.param == "local":
         return LocalFiles(), str(tmp_path)
-    path = spark._jvm.org.apache.hadoop.fs.Path(str(tmp_path))  # type: ignore[union-attr]
-    system = path.getFileSystem(spark._jsc.hadoopConfiguration())
+    jvm: Any = spark._jvm
+    # Without checksums, which lie in a file of their own: the two cannot be replaced at once.
+    conf = jvm.org.apache.hadoop.conf.Configuration(spark._jsc.hadoopConfiguration())
+    conf.set("fs.AbstractFileSystem.file.impl", "org.apache.hadoop.fs.local.RawLocalFs")
+    system = jvm.org.apache.hadoop.fs.RawLocalFileSystem()
+    system.initialize(jvm.java.net.URI("file:///"), conf)
     return HadoopFiles(spark.sparkContext._gateway, system), str(tmp_path)
 
 
