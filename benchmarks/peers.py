@@ -1,10 +1,12 @@
 """This engine and its peers on the same work, in one run: `make bench`.
 
-    python benchmarks/peers.py [--rows 1000] [--minutes 60] [--engines naive ctranslate2 ...]
+    python benchmarks/peers.py [--model smollm2] [--rows 1000] [--minutes 60] [--engines naive ctranslate2 ...]
 
 The work: rows of databricks-dolly-15k (a synthetic table of the same lengths where the data is absent), random weights
-of pythia-160m's shape, greedy, each row stopped at its own response's length, at most 256 tokens. Every engine gets the
-prompts' token ids and gives ids back. Loading and converting are left out; the time is from the first request to the
+of pythia-160m's shape, greedy, each row stopped at its own response's length, at most 256 tokens. With `--model
+smollm2` a real model (and real data) instead, whose answers end by themselves, after 128 tokens at most: then engines'
+answers have lengths of their own, and tokens a second and rows a second are two numbers. Every engine gets the prompts'
+token ids and gives ids back. Loading and converting are left out; the time is from the first request to the
 last answer. Memory is the peak of the PSS of all the engine's processes, for those inside Spark its JVM too.
 
 First each engine's best setting is chosen on fewer rows: 1 process x 2 threads or 2 processes x 1 thread, and what else
@@ -16,7 +18,8 @@ matrix product is timed before and after every run on one core and on two; a run
 times its best is thrown away and made again, at most `--tries` times in all. Texts are compared on the first 64 rows of
 each engine.
 
-Prints three tables (engines; growth with rows and prompts; prefix sharing) and, last, one line of JSON. That line, in a
+Prints three tables (engines; growth with rows and prompts; prefix sharing: the latter two of random weights alone) and,
+last, one line of JSON. That line, in a
 file, can be given as `--settings` to another run, which then need not choose.
 """
 
@@ -34,11 +37,18 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.contest import environment, growth, sharing, tables  # noqa: E402
 from benchmarks.contest.contest import Course, Duel, choose, play_round, rows_for, say  # noqa: E402
-from benchmarks.contest.engines import Engine, Options, ours, peers  # noqa: E402
+from benchmarks.contest.engines import Engine, Models, Options, ours, peers  # noqa: E402
 from benchmarks.contest.launch import EngineFailed, Run  # noqa: E402
-from benchmarks.contest.model import convert_all, write_int8_for_vllm, write_model  # noqa: E402
+from benchmarks.contest.model import (  # noqa: E402
+    convert_all,
+    convert_for_llama_cpp,
+    write_int8_for_vllm,
+    write_model,
+    write_smollm2,
+)
 from benchmarks.contest.probe import Probe  # noqa: E402
-from benchmarks.contest.work import load_work  # noqa: E402
+from benchmarks.contest.usage import cpu_features  # noqa: E402
+from benchmarks.contest.work import Work, load_open_work, load_work  # noqa: E402
 from dolly_batch.engine.weights.loading import resolve_dtype  # noqa: E402
 from dolly_batch.prompt import PromptEncoder  # noqa: E402
 
@@ -53,6 +63,7 @@ Choice = tuple[Engine, Options, float]
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["pythia-160m", "smollm2"], default="pythia-160m")
     parser.add_argument("--rows", type=int, default=1_000)
     parser.add_argument("--minutes", type=float, default=_FULL_MINUTES, help="about, on a fast and quiet machine")
     parser.add_argument("--rounds", type=int, default=2)
@@ -62,6 +73,8 @@ def main() -> int:
     parser.add_argument("--settings", type=Path, default=None, help="the last line of an earlier run, in a file")
     parser.add_argument("--peers-python", type=Path, default=None, help="an interpreter that has ctranslate2, vllm")
     arguments = parser.parse_args()
+    if arguments.model == "smollm2":
+        arguments.without = ["growth", "sharing"]
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         return compare(arguments, Path(name))
 
@@ -69,22 +82,19 @@ def main() -> int:
 def compare(arguments: argparse.Namespace, folder: Path) -> int:
     """Prepare, choose, run the rounds, print."""
     python = arguments.peers_python or environment.peers_python()
-    model = folder / "model"
-    said = write_model(model)
-    converted = convert_all(model, folder, python)
-    vllm_int8 = write_int8_for_vllm(model, folder / "vllm-int8")
+    models, work = prepare(arguments, folder, python)
     dtype = str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
-    work = load_work(model, arguments.rows)
     probe = Probe()
     course = Course(work, probe, python, folder, min(1.0, arguments.minutes / _FULL_MINUTES), arguments.tries)
-    known_peers = peers(model, converted, vllm_int8, dtype, _kv_bytes(dtype), python)
+    known_peers = peers(models, dtype, _kv_bytes(dtype), python)
     entrants = [engine for engine in known_peers if arguments.engines is None or engine.name in arguments.engines]
     known = json.loads(arguments.settings.read_text())["engines"] if arguments.settings else {}
-    say(f"{said}; {work.source}")
+    heading = f"{models.said}; {work.source}; {dtype} where not said; {arguments.rounds} rounds; {cpu_features()}"
+    say(heading)
     try:
-        contest = Contest(course, model, dtype, known)
+        contest = Contest(course, models, dtype, known)
         contest.run(entrants, arguments)
-        contest.print_engines(f"{said}; {work.source}; {dtype} where not said; {arguments.rounds} rounds")
+        contest.print_engines(heading)
         if "growth" not in arguments.without:
             num_prompts = max(16, round(48 * course.scale))
             contest.growth = growth.measure(course, *contest.main, contest.runs[0], num_prompts)
@@ -99,6 +109,18 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
+def prepare(arguments: argparse.Namespace, folder: Path, python: Path) -> tuple[Models, Work]:
+    """The model as every engine wants it, and the rows."""
+    model, is_real = folder / "model", arguments.model == "smollm2"
+    said = write_smollm2(model) if is_real else write_model(model)
+    work = (load_open_work if is_real else load_work)(model, arguments.rows)
+    llama_cpp = {}
+    if arguments.engines is None or "llama_cpp" in arguments.engines:
+        llama_cpp = convert_for_llama_cpp(model, folder / "q8_0.gguf", environment.llama_cpp_source(), python)
+    int8 = write_int8_for_vllm(model, folder / "vllm-int8")
+    return Models(model, said, int8, convert_all(model, folder, python), llama_cpp, work.stop_ids), work
+
+
 def show(heading: str, table: str) -> None:
     """Print a table as soon as it is known: the run is long."""
     print(f"\n{heading}:\n\n{table}\n", flush=True)
@@ -107,16 +129,18 @@ def show(heading: str, table: str) -> None:
 class Contest:
     """What has been found so far. `main` is the faster one of ours, with its setting: it meets all others."""
 
-    def __init__(self, course: Course, model: Path, dtype: str, known: dict[str, Any]) -> None:
+    def __init__(self, course: Course, models: Models, dtype: str, known: dict[str, Any]) -> None:
         self.growth: growth.Growth | None = None
         self.sharing: list[sharing.Sharing] = []
         self.left_out: dict[str, str] = {}
         self.runs: list[Run] = []
         self.duels: list[Duel] = []
-        self._course, self._model, self._known = course, model, known
+        self._course, self._models, self._known = course, models, known
         say("Settings")
-        plain = ours("ours_bf16" if dtype == "bfloat16" else "ours_fp32", model, dtype=dtype, kv_bytes=_kv_bytes(dtype))
-        int8 = ours("ours_int8", model, dtype=dtype, quantization="int8", kv_bytes=_kv_bytes(dtype))
+        plain = ours(
+            "ours_bf16" if dtype == "bfloat16" else "ours_fp32", models, dtype=dtype, kv_bytes=_kv_bytes(dtype)
+        )
+        int8 = ours("ours_int8", models, dtype=dtype, quantization="int8", kv_bytes=_kv_bytes(dtype))
         *self._others, (engine, options, _) = sorted(self._choose([plain, int8]), key=lambda choice: choice[2])
         self.main = (engine, options)
         self._standings: list[tables.Standing] = []
@@ -164,7 +188,7 @@ class Contest:
         for engine in engines:
             if engine.name in self._known:
                 found = self._known[engine.name]
-                chosen.append((engine, found["setting"], found["tokens_per_s"]))
+                chosen.append((engine, found["setting"], found["rows_per_s"]))
                 continue
             try:
                 chosen.append((engine, *choose(self._course, engine)))
@@ -174,7 +198,7 @@ class Contest:
 
     def _answer_exactly(self) -> dict[str, str]:
         """The texts that ours gives in float32, of some rows of each engine."""
-        exact = ours("ours_fp32", self._model, dtype="float32", kv_bytes=_kv_bytes("float32"))
+        exact = ours("ours_fp32", self._models, dtype="float32", kv_bytes=_kv_bytes("float32"))
         say("  ours_fp32, for its texts")
         compared = {row.key: row for duel in self.duels for row in duel.rows[:_COMPARED_ROWS]}
         compared |= {row.key: row for row in self._course.work.rows[:_COMPARED_ROWS]}
@@ -188,7 +212,7 @@ class Contest:
         return tables.Standing(engine, options, runs, same)
 
     def _texts(self, run: Run) -> dict[str, str]:
-        encoder = PromptEncoder.from_folder(self._model)
+        encoder = PromptEncoder.from_folder(self._models.folder)
         return {key: encoder.decode(ids) for key, ids in run.answers.items()}
 
 

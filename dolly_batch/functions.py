@@ -34,12 +34,11 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_rows
-from dolly_batch.spark.model import resolve_model
+from dolly_batch.spark.model import is_at_hand, resolve_model
 from dolly_batch.spark.preflight.package import ship_package
-from dolly_batch.spark.session.session import is_connect, is_local
+from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
-from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.tasks import KINDS
 from dolly_batch.tasks.arguments import SqlArgument, check_argument
 from dolly_batch.tasks.base import TaskKind, TaskSettings
@@ -142,8 +141,7 @@ def register(
     """
     chosen = {"path": model} if isinstance(model, str) else dict(model)
     path = str(chosen.get("path"))
-    is_at_hand = path == "tiny" or (path == SMOLLM2 and is_local(spark))
-    if stage_dir is None and not is_at_hand and not Path(path, MANIFEST).is_file():
+    if stage_dir is None and not (is_at_hand(spark, path) or Path(path, MANIFEST).is_file()):
         raise ConfigError(
             f"model {path!r} is not a staged folder: give `stage_dir`, a folder that driver and executors share"
         )

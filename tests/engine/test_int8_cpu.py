@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dolly_batch
 from dolly_batch.engine.load import load_engine
@@ -16,7 +16,9 @@ from dolly_batch.engine.weights.int8_cpu import (
     PLAIN,
     Int8Linear,
     Int8Product,
+    cpu_product,
     is_exact,
+    join,
     quantize,
 )
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
@@ -129,3 +131,23 @@ def test_a_saturating_product_is_not_exact() -> None:
 
     assert not is_exact(Int8Product(saturating, 127))
     assert is_exact(Int8Product(saturating, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biases", [(False, False, False), (True, True, True), (True, False, True)], ids=str)
+def test_joined_layers_have_the_bits_of_layers_of_their_own(dtype: torch.dtype, biases: tuple[bool, ...]) -> None:
+    torch.manual_seed(6)
+    names, product = ("query", "key", "value"), cpu_product()
+    linears = [nn.Linear(96, size, bias=bias).to(dtype) for size, bias in zip((72, 24, 40), biases, strict=True)]
+    alone = [Int8Linear(linear, product, dtype) for linear in linears]
+    layer = nn.ModuleDict(dict(zip(names, linears, strict=True)))
+    join(layer, names, product, dtype)
+    layers = [layer.get_submodule(name) for name in names]
+    some, others = torch.randn(1, 19, 96).to(dtype), torch.randn(1, 1, 96).to(dtype)
+    for inputs in (some, others, some):
+        for joined, own in zip(layers, alone, strict=True):
+            assert torch.equal(joined(inputs), own(inputs))
+    # Inputs that are only equal, and layers called by themselves.
+    assert torch.equal(layers[1](others.clone()), alone[1](others))
+    assert torch.equal(layers[0](some), alone[0](some))
+    assert torch.equal(layers[2](others), alone[2](others))

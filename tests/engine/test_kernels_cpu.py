@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.cpu.pools import KVPools
@@ -16,6 +17,7 @@ from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.kernels.cpu.compiled import PoolKernels, as_words, find_pool_kernels, find_row_kernels
 from dolly_batch.engine.weights.int8_cpu import Int8Linear, cpu_product
 from dolly_batch.engine.weights.loading import load_model
+from dolly_batch.engine.weights.norms import CompiledRMSNorm, compile_norms
 from tests.engine.engines import answer
 from tests.engine.questions import mixed_requests
 
@@ -166,6 +168,30 @@ def test_int8_layers_have_torchs_bits(dtype: torch.dtype, output_dtype: torch.dt
     expected = layer(inputs)
     assert torch.equal(found[~broken], expected[~broken])
     assert found[broken].isnan().all()
+
+
+def test_norms_are_hugging_faces_but_for_last_bits() -> None:
+    torch.manual_seed(5)
+    norm = LlamaRMSNorm(203, eps=1e-5).bfloat16()
+    norm.weight.data = torch.randn(203).bfloat16()
+    inputs = (torch.randn(2, 19, 203) * torch.logspace(-6, 6, 19)[:, None]).bfloat16()
+    inputs[0, 3], inputs[1, 4, 5], inputs[1, 6, 7] = 0, torch.nan, torch.inf
+    model = nn.Sequential(norm)
+    compile_norms(model)
+    assert isinstance(model[0], CompiledRMSNorm)
+    with torch.no_grad():
+        found, expected = model(inputs), norm(inputs)
+        alone = torch.cat([model(inputs[:, i : i + 1]) for i in range(19)], dim=1)
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=0, equal_nan=True)
+    assert (found == expected).float().mean() > 0.95
+    assert torch.equal(alone.nan_to_num(), found.nan_to_num())
+    assert found[1, 4].isnan().all()
+
+
+def test_norms_in_float32_stay_hugging_faces() -> None:
+    model = nn.Sequential(LlamaRMSNorm(32))
+    compile_norms(model)
+    assert isinstance(model[0], LlamaRMSNorm)
 
 
 def test_kernels_are_not_for_everything() -> None:

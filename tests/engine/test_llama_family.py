@@ -10,6 +10,7 @@ import pytest
 from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.loading import LoadedModel, load_model
+from dolly_batch.engine.weights.norms import compile_norms
 from dolly_batch.engine.weights.onednn import pack
 from dolly_batch.records import Request
 from tests.engine.engines import answer, continuous_engine, gpu_engine
@@ -71,6 +72,7 @@ def test_a_row_gets_the_same_bits_alone_and_among_others(folder: Path, numbers: 
         loaded = load_model(folder, dtype=numbers, device="cpu")
     if numbers == "bfloat16":
         pack(loaded.model)
+    compile_norms(loaded.model)
     rows = [replace(row, params=replace(row.params, do_sample=True)) for row in rows_for(loaded)]
     among = LogitBits(loaded, max_sequences=6)
     assert among.engine._cache._kernels is not None

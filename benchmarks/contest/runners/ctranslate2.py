@@ -4,7 +4,7 @@ Many rows are given at once, sorted by length, so that batches run side by side;
 `static_prompt`, computed once; prompts are forwarded, not decoded (`include_prompt_in_result=False`). Of a batch's
 prompts it forwards only as many tokens as the shortest has and decodes the rest one by one; so beside its own cutting
 of batches (`spread` None) there is a cutting into calls of prompts that differ by at most `spread` tokens. A row is
-stopped by a callback at its own length; finished rows leave their batch.
+stopped by its end token or, where rows have lengths of their own, by a callback; finished rows leave their batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from benchmarks.contest.work import Row
 
 
 def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
-    """`setup`: model, converted (folders by compute type), compute_type, batch_size, batch_type, spread, threads."""
+    """`setup`: converted (folders by compute type), compute_type, batch_size, batch_type, spread, threads, and more."""
     generator = ctranslate2.Generator(
         setup["converted"][setup["compute_type"]],
         device="cpu",
@@ -46,6 +46,7 @@ def _ask(generator: Any, tokenizer: Any, rows: list[Row], shared: int, setup: di
         open_tokens[result.batch_id] -= 1
         return open_tokens[result.batch_id] <= 0
 
+    has_one_limit = len({*open_tokens}) == 1
     return generator.generate_batch(
         [tokenizer.convert_ids_to_tokens(list(row.prompt_ids[shared:])) for row in rows],
         static_prompt=tokenizer.convert_ids_to_tokens(list(rows[0].prompt_ids[:shared])) or None,
@@ -55,7 +56,8 @@ def _ask(generator: Any, tokenizer: Any, rows: list[Row], shared: int, setup: di
         sampling_topk=1,
         include_prompt_in_result=False,
         asynchronous=True,
-        callback=is_last,
+        callback=None if has_one_limit else is_last,
+        end_token=setup["stop_ids"] or None,
     )
 
 

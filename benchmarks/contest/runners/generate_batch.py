@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.contest.work import Row
 
@@ -16,7 +16,7 @@ from benchmarks.contest.work import Row
 def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
     """`setup`: model, dtype, threads, attention, page_size, num_tokens (its cache), max_batch_tokens, max_requests."""
     torch.set_num_threads(setup["threads"])
-    model = GPTNeoXForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         setup["model"], dtype=getattr(torch, setup["dtype"]), attn_implementation=setup["attention"]
     ).eval()
     config = ContinuousBatchingConfig(
@@ -26,9 +26,11 @@ def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
         max_requests_per_batch=setup["max_requests"],
     )
 
+    stop_ids = setup["stop_ids"] or -1
+
     def session() -> Any:
         return model.continuous_batching_context_manager(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=stop_ids, pad_token_id=0),
             continuous_batching_config=config,
             block=True,
             persistent_manager=True,

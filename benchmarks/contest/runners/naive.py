@@ -17,7 +17,7 @@ def load(setup: dict[str, Any]) -> Answer:
     def answer_rows(prompts: pd.Series, limits: pd.Series) -> pd.Series:
         import torch
 
-        model = load_model(setup["model"], setup["dtype"], setup["threads"])
+        model = load_model(setup["model"], setup["dtype"], setup["threads"], tuple(setup["stop_ids"]))
         answers = []
         for prompt, limit in zip(prompts, limits, strict=True):
             ids = torch.tensor([text_to_ids(prompt)])

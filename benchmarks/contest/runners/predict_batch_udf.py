@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contest.runners.spark import Answer, ask, ids_to_text, load_model, start_session, text_to_ids, warm
-from benchmarks.contest.work import Row
+from benchmarks.contest.work import Row, until_stop
 
 
 def load(setup: dict[str, Any]) -> Answer:
@@ -19,7 +19,7 @@ def load(setup: dict[str, Any]) -> Answer:
 
     def make_predict() -> Any:
         def predict(prompts: np.ndarray, limits: np.ndarray) -> np.ndarray:
-            model = load_model(setup["model"], setup["dtype"], setup["threads"])
+            model = load_model(setup["model"], setup["dtype"], setup["threads"], tuple(setup["stop_ids"]))
             return _generate(model, [text_to_ids(prompt) for prompt in prompts], limits.tolist())
 
         return predict
@@ -32,12 +32,13 @@ def load(setup: dict[str, Any]) -> Answer:
         size = setup["batch_size"]
         ordered = sorted(rows, key=lambda row: -len(row.prompt_ids))
         num_tasks = -(-len(ordered) // size)
-        used = sum(row.num_new_tokens for row in ordered)
         # As Spark cuts a list into slices.
         cuts = [i * len(ordered) // num_tasks for i in range(num_tasks + 1)]
         batches = [ordered[start:stop] for start, stop in pairwise(cuts)]
-        slots = sum(len(batch) * max(row.num_new_tokens for row in batch) for batch in batches)
-        return ask(session, function, ordered, size), {"occupancy": used / slots}
+        answers = ask(session, function, ordered, size)
+        lengths = {key: len(until_stop(ids, setup["stop_ids"])) for key, ids in answers}
+        slots = sum(len(batch) * max(lengths[row.key] for row in batch) for batch in batches)
+        return answers, {"occupancy": sum(lengths.values()) / max(1, slots)}
 
     return answer
 

@@ -54,14 +54,15 @@ def warm(session: Any, function: Any, num_workers: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def load_model(folder: str, dtype: str, threads: int) -> Any:
+def load_model(folder: str, dtype: str, threads: int, stop_ids: tuple[int, ...]) -> Any:
     """The model as Dolly's examples load it, once in each Python worker."""
     import torch
-    from transformers import GPTNeoXForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model.generation_config.eos_token_id = [*stop_ids] or None
+    model.generation_config.pad_token_id = 0
     time.sleep(1)  # so that the other worker gets a task of its own
     return model
 

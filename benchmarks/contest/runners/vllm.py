@@ -1,7 +1,8 @@
-"""vLLM's offline mode: all prompts in one call, a length for each row; on a CPU set up as its pages for CPUs advise.
+"""vLLM's offline mode: all prompts in one call, a length for each row or a token that ends it.
 
-Its threads are bound to cores of its own (by itself it would leave one of two free), Intel's OpenMP and tcmalloc are
-loaded first where they are there, and its keys and values get as much memory as ours.
+On a CPU it is set up as its pages for CPUs advise: its threads are bound to cores of its own (by itself it would leave
+one of two free), Intel's OpenMP and tcmalloc are loaded first where they are there, and its keys and values get as much
+memory as ours.
 """
 
 import ctypes.util
@@ -35,7 +36,13 @@ def load(setup: dict[str, Any]) -> Callable[[list[Row]], Any]:
         llm.reset_prefix_cache()  # prompts of earlier runs are forgotten
         prompts = [{"prompt_token_ids": list(row.prompt_ids)} for row in rows]
         params = [
-            SamplingParams(temperature=0.0, max_tokens=row.num_new_tokens, ignore_eos=True, detokenize=False)
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=row.num_new_tokens,
+                ignore_eos=not setup["stop_ids"],
+                stop_token_ids=setup["stop_ids"],
+                detokenize=False,
+            )
             for row in rows
         ]
         results = llm.generate(prompts, params, use_tqdm=False)

@@ -64,11 +64,13 @@ def load_packed(spec: EngineSpec) -> "LoadedModel":
     from dolly_batch.engine.continuous.cpu.invariance import is_batch_invariant
     from dolly_batch.engine.memory import trim_heap
     from dolly_batch.engine.weights.loading import load_from_spec
+    from dolly_batch.engine.weights.norms import compile_norms
     from dolly_batch.engine.weights.onednn import multiply_in_blocks, pack
 
     loaded = load_from_spec(spec, "cpu")
     if spec.quantization == "none":
         pack(loaded.model)
+    compile_norms(loaded.model)
     invariant = is_batch_invariant(loaded)
     if not invariant and loaded.dtype == torch.bfloat16:
         multiply_in_blocks(loaded.model)

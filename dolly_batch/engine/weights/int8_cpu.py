@@ -7,7 +7,7 @@ CPUs without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add pairs of pro
 saturate. There weights have 7 bits: two of 255 x 64 fit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,54 @@ class Int8Linear(nn.Module):
         return outputs
 
 
+class _Joint:
+    """The product of layers that take the same inputs, for all of them at once; each takes its own share of it."""
+
+    def __init__(self, linear: Int8Linear, sizes: Sequence[int]) -> None:
+        self._linear, self._sizes = linear, list(sizes)
+        self._inputs: Tensor | None = None
+        self._shares: Sequence[Tensor] = ()
+
+    def share(self, index: int, inputs: Tensor) -> Tensor:
+        """The outputs of one of the layers: computed for the first one that comes, let go of with the last layer's."""
+        if inputs is not self._inputs:
+            self._inputs, self._shares = inputs, self._linear(inputs).split(self._sizes, dim=-1)
+        share = self._shares[index]
+        if index == len(self._sizes) - 1:
+            self._inputs, self._shares = None, ()
+        return share
+
+
+class Int8Share(nn.Module):
+    """A linear layer in int8 whose product is a part of a larger one: [..., features] to [..., features].
+
+    It has the bits of a layer of its own: an output's scale and sum are its own. But inputs are quantized once, and one
+    product of many outputs is faster than several of few.
+    """
+
+    def __init__(self, joint: _Joint, index: int) -> None:
+        super().__init__()
+        self._joint, self._index = joint, index
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Take its share of the product."""
+        return self._joint.share(self._index, inputs)
+
+
+def join(layer: nn.Module, names: Sequence[str], product: Int8Product, dtype: torch.dtype) -> None:
+    """Quantize linear layers of `layer` that are called with the same inputs, in the order of `names`."""
+    linears: list[Any] = [layer.get_submodule(name) for name in names]
+    whole = nn.Linear(1, 1, bias=any(linear.bias is not None for linear in linears), device="meta")
+    whole.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
+    if whole.bias is not None:
+        zeros = [linear.weight.new_zeros(len(linear.weight)) for linear in linears]
+        biases = [zero if linear.bias is None else linear.bias for linear, zero in zip(linears, zeros, strict=True)]
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    joint = _Joint(Int8Linear(whole, product, dtype), [len(linear.weight) for linear in linears])
+    for index, name in enumerate(names):
+        layer.set_submodule(name, Int8Share(joint, index))
+
+
 def quantize(
     model: nn.Module,
     device: torch.device | None = None,
@@ -99,8 +147,11 @@ def quantize(
     """
     device = device or next(model.parameters()).device
     dtype = dtype or next(model.parameters()).dtype
-    make = _cuda_layers(device, dtype) if device.type == "cuda" else _cpu_layers(product or cpu_product())
+    product = None if device.type == "cuda" else product or cpu_product()
+    make = _cpu_layers(product) if product else _cuda_layers(device, dtype)
     for layer in smooth_layers(model, smoothing, device, dtype) if smoothing else ():
+        if smoothing and product:
+            _join_all(layer, smoothing, product, dtype)
         _pack_all(layer, dtype, make)
     _pack_all(model, dtype, make)
     for parameter in model.parameters():
@@ -109,6 +160,13 @@ def quantize(
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))  # in their own dtype: rotary tables are not rounded
+
+
+def _join_all(layer: nn.Module, smoothing: Smoothing, product: Int8Product, dtype: torch.dtype) -> None:
+    """Join the layers that are smoothed together: their inputs are the same."""
+    for channels in smoothing.channels:
+        if len(channels.products) > 1:
+            join(layer, channels.products, product, dtype)
 
 
 def _pack_all(model: nn.Module, dtype: torch.dtype, make: Callable[[nn.Linear, torch.dtype], nn.Module]) -> None:

@@ -5,6 +5,7 @@ come out, so that the row fails.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -77,11 +78,11 @@ def _to_bfloat16(number):
     return np.uint16(np.uint32(0x7FC0) if is_nan else nearest)
 
 
-def reader(*, is_bfloat16: bool) -> Callable[..., None]:
+def reader(*, is_bfloat16: bool) -> Callable[..., Any]:
     """The function that makes a float32 of a number as an array has it; bfloat16 comes as uint16."""
     return _from_bfloat16 if is_bfloat16 else _same
 
 
-def writer(*, is_bfloat16: bool) -> Callable[..., None]:
+def writer(*, is_bfloat16: bool) -> Callable[..., Any]:
     """The other way round, to the nearest, of two the even one."""
     return _to_bfloat16 if is_bfloat16 else _same

@@ -69,6 +69,21 @@ def find_row_kernels(
     return _compile_or_none("int8's quantization", compile_and_check) if is_known else None
 
 
+@functools.cache
+def find_rms_norm() -> Kernel | None:
+    """`rms_norm` in bfloat16."""
+
+    def compile_and_check() -> Kernel:
+        from dolly_batch.engine.kernels.cpu.rms_norm import compile_rms_norm
+
+        normalize = compile_rms_norm(is_bfloat16=True)
+        _check_rms_norm(normalize)
+        return normalize
+
+    found: Kernel | None = _compile_or_none("norms", compile_and_check)
+    return found
+
+
 def as_array(tensor: Tensor) -> Any:
     """The same memory for numpy, which has no bfloat16: that comes as uint16."""
     return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
@@ -164,6 +179,19 @@ def _check_row_kernels(
     scaled = products.double() * scales[:, None].double()
     sizes = scaled.abs() + bias.abs()
     _assert_close(outputs / sizes, (scaled + bias) / sizes, torch.finfo(output_dtype).eps)
+
+
+def _check_rms_norm(normalize: Kernel) -> None:
+    """Compare with the same in float64, for rows of small numbers and of large ones."""
+    numbers, epsilon = torch.Generator().manual_seed(6), np.float32(1e-5)
+    rows = (torch.randn((9, 203), generator=numbers) * torch.logspace(-4, 9, 9)[:, None]).bfloat16()
+    weight = torch.randn(203, generator=numbers).bfloat16()
+    outputs = torch.empty_like(rows)
+    normalize(as_array(rows), as_array(weight), epsilon, as_array(outputs))
+    squares = rows.double().square().mean(dim=1, keepdim=True)
+    expected = rows.double() * (squares + float(epsilon)).rsqrt() * weight.double()
+    sizes = expected.abs().clamp(min=1e-30)
+    _assert_close(outputs / sizes, expected / sizes, 2 * torch.finfo(torch.bfloat16).eps)
 
 
 def _assert_close(found: Tensor, expected: Tensor, limit: float) -> None:
