@@ -255,7 +255,7 @@ class HadoopFiles:
 
     def write(self, path: str, text: str) -> None:
         """See Files."""
-        if self._system.getScheme() in OBJECT_STORES:
+        if str(self._system.getUri().getScheme()) in OBJECT_STORES:
             self._put(path, text)  # one request, which replaces the object when it ends
             return
         partial = f"{path}.{uuid.uuid4().hex}.partial"

@@ -59,8 +59,13 @@ class JobLock:
         """
         self._done.set()
         self._thread.join()
-        if self._holder().get("token") == self._token:
-            self._files.delete(self._path)
+        try:
+            is_mine = self._is_mine()
+        except Exception:  # the file stays, without a heartbeat: the next start takes it over
+            return
+        if is_mine:
+            with contextlib.suppress(Exception):
+                self._files.delete(self._path)
         elif isinstance(value, Exception) and not isinstance(value, DollyBatchError):
             raise self._taken_over() from value
 
