@@ -105,19 +105,19 @@ def num_slots(spark: SparkSession) -> int:
 
 def _own(builder: Any, config: SparkConfig, formats: Sequence[InputFormat], java: Java | None) -> Any:
     master = _retrying(config.master or "local[*]")
-    is_local = re.match(r"local(\[|$)", master) is not None
-    builder = _with_conf(builder.master(master), {**OWN_CONF, **(LOCAL_CONF if is_local else {})})
+    in_one_process = re.match(r"local(\[|$)", master) is not None
+    builder = _with_conf(builder.master(master), {**OWN_CONF, **(LOCAL_CONF if in_one_process else {})})
     given = {key: value for key, value in config.conf.items() if key != PACKAGES}
     builder = _with_conf(builder, {**_formats_conf(formats), **given, **_jars_conf(formats, config.conf)})
-    return builder.config(JAVA_OPTIONS, _java_options(config.conf.get(JAVA_OPTIONS, ""), java, is_local))
+    return builder.config(JAVA_OPTIONS, _java_options(config.conf.get(JAVA_OPTIONS, ""), java, in_one_process))
 
 
-def _java_options(given: str, java: Java | None, is_local: bool) -> str:
+def _java_options(given: str, java: Java | None, in_one_process: bool) -> str:
     """Options of the driver's JVM. Those that the user has given come last, where the JVM lets them win."""
-    ours = [LOCAL_JAVA_OPTIONS] if is_local else []
+    ours = [LOCAL_JAVA_OPTIONS] if in_one_process else []
     if not has_own_logging(given):
         ours.append(f"-Dlog4j2.configurationFile=file:{LOG_CONF}")
-    if java is not None:
+    if java is not None and SparkSession.getActiveSession() is None:  # a running JVM takes no archive
         ours.append(archive_options(java, given))
     return " ".join(filter(None, [*ours, given]))
 
