@@ -118,10 +118,7 @@ def plain_name(uri: str) -> str:
 
 
 def _default_is_local(spark: Any) -> bool:
-    if is_connect(spark):
-        return True
-    configuration = spark._jsc.hadoopConfiguration()
-    return str(configuration.get("fs.defaultFS", "file:///")).startswith("file:")
+    return is_connect(spark) or str(spark._jsc.hadoopConfiguration().get("fs.defaultFS", "file:")).startswith("file:")
 
 
 def _hadoop(spark: Any, path: str) -> tuple[Files, str]:

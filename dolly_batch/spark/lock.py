@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from dolly_batch.errors import AlreadyRunning, DollyBatchError
+from dolly_batch.errors import AlreadyRunning, DollyBatchError, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.system.process import ProcessId, boot_id
 
@@ -28,10 +29,12 @@ class JobLock:
     """The lock file of a job, rewritten every `BEAT_S` while its holder runs.
 
     A start that finds the lock of a dead process of this machine takes it over at once. One that is held on another
-    machine it watches for `PATIENCE_S`, and takes over when there is no heartbeat.
+    machine it watches for `PATIENCE_S`, and takes over when there is no heartbeat; with `by_heartbeat` also one of
+    this machine, whose process may be suspended.
     """
 
-    def __init__(self, files: Files, path: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, files: Files, path: str, patience_s: float = PATIENCE_S, *, by_heartbeat: bool = False) -> None:
+        self._by_heartbeat = by_heartbeat
         self._files = files
         self._path = path
         self._patience_s = patience_s
@@ -109,7 +112,7 @@ class JobLock:
     def _wait_for_death(self) -> None:
         first = self._holder()
         alive = _is_alive(first)
-        if alive:
+        if alive and not self._by_heartbeat:
             raise AlreadyRunning(f"another start of this job is active{_who(first)}")
         if alive is False:
             return
@@ -121,12 +124,40 @@ class JobLock:
                 raise AlreadyRunning(f"another start of this job is active{_who(now)}")
 
     def _beat(self) -> None:
-        while not self._done.wait(BEAT_S):
+        is_mine = True
+        while is_mine and not self._done.wait(BEAT_S):
             with contextlib.suppress(Exception):  # the next beat tries again: one that fails is no end
-                if not self._is_mine():
-                    return
-                self._beats += 1
-                self._files.write(self._path, self._text())
+                is_mine = self.beat()
+
+    def beat(self) -> bool:
+        """Give a sign of life; False, without one, where another start has taken over."""
+        is_mine = self._is_mine()
+        if is_mine:
+            self._beats += 1
+            self._files.write(self._path, self._text())
+        return is_mine
+
+
+@contextlib.contextmanager
+def alone(files: Files, path: str, name: str, wait_s: float = 60.0) -> Iterator[Callable[[], None]]:
+    """Be the only one that adds to the output `name`; yields what raises when another one has taken over.
+
+    Waits for another that does. Raises Stopped where that goes on for `wait_s` and longer.
+    """
+    deadline = time.monotonic() + wait_s
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                lock = held.enter_context(JobLock(files, path, by_heartbeat=True))
+                break
+            except AlreadyRunning as busy:
+                if time.monotonic() > deadline:
+                    raise Stopped(
+                        f"another job is adding its rows to {name} ({busy}). The answers are kept: run the same "
+                        "command again to publish them"
+                    ) from busy
+            time.sleep(1.0)
+        yield lock.check
 
 
 def _this_process() -> dict[str, object]:

@@ -6,7 +6,6 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -24,22 +23,14 @@ from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
-from dolly_batch.spark.plan.manifest import (
-    ABANDONED,
-    COMPLETE,
-    PUBLISHED,
-    Plan,
-    PlanFolder,
-    open_plan,
-    plans_under,
-    unreadable_plans,
-)
-from dolly_batch.spark.plan.planner import delete_drafts, make_plan
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
+from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, staged_answers
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.steps import Check, abandon, proceed, sweep
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
@@ -73,30 +64,12 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
-        delete_drafts(files, work, job.name)
-        _delete_old_rows(files, work, job)
+        sweep(files, work, job.name, job.work.keep_days)
         if options.abandon:
             _abandon(files, work, job, report)
             return report
-        with report.timed("plan"):
-            opened = _resumed(spark, job, options, files, work) or _planned(
-                spark, job, options, files, work, report, lock.check
-            )
-        if opened is None:
-            return report
-        _describe(opened, report)
-        if not opened.folder.has(PUBLISHED):
-            with report.timed("generate"):
-                generate(Generation(spark, job, opened.folder, opened.plan, opened.model, lock.check))
-            lock.check()
-            with report.timed("publish"):
-                publish(opened.target, opened.folder, opened.plan)
-            lock.check()
-            opened.folder.mark(PUBLISHED, _staged_facts(opened))
-        with report.timed("audit"):
-            findings = audit(opened.target, opened.folder, opened.plan)
-        _complete(job, opened, findings, report)
-        _delete_old_rows(files, work, job)
+        proceed(_Start(spark, job, options, files, work, report), lock.check)
+        sweep(files, work, job.name, job.work.keep_days)
     return report
 
 
@@ -129,6 +102,46 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     if max_rows is not None and num_todo > max_rows:
         report.message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
     return report
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The steps of one start; see steps.Steps."""
+
+    spark: SparkSession
+    job: JobConfig
+    options: Options
+    files: Files
+    work: str
+    report: Report
+
+    def resume(self) -> Opened | None:
+        with self.report.timed("plan"):
+            opened = _resumed(self.spark, self.job, self.options, self.files, self.work)
+        if opened is not None:
+            _describe(opened, self.report)
+        return opened
+
+    def make_plan(self, check: Check) -> Opened | None:
+        with self.report.timed("plan"):
+            opened = _planned(self.spark, self.job, self.options, self.files, self.work, self.report, check)
+        if opened is not None:
+            _describe(opened, self.report)
+        return opened
+
+    def generate(self, opened: Opened, check: Check) -> None:
+        with self.report.timed("generate"):
+            generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
+
+    def publish(self, opened: Opened) -> dict[str, object]:
+        with self.report.timed("publish"):
+            publish(opened.target, opened.folder, opened.plan)
+        return _staged_facts(opened)
+
+    def audit(self, opened: Opened) -> None:
+        with self.report.timed("audit"):
+            findings = audit(opened.target, opened.folder, opened.plan)
+        _complete(self.job, opened, findings, self.report)
 
 
 def _opened_session(job: JobConfig) -> SparkSession:
@@ -268,27 +281,10 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
     report.outcome, report.exit_code = "abandoned", 0
-    unreadable = unreadable_plans(files, work, job.name)
-    for folder in unreadable:
-        folder.mark(ABANDONED, {})
-        folder.discard_rows()
-    opened = open_plan(files, work, job.name)
-    if opened is None:
-        closed = f"{len(unreadable)} plans that could not be read are closed" if unreadable else "there is no open plan"
-        report.message = f"{job.name}: {closed}"
+    plan, num_unreadable = abandon(files, work, job.name)
+    if plan is None:
+        closed = f"{num_unreadable} plans that could not be read are closed"
+        report.message = f"{job.name}: {closed if num_unreadable else 'there is no open plan'}"
         return
-    folder, plan = opened
-    folder.mark(ABANDONED, {})
-    folder.discard_rows()
     report.plan_id = plan.plan_id
     report.message = f"{job.name}: plan {plan.plan_id} is closed; the next run plans its {plan.num_todo:,} rows again"
-
-
-def _delete_old_rows(files: Files, work: str, job: JobConfig) -> None:
-    """Delete the prompts and answers of this job's finished plans, `work.keep_days` after they were planned."""
-    for folder, plan in plans_under(files, work):
-        if plan.name != job.name or folder.is_open:
-            continue
-        age = datetime.now(datetime.fromisoformat(plan.created_at).tzinfo) - datetime.fromisoformat(plan.created_at)
-        if age >= timedelta(days=job.work.keep_days):
-            folder.discard_rows()

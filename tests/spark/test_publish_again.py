@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from dolly_batch.errors import AlreadyRunning
 from dolly_batch.spark.files import LocalFiles
 from dolly_batch.spark.publish import publish, published_rows
+from dolly_batch.spark.tables import parquet
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -82,6 +84,29 @@ def test_plans_with_overlapping_keys_are_published_at_once(delta_desk: Desk, mod
     at_once(one.publish, two.publish, one.publish)
     assert ids(delta_desk) == expected(questions(15))
     assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+
+
+def test_jobs_with_overlapping_keys_share_a_parquet_output(desk: Desk) -> None:
+    one, two = overlapping(desk, "append")
+    one.publish()
+    two.publish()
+    assert ids(desk) == expected(questions(15))
+    assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+    # A third one was suspended just before its rename, while another took the lock and published.
+    desk.put(questions(8, start=12))
+    three = staged(desk, name="three")
+    desk.put(questions(10, start=14))
+    four = staged(desk, name="four")
+
+    def meanwhile() -> None:
+        (desk.out / parquet.LOCK).unlink()
+        four.publish()
+
+    files = Interleaved("*/out/plan_id=*", meanwhile)
+    with pytest.raises(AlreadyRunning):
+        publish(replace(three.target, files=files), three.folder, three.plan)
+    three.publish()
+    assert ids(desk) == expected(questions(24))
 
 
 def overlapping(desk: Desk, mode: str) -> tuple[Staged, Staged]:
@@ -204,7 +229,12 @@ def test_a_start_suspended_before_a_rename_cannot_undo_what_another_published(de
     desk.run()
     desk.put(questions(9))
     work = staged(desk)
-    suspended = Interleaved(step, work.publish)
+
+    def another() -> None:
+        (desk.out / parquet.LOCK).unlink(missing_ok=True)  # whoever takes this start for dead
+        work.publish()
+
+    suspended = Interleaved(step, another)
     publish(replace(work.target, files=suspended), work.folder, work.plan)
     assert not suspended.others
     assert ids(desk) == expected(questions(9))

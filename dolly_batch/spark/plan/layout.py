@@ -6,9 +6,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import PlanConfig
+from dolly_batch.spark.decisions import CARRIED_OVER, SKIPPED, TODO
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.manifest import Wave
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, SKIPPED, TODO, Facts
+from dolly_batch.spark.plan.row_status import Facts
 from dolly_batch.spark.plan.snapshot import write_part
 
 MIN_SHARD_ROWS = 32  # a small table is spread over the slots, but not in smaller shards than this

@@ -5,6 +5,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/aside/    rows that get a status without the model (skipped rows)
                    snapshot/reused/   rows whose answers are carried over from the old output (mode overwrite)
                    snapshot/*.schema.json   the columns of each
+                   beside.json        the folders of a Parquet output to append to, as they were before planning
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
                    swapping.json      a Parquet output is being replaced: by which folder
@@ -21,12 +22,14 @@ from typing import Any
 
 from dolly_batch.console import say
 from dolly_batch.errors import Stopped
+from dolly_batch.spark.decisions import CARRIED_OVER, SKIPPED, TODO
 from dolly_batch.spark.files import Files, LocalFiles
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published.json"
 COMPLETE = "complete.json"
 ABANDONED = "abandoned.json"
+BESIDE = "beside.json"
 FORMAT = 1
 
 # Fields whose keys in manifest.json are older than their names.
@@ -162,6 +165,14 @@ class PlanFolder:
         text = self.files.read(self.of(marker))
         return {} if text is None else json.loads(text)
 
+    def holds_rows(self, plan: Plan) -> bool:
+        """Whether the snapshot is there. A start that was suspended while it planned may write a manifest alone."""
+        waves = {f"wave={wave.number}" for wave in plan.waves}
+        parts = {SKIPPED: plan.num_skipped, CARRIED_OVER: plan.num_carried_over}
+        return waves <= {*self.files.list_names(self.of("snapshot", TODO))} and all(
+            self.has(f"snapshot/{part}") for part, count in parts.items() if count
+        )
+
     @property
     def is_open(self) -> bool:
         """Planned, and neither complete nor abandoned."""
@@ -225,8 +236,8 @@ def unreadable_plans(files: Files, work_dir: str, name: str) -> list[PlanFolder]
 def open_plan(files: Files, work_dir: str, name: str) -> tuple[PlanFolder, Plan] | None:
     """The open plan of a job. A job has at most one; after a race of two starts the older one counts.
 
-    A manifest that cannot be read is named and passed over. Raises Stopped where it is known to be this job's open
-    plan: planned again, its rows would be paid for twice.
+    A manifest that cannot be read, or has lost its rows, is named and passed over. Raises Stopped where one that cannot
+    be read is known to be this job's open plan: planned again, its rows would be paid for twice.
     """
 
     def unreadable(folder: PlanFolder, fault: Stopped) -> None:
@@ -238,5 +249,12 @@ def open_plan(files: Files, work_dir: str, name: str) -> tuple[PlanFolder, Plan]
             )
         say(f"{manifest} cannot be read: {fault}; it is passed over")
 
-    plans = [pair for pair in plans_under(files, work_dir, unreadable) if pair[0].is_open and pair[1].name == name]
+    def can_go_on(folder: PlanFolder, plan: Plan) -> bool:
+        if plan.name != name or not folder.is_open:
+            return False
+        if not (whole := folder.holds_rows(plan)):
+            say(f"{folder.path} holds a plan without its rows; it is passed over")
+        return whole
+
+    plans = [pair for pair in plans_under(files, work_dir, unreadable) if can_go_on(*pair)]
     return min(plans, key=lambda pair: (pair[1].created_at, pair[1].plan_id), default=None)

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pyspark.sql import DataFrame, SparkSession
 
 from dolly_batch.errors import Refused
+from dolly_batch.spark.decisions import CARRIED_OVER, EXISTING, SKIPPED, TODO
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.options import Options
@@ -28,9 +29,9 @@ from dolly_batch.spark.plan.existing import check_row_keys, find_retryable, is_u
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.layout import write_snapshot
-from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
+from dolly_batch.spark.plan.manifest import BESIDE, MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO, Facts, read_facts
+from dolly_batch.spark.plan.row_status import Facts, read_facts
 from dolly_batch.spark.plan.snapshot import SCHEMA, read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
@@ -81,6 +82,7 @@ def make_plan(
         if source.ids:
             check_ids(keyed, source, job)
         check_row_keys(target)
+        files.write(f"{draft.path}/{BESIDE}", json.dumps({"folders": target.format.parts_beside(target)}))
         limited = limit_rows(keyed, source, job, options.limit)
         rows = with_existing(limited, target, retry, model.max_positions)
         if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept
@@ -124,14 +126,15 @@ class _Draft:
         """Rename the draft to the plan's name: from here on the plan exists.
 
         A start that has lost the lock stops here: the other one has deleted the draft, and may have finished this plan.
+        So the manifest is written before the lock is looked at: nothing is written into a draft afterwards.
         """
-        check()
         for name in ("keyed", "rows"):
             self.files.delete(f"{self.path}/{name}")
             self.files.delete(f"{self.path}/{name}{SCHEMA}")
         self.files.write(f"{self.path}/{MANIFEST}", plan.to_json())
+        check()
         folder = PlanFolder(self.files, f"{work}/{plan.plan_id}")
-        if folder.has(MANIFEST) and not folder.is_open:
+        if folder.has(MANIFEST) and not (folder.is_open and folder.holds_rows(plan)):
             self.files.delete(folder.path)  # the same rows were planned and finished, and have left the output since
         if not self.files.rename(self.path, folder.path):
             existing = folder.plan()
