@@ -89,7 +89,8 @@ class Running:
         rows, planned_at = self.read_input(), self.stamp()
         draft = f"{WORK}/.planning-{self.name}-{uuid.uuid4().hex[:12]}"
         try:
-            self.files.write(f"{draft}/{BESIDE}", json.dumps({"folders": beside}))
+            if beside is not None:
+                self.files.write(f"{draft}/{BESIDE}", json.dumps({"folders": beside}))
             self.files.write(f"{draft}/keyed/part", "")
             states = self._states(key_rows(rows))
             plan = self._plan(states, planned_at)

@@ -129,8 +129,8 @@ class Output:
             rows += [replace(row, plan_id=name.partition("=")[2] or row.plan_id) for row in found]
         return rows
 
-    def parts_beside(self) -> list[str]:
-        return [] if self.format == "delta" else parquet.FORMAT.parts_beside(self)  # type: ignore[arg-type]
+    def parts_beside(self) -> list[str] | None:
+        return None if self.format == "delta" else parquet.FORMAT.parts_beside(self)  # type: ignore[arg-type]
 
     def is_committed(self, folder: PlanFolder, plan: Plan) -> bool:
         if self.format == "delta":

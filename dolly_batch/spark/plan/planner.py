@@ -82,7 +82,9 @@ def make_plan(
         if source.ids:
             check_ids(keyed, source, job)
         check_row_keys(target)
-        files.write(f"{draft.path}/{BESIDE}", json.dumps({"folders": target.format.parts_beside(target)}))
+        beside = target.format.parts_beside(target)  # before the output is read
+        if beside is not None:
+            files.write(f"{draft.path}/{BESIDE}", json.dumps({"folders": beside}))
         limited = limit_rows(keyed, source, job, options.limit)
         rows = with_existing(limited, target, retry, model.max_positions)
         if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept

@@ -100,9 +100,9 @@ class OutputFormat(InputFormat, ABC):
         """The table as the plan's commit has left it; None where that is not known."""
         return None
 
-    def parts_beside(self, output: "OutputTable") -> list[str]:
-        """Names of the parts that the table has now, where a commit must look for what was added since."""
-        return []
+    def parts_beside(self, output: "OutputTable") -> list[str] | None:
+        """Names of the parts that the table has now, where a commit must look for what was added since; else None."""
+        return None
 
     @abstractmethod
     def commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan", rows: DataFrame) -> None:

@@ -71,9 +71,9 @@ class Parquet(OutputFormat):
         _swap(*_folder_of(output), folder, plan)
         return True
 
-    def parts_beside(self, output: OutputTable) -> list[str]:
+    def parts_beside(self, output: OutputTable) -> list[str] | None:
         """The folders of other plans."""
-        return _folders(output, *_folder_of(output)) if output.job.output.mode == "append" else []
+        return _folders(output, *_folder_of(output)) if output.job.output.mode == "append" else None
 
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Write the rows into a folder of this call's own, and rename it."""
