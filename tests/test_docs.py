@@ -35,6 +35,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_the_tests_that_the_page_on_reliability_names_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (PROJECT / "docs" / "reliability.md").read_text())
+    assert len(named) > 40
+    wrong = [pair for pair in named if f"def {pair[1]}(" not in (PROJECT / "tests" / pair[0]).read_text()]
+    assert not wrong
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_ones_that_the_parser_takes(page: Path) -> None:
     for line in COMMAND.findall(page.read_text()):

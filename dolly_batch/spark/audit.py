@@ -1,5 +1,6 @@
 """The audit compares planned keys with published rows: a run is complete when none is missing and none repeated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -9,9 +10,18 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError
 from dolly_batch.records import STATUSES
+from dolly_batch.spark.decisions import (
+    ASKING,
+    CARRIED_OVER,
+    COPIED,
+    SKIPPED,
+    TODO,
+    identified_by,
+    is_complete,
+    miscounted,
+)
 from dolly_batch.spark.plan.existing import KEYS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.plan.row_status import ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.publish import snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -31,26 +41,33 @@ class Findings:
 
 
 def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
-    """Compare planned keys with published ones. Raises AuditError, with the counts, for a missing or a repeated row."""
-    table = target.read()
+    """Compare planned keys with published ones. Raises AuditError, with the counts, for a missing or a repeated row.
+
+    The table is looked at as the plan's commit has left it, where the format can tell: what others delete or add later
+    is theirs.
+    """
+    table = target.format.committed(target, plan)
+    table = target.read() if table is None else table
     if table is None:
         raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} does not exist")
-    keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
+    keys = identified_by(target.job.output.mode)
     num_rows, missing, repeated, by_status, tokens = _compare(
         _planned_keys(target, folder, plan), _read_rows(target, table), keys
     )
     num_expected = plan.num_planned + plan.num_carried_over
-    if missing or repeated or num_rows != num_expected:
+    if not is_complete(num_expected, num_rows, missing, repeated):
         raise AuditError(
             f"plan {plan.plan_id}: of {num_expected} planned rows {missing} are missing and "
-            f"{repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}"
+            f"{repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}. "
+            "Put the table right and run the same command; or close the plan with --abandon, and the next run answers "
+            "what is missing"
         )
     return Findings(num_rows, missing, repeated, by_status, tokens)
 
 
 def audit_table(target: OutputTable, table: DataFrame) -> Findings:
     """Count rows and repeated rows of the whole table; nothing is raised."""
-    keys = ["row_key"] if target.job.output.mode == "merge" else ["row_key", "request_key"]
+    keys = identified_by(target.job.output.mode)
     rows = _read_rows(target, table)
     answered = rows.filter(F.col("status") != "duplicate_id")
     repeated = answered.groupBy(*keys).count().filter(F.col("count") > 1).agg(F.sum(F.col("count") - 1)).first()
@@ -64,7 +81,9 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
     return {row[0]: row[1] for row in counted}, sum(row[2] or 0 for row in counted)
 
 
-def _compare(planned: DataFrame, published: DataFrame, keys: list[str]) -> tuple[int, int, int, dict[str, int], int]:
+def _compare(
+    planned: DataFrame, published: DataFrame, keys: Sequence[str]
+) -> tuple[int, int, int, dict[str, int], int]:
     """Count planned rows, missing ones and repeated ones, and the statuses and tokens of the published ones.
 
     Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
@@ -79,7 +98,7 @@ def _compare(planned: DataFrame, published: DataFrame, keys: list[str]) -> tuple
         *(F.count(F.when(F.col("status") == status, True)).alias(status) for status in STATUSES),
     )
     want, have = F.col("want"), F.col("have")
-    counts = [want, F.greatest(want - have, F.lit(0)), F.greatest(have - want, F.lit(0)), F.col("tokens")]
+    counts = [want, *miscounted(want, have, F.greatest, F.lit(0)), F.col("tokens")]
     totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in [*counts, *(F.col(name) for name in STATUSES)]))
     num_rows, missing, repeated, tokens, *statuses = (count or 0 for count in totals.collect()[0])
     by_status = {status: count for status, count in zip(STATUSES, statuses, strict=True) if count}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from dolly_batch.errors import ConfigError
@@ -19,6 +20,8 @@ from dolly_batch.spark.session.session import is_connect
 
 GLOB = frozenset("*?[]{}\\")
 """What Hadoop takes for the letters of a pattern."""
+OBJECT_STORES = frozenset({"s3a", "s3", "s3n", "abfs", "abfss", "wasb", "wasbs", "gs", "oss"})
+"""Schemes of stores that replace an object by one request, and rename by copying."""
 
 
 class Files(Protocol):
@@ -115,17 +118,14 @@ def plain_name(uri: str) -> str:
 
 
 def _default_is_local(spark: Any) -> bool:
-    if is_connect(spark):
-        return True
-    configuration = spark._jsc.hadoopConfiguration()
-    return str(configuration.get("fs.defaultFS", "file:///")).startswith("file:")
+    return is_connect(spark) or str(spark._jsc.hadoopConfiguration().get("fs.defaultFS", "file:")).startswith("file:")
 
 
 def _hadoop(spark: Any, path: str) -> tuple[Files, str]:
     jvm = spark._jvm
     hadoop_path = jvm.org.apache.hadoop.fs.Path(path)
     system = hadoop_path.getFileSystem(spark._jsc.hadoopConfiguration())
-    return HadoopFiles(jvm, system), str(system.makeQualified(hadoop_path).toString())
+    return HadoopFiles(spark.sparkContext._gateway, system), str(system.makeQualified(hadoop_path).toString())
 
 
 class LocalFiles:
@@ -205,8 +205,8 @@ class LocalFiles:
 class HadoopFiles:
     """Any file system that the cluster's Hadoop client knows, through the session's JVM."""
 
-    def __init__(self, jvm: Any, system: Any) -> None:
-        self._jvm = jvm
+    def __init__(self, gateway: Any, system: Any) -> None:
+        self._gateway, self._jvm = gateway, gateway.jvm
         self._system = system
 
     def _path(self, path: str) -> Any:
@@ -232,9 +232,12 @@ class HadoopFiles:
 
     def read(self, path: str) -> str | None:
         """See Files."""
-        if not self.exists(path):
-            return None
-        stream = self._system.open(self._path(path))
+        try:
+            stream = self._system.open(self._path(path))
+        except Py4JJavaError as error:
+            if "FileNotFoundException" in str(error.java_exception.getClass().getName()):
+                return None
+            raise
         try:
             return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
         finally:
@@ -249,11 +252,26 @@ class HadoopFiles:
 
     def write(self, path: str, text: str) -> None:
         """See Files."""
+        if str(self._system.getUri().getScheme()) in OBJECT_STORES:
+            self._put(path, text)  # one request, which replaces the object when it ends
+            return
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         self._put(partial, text)
-        # Hadoop's rename does not replace; between the two calls a reader finds no file, never half of one.
-        self._system.delete(self._path(path), False)
-        self._system.rename(self._path(partial), self._path(path))
+        self._replace(partial, path)
+
+    def _replace(self, source: str, target: str) -> None:
+        """Rename over a file: in one step where Hadoop has a way to do so. Else a reader finds no file for a moment."""
+        context, options = self._jvm.org.apache.hadoop.fs.FileContext, self._jvm.org.apache.hadoop.fs.Options
+        overwrite = self._gateway.new_array(options.Rename, 1)
+        overwrite[0] = options.Rename.OVERWRITE
+        try:
+            system = context.getFileContext(self._system.getUri(), self._system.getConf())
+            system.rename(self._path(source), self._path(target), overwrite)
+        except Py4JJavaError as error:
+            if "UnsupportedFileSystemException" not in str(error.java_exception.getClass().getName()):
+                raise
+            self._system.delete(self._path(target), False)
+            self._system.rename(self._path(source), self._path(target))
 
     def create(self, path: str, text: str) -> bool:
         """See Files."""

@@ -3,6 +3,7 @@
 Without locks in the file system this cannot be exact: correctness rests on the commit alone.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -10,24 +11,30 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from dolly_batch.errors import AlreadyRunning, DollyBatchError
+from dolly_batch.errors import AlreadyRunning, DollyBatchError, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.system.process import ProcessId, boot_id
 
 BEAT_S = 5.0
 PATIENCE_S = 3 * BEAT_S
+# How often, and how far apart, the file is looked at before it says that the lock is lost: a file system without an
+# atomic overwrite has none for a moment while it is rewritten, and any may fail for a moment.
+LOOKS, LOOK_S = 5, 0.2
 
 
 class JobLock:
     """The lock file of a job, rewritten every `BEAT_S` while its holder runs.
 
     A start that finds the lock of a dead process of this machine takes it over at once. One that is held on another
-    machine it watches for `PATIENCE_S`, and takes over when there is no heartbeat.
+    machine it watches for `PATIENCE_S`, and takes over when there is no heartbeat; with `by_heartbeat` also one of
+    this machine, whose process may be suspended.
     """
 
-    def __init__(self, files: Files, path: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, files: Files, path: str, patience_s: float = PATIENCE_S, *, by_heartbeat: bool = False) -> None:
+        self._by_heartbeat = by_heartbeat
         self._files = files
         self._path = path
         self._patience_s = patience_s
@@ -55,15 +62,38 @@ class JobLock:
         """
         self._done.set()
         self._thread.join()
-        if self._holder().get("token") == self._token:
-            self._files.delete(self._path)
+        try:
+            is_mine = self._is_mine()
+        except Exception:  # the file stays, without a heartbeat: the next start takes it over
+            return
+        if is_mine:
+            with contextlib.suppress(Exception):
+                self._files.delete(self._path)
         elif isinstance(value, Exception) and not isinstance(value, DollyBatchError):
             raise self._taken_over() from value
 
     def check(self) -> None:
-        """Raise AlreadyRunning when another start has taken over, as it may after this process was long suspended."""
-        if self._holder().get("token") != self._token:
+        """Raise AlreadyRunning when another start has taken over, as it may after this process was long suspended.
+
+        What the file system raises passes only when it fails again and again.
+        """
+        if not self._is_mine():
             raise self._taken_over()
+
+    def _is_mine(self) -> bool:
+        """Whether the file names this start. One that is missing, or cannot be read, is looked at again."""
+        for look in range(LOOKS):
+            if look:
+                time.sleep(LOOK_S)
+            try:
+                holder = self._holder()
+            except Exception:  # of the file system: OSError here, an error of Java there
+                if look == LOOKS - 1:
+                    raise
+                continue
+            if holder:
+                return holder.get("token") == self._token
+        return False
 
     def _taken_over(self) -> AlreadyRunning:
         return AlreadyRunning(f"another start of this job has taken over{_who(self._holder())}; this one stops")
@@ -82,7 +112,7 @@ class JobLock:
     def _wait_for_death(self) -> None:
         first = self._holder()
         alive = _is_alive(first)
-        if alive:
+        if alive and not self._by_heartbeat:
             raise AlreadyRunning(f"another start of this job is active{_who(first)}")
         if alive is False:
             return
@@ -94,11 +124,40 @@ class JobLock:
                 raise AlreadyRunning(f"another start of this job is active{_who(now)}")
 
     def _beat(self) -> None:
-        while not self._done.wait(BEAT_S):
-            if self._holder().get("token") != self._token:
-                return
+        is_mine = True
+        while is_mine and not self._done.wait(BEAT_S):
+            with contextlib.suppress(Exception):  # the next beat tries again: one that fails is no end
+                is_mine = self.beat()
+
+    def beat(self) -> bool:
+        """Give a sign of life; False, without one, where another start has taken over."""
+        is_mine = self._is_mine()
+        if is_mine:
             self._beats += 1
             self._files.write(self._path, self._text())
+        return is_mine
+
+
+@contextlib.contextmanager
+def alone(files: Files, path: str, name: str, wait_s: float = 60.0) -> Iterator[Callable[[], None]]:
+    """Be the only one that adds to the output `name`; yields what raises when another one has taken over.
+
+    Waits for another that does. Raises Stopped where that goes on for `wait_s` and longer.
+    """
+    deadline = time.monotonic() + wait_s
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                lock = held.enter_context(JobLock(files, path, by_heartbeat=True))
+                break
+            except AlreadyRunning as busy:
+                if time.monotonic() > deadline:
+                    raise Stopped(
+                        f"another job is adding its rows to {name} ({busy}). The answers are kept: run the same "
+                        "command again to publish them"
+                    ) from busy
+            time.sleep(1.0)
+        yield lock.check
 
 
 def _this_process() -> dict[str, object]:

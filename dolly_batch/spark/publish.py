@@ -1,6 +1,7 @@
 """Publishing: staged answers and skipped rows become rows of the output, in one commit that can safely be repeated."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from functools import reduce
 
@@ -12,13 +13,14 @@ from pyspark.sql import types as T
 
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.causes import reason
+from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.shard import staged_schema
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.plan.questions import ASKED
-from dolly_batch.spark.plan.row_status import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.plan.snapshot import read_part
+from dolly_batch.spark.session.session import own_session
 from dolly_batch.spark.tables.columns import answer_fields, no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.schemas import task_fields
@@ -29,6 +31,8 @@ def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
 
     Raises AuditError when staged answers are not the planned rows.
     """
+    # What a commit sets in its session is nothing to other threads that use the caller's.
+    target = replace(target, spark=own_session(target.spark))
     if target.format.finish_commit(target, folder, plan):
         return
     rows = published_rows(target, folder, plan)
@@ -64,7 +68,7 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
     if plan.num_copied:
         parts.append(_copied(target, folder, plan))
     if plan.num_carried_over:
-        parts.append(_carried_over(target, folder))
+        parts.append(_carried_over(target, folder, plan))
     return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, target.schema)
 
 
@@ -156,8 +160,11 @@ def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:
     return rows.select(*target.input_columns(), *answer)
 
 
-def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
-    """Answers that the output holds already, with the input's present columns (mode overwrite)."""
+def _carried_over(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """Answers that the output holds already, with the input's present columns (mode overwrite).
+
+    Raises Stopped where some of them are no longer there: the new table would lack rows of the input.
+    """
     table = target.read()
     if table is None:
         raise Stopped(
@@ -172,4 +179,10 @@ def _carried_over(target: OutputTable, folder: PlanFolder) -> DataFrame:
         F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
     ]
     held = table.select(*keys, answers.alias("answers")).dropDuplicates(["row_key", "request_key"])
-    return inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")
+    rows = inputs.join(held, ["row_key", "request_key"]).select("inputs.*", "answers.*")
+    if (num_gone := plan.num_carried_over - rows.count()) > 0:
+        raise Stopped(
+            f"{num_gone} rows that plan {plan.plan_id} carries over have gone from {target.job.output.name} since it "
+            "was made; nothing was published. Close the plan with --abandon: the next run answers them again"
+        )
+    return rows

@@ -4,8 +4,8 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -23,29 +23,22 @@ from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
-from dolly_batch.spark.plan.manifest import (
-    ABANDONED,
-    COMPLETE,
-    PUBLISHED,
-    Plan,
-    PlanFolder,
-    open_plan,
-    plan_folders,
-)
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
-from dolly_batch.spark.plan.planner import delete_drafts, make_plan
+from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.plan.prepared_task import settled
+from dolly_batch.spark.plan.summary import fill_plan, plan_line, planned_message
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import count_statuses, publish, staged_answers
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.steps import Check, abandon, proceed, sweep
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
 from dolly_batch.tasks.base import TaskModel
 
-_WORTH_SAYING = 0.01  # of the prompts
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 
 
@@ -73,30 +66,12 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     files, work = files_for(spark, job.work_dir)
     _check_work_dir(files, work)
     with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
-        delete_drafts(files, work, job.name)
-        _delete_old_rows(files, work, job)
+        sweep(files, work, job.name, job.work.keep_days)
         if options.abandon:
             _abandon(files, work, job, report)
             return report
-        with report.timed("plan"):
-            opened = _resumed(spark, job, options, files, work) or _planned(spark, job, options, files, work, report)
-        if opened is None:
-            return report
-        _describe(opened, report)
-        if not opened.folder.has(PUBLISHED):
-            with report.timed("generate"):
-                generate(Generation(spark, job, opened.folder, opened.plan, opened.model, lock.check))
-            lock.check()
-            with report.timed("publish"):
-                publish(opened.target, opened.folder, opened.plan)
-            lock.check()
-            opened.folder.mark(PUBLISHED, _staged_facts(opened))
-        with report.timed("audit"):
-            findings = audit(opened.target, opened.folder, opened.plan)
-        _complete(job, opened, findings, report)
-        if "generate" in report.seconds and not report.num_resumed_waves:
-            remember(files, work, opened.plan, opened.model.device(job), report.seconds["generate"])
-        _delete_old_rows(files, work, job)
+        proceed(_Start(spark, job, options, files, work, report), lock.check)
+        sweep(files, work, job.name, job.work.keep_days)
     return report
 
 
@@ -116,23 +91,55 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     model = resolve_model(spark, job, work, say)
     check_executors(spark, target, model.folder)
     plan = make_plan(options, source, target, model, files, work, dry=True).plan
-    _fill(report, plan, target)
+    fill_plan(report, plan, target)
     report.estimated_s = plan.estimated_s + START_S[model.device(job)]
     report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
-    num_todo = plan.num_rows - plan.num_answered_before - plan.num_skipped - plan.num_copied
-    different = f" ({num_todo - plan.num_shared:,} different ones)" if plan.num_shared else ""
-    report.message = (
-        f"{job.name}: {plan.num_rows:,} input rows, {plan.num_answered_before:,} already answered, "
-        f"{_copies(plan)}{plan.num_skipped:,} skipped, {num_todo:,} to answer{different} with {job.model.path} "
-        f"({plan.num_prompt_tokens:,} prompt tokens, {plan.slots} slots)"
-    )
-    if plan.prefix_share >= _WORTH_SAYING:
-        report.message += f"\nabout {plan.prefix_share:.0%} of the prompts is computed once for rows that begin alike"
-    max_rows = job.limits.max_rows
-    if max_rows is not None and num_todo > max_rows:
-        report.message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
+    report.message = planned_message(job, plan)
     return report
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The steps of one start; see steps.Steps."""
+
+    spark: SparkSession
+    job: JobConfig
+    options: Options
+    files: Files
+    work: str
+    report: Report
+
+    def resume(self) -> Opened | None:
+        with self.report.timed("plan"):
+            opened = _resumed(self.spark, self.job, self.options, self.files, self.work)
+        if opened is not None:
+            _describe(opened, self.report)
+        return opened
+
+    def make_plan(self, check: Check) -> Opened | None:
+        with self.report.timed("plan"):
+            opened = _planned(self.spark, self.job, self.options, self.files, self.work, self.report, check)
+        if opened is not None:
+            _describe(opened, self.report)
+        return opened
+
+    def generate(self, opened: Opened, check: Check) -> None:
+        with self.report.timed("generate"):
+            generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
+
+    def publish(self, opened: Opened) -> dict[str, object]:
+        with self.report.timed("publish"):
+            publish(opened.target, opened.folder, opened.plan)
+        return _staged_facts(opened)
+
+    def audit(self, opened: Opened) -> None:
+        with self.report.timed("audit"):
+            findings = audit(opened.target, opened.folder, opened.plan)
+        _complete(self.job, opened, findings, self.report)
+        if "generate" in self.report.seconds and not self.report.num_resumed_waves:
+            device = opened.model.device(self.job)
+            remember(self.files, self.work, opened.plan, device, self.report.seconds["generate"])
 
 
 def _opened_session(job: JobConfig) -> SparkSession:
@@ -185,7 +192,13 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
 
 
 def _planned(
-    spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str, report: Report
+    spark: SparkSession,
+    job: JobConfig,
+    options: Options,
+    files: Files,
+    work: str,
+    report: Report,
+    check: Callable[[], None],
 ) -> Opened | None:
     """A new plan, or None when nothing is left to do (the report then says so)."""
     source = open_input(spark, job)
@@ -194,9 +207,9 @@ def _planned(
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
-    planned = make_plan(options, source, target, model, files, work)
+    planned = make_plan(options, source, target, model, files, work, check=check)
     if planned.folder is None:
-        _fill(report, planned.plan, target)
+        fill_plan(report, planned.plan, target)
         report.outcome, report.exit_code = "nothing_to_do", 0
         report.message = f"{job.name}: all {planned.plan.num_rows:,} rows are already answered; nothing was written"
         return None
@@ -205,31 +218,9 @@ def _planned(
 
 def _describe(opened: Opened, report: Report) -> None:
     plan = opened.plan
-    _fill(report, plan, opened.target)
+    fill_plan(report, plan, opened.target)
     report.num_resumed_waves = len(opened.folder.staged_waves())
-    different = f"{plan.num_todo:,} different ones, " if plan.num_shared else ""
-    say(
-        f"plan {plan.plan_id}: {plan.num_todo + plan.num_shared:,} rows to answer ({different}"
-        f"shards: {report.num_shards}, waves: {len(plan.waves)}), {plan.num_skipped:,} skipped, "
-        f"{_copies(plan)}{plan.num_answered_before:,} already answered"
-    )
-
-
-def _copies(plan: Plan) -> str:
-    return f"{plan.num_copied:,} copied from equal questions in the output, " if plan.num_copied else ""
-
-
-def _fill(report: Report, plan: Plan, target: OutputTable) -> None:
-    report.plan_id = plan.plan_id
-    report.output = target.path or target.job.output.table
-    report.model, report.model_revision = plan.model, plan.model_revision
-    report.num_input_rows = plan.num_rows
-    report.num_held_rows = plan.num_answered_before
-    report.num_shared_rows, report.num_copied_rows = plan.num_shared, plan.num_copied
-    report.prefix_share = plan.prefix_share
-    report.num_prompt_tokens = plan.num_prompt_tokens
-    report.num_waves, report.num_shards = len(plan.waves), sum(wave.num_shards for wave in plan.waves)
-    report.token_histogram, report.estimated_s = plan.token_histogram, plan.estimated_s
+    say(plan_line(plan))
 
 
 def _staged_facts(opened: Opened) -> dict[str, object]:
@@ -282,23 +273,10 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:
     report.outcome, report.exit_code = "abandoned", 0
-    opened = open_plan(files, work, job.name)
-    if opened is None:
-        report.message = f"{job.name}: there is no open plan"
+    plan, num_unreadable = abandon(files, work, job.name)
+    if plan is None:
+        closed = f"{num_unreadable} plans that could not be read are closed"
+        report.message = f"{job.name}: {closed if num_unreadable else 'there is no open plan'}"
         return
-    folder, plan = opened
-    folder.mark(ABANDONED, {})
-    folder.discard_rows()
     report.plan_id = plan.plan_id
     report.message = f"{job.name}: plan {plan.plan_id} is closed; the next run plans its {plan.num_todo:,} rows again"
-
-
-def _delete_old_rows(files: Files, work: str, job: JobConfig) -> None:
-    """Delete the prompts and answers of this job's finished plans, `work.keep_days` after they were planned."""
-    for folder in plan_folders(files, work):
-        plan = folder.plan()
-        if plan is None or plan.name != job.name or folder.is_open:
-            continue
-        age = datetime.now(datetime.fromisoformat(plan.created_at).tzinfo) - datetime.fromisoformat(plan.created_at)
-        if age >= timedelta(days=job.work.keep_days):
-            folder.discard_rows()

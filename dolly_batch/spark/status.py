@@ -8,12 +8,13 @@ from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.errors import AuditError, Refused
+from dolly_batch.console import say
+from dolly_batch.errors import AuditError, Refused, Stopped
 from dolly_batch.report import PlanReport, Report
 from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import Files, LocalFiles, files_for
 from dolly_batch.spark.options import loaded
-from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plan_folders
+from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
@@ -46,10 +47,14 @@ def read_plans(work_dir: str) -> list[PlanReport]:
     """
     if not Path(work_dir).is_dir():
         raise Refused(f"WORK_DIR {work_dir}: no such folder here; `report` reads plain folders and mounts")
-    plans = [_plan_report(folder, plan) for folder in plan_folders(LocalFiles(), work_dir) if (plan := folder.plan())]
+    plans = [_plan_report(folder, plan) for folder, plan in plans_under(LocalFiles(), work_dir, _name)]
     if not plans:
         raise Refused(f"WORK_DIR {work_dir}: holds no plans; give the work_dir of a job that has run")
     return sorted(plans, key=lambda plan: plan.created_at, reverse=True)
+
+
+def _name(folder: PlanFolder, fault: Stopped) -> None:
+    say(f"{folder.path}: its manifest cannot be read: {fault}")
 
 
 def _plan_report(folder: PlanFolder, plan: Plan) -> PlanReport:
@@ -103,7 +108,7 @@ def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
 
 
 def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> None:
-    plans = [(plan, folder) for folder in plan_folders(files, work) if folder.has(COMPLETE) and (plan := folder.plan())]
+    plans = [(plan, folder) for folder, plan in plans_under(files, work) if folder.has(COMPLETE)]
     finished = [pair for pair in plans if pair[0].name == job.name]
     if not finished:
         report.message = f"{job.name}: there is no open and no finished plan under {job.work_dir}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from dolly_batch.cli import main
 from dolly_batch.spark.files import Files, LocalFiles
-from dolly_batch.spark.plan.manifest import Plan
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.tables import parquet
 from dolly_batch.spark.tables.output import OutputTable
 
@@ -50,7 +50,9 @@ def send(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
 
 
-def append_without_looking(target: OutputTable, files: Files, path: str, plan: Plan, rows: Any) -> None:
+def append_without_looking(
+    target: OutputTable, files: Files, path: str, folder: PlanFolder, plan: Plan, rows: Any
+) -> None:
     """The commit of Parquet's append without its guard: whoever comes twice writes twice."""
     rows.write.mode("append").parquet(f"{path}/plan_id={plan.plan_id}")
 

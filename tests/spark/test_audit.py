@@ -5,9 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import pytest
+from pyspark.sql import DataFrame
 
+from dolly_batch import Options, Stopped
 from dolly_batch.errors import AuditError
-from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan
+from dolly_batch.spark.tables import delta_commit
+from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -92,13 +97,46 @@ def is_not_complete(desk: Desk, work: Staged, *said: str) -> None:
     assert not work.folder.has(COMPLETE)
 
 
-def test_rows_deleted_from_the_delta_table_and_doubled_in_it_are_found(delta_desk: Desk) -> None:
+def test_what_others_do_to_a_delta_table_after_the_commit_is_theirs(delta_desk: Desk) -> None:
+    """A row deleted between the commit and the audit is no fault of the plan, and does not come back."""
     work = published(delta_desk)
+    Path(work.folder.of(PUBLISHED)).unlink()  # killed before it was noted
     delta_desk.spark.sql(f"DELETE FROM delta.`{delta_desk.out}` WHERE id = 'r00003'")
-    is_not_complete(delta_desk, work, "1 are missing", "0 are repeated")
-    table = delta_desk.spark.read.format("delta").load(str(delta_desk.out))
-    table.limit(3).write.format("delta").mode("append").save(str(delta_desk.out))
-    is_not_complete(delta_desk, work, "1 are missing", "3 are repeated")
+    assert delta_desk.run().outcome == "complete"
+    assert "r00003" not in {row["id"] for row in delta_desk.rows("delta")}
+
+
+def test_rows_that_a_commit_lost_or_doubled_are_found(delta_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+        few = rows.orderBy("id").limit(11)
+        few.unionByName(few.limit(3)).write.format("delta").mode("append").save(str(output.path))
+
+    monkeypatch.setattr(delta_commit, "_merge", plain)
+    delta_desk.put(questions(12))
+    error = delta_desk.refused()
+    assert isinstance(error, AuditError)
+    assert "1 are missing and 3 are repeated" in str(error)
+    assert "--abandon" in str(error)
+    assert delta_desk.run(Options(abandon=True)).outcome == "abandoned"
+    monkeypatch.undo()
+    assert delta_desk.run().num_published_rows == 1
+
+
+def test_rows_that_an_overwrite_carries_over_and_are_gone_stop_it_before_the_commit(delta_desk: Desk) -> None:
+    delta_desk.document["output"]["mode"] = "overwrite"
+    delta_desk.put(questions(6))
+    delta_desk.run()
+    delta_desk.put(questions(9))
+    staged(delta_desk)
+    delta_desk.spark.sql(f"DELETE FROM delta.`{delta_desk.out}` WHERE id < 'r00004'")
+    error = delta_desk.refused()
+    assert isinstance(error, Stopped)
+    assert "4 rows" in str(error)
+    assert "--abandon" in str(error)
+    assert len(delta_desk.rows("delta")) == 2
+    delta_desk.run(Options(abandon=True))
+    assert delta_desk.run().outcome == "complete"
+    assert len(delta_desk.rows("delta")) == 9
 
 
 def test_a_parquet_file_copied_into_the_output_is_found(desk: Desk) -> None:

@@ -7,8 +7,8 @@ import pytest
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
+from dolly_batch.spark.decisions import EXISTING, SKIPPED, TODO
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS, Retry, with_existing
-from dolly_batch.spark.plan.row_status import EXISTING, SKIPPED, TODO
 from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk
 

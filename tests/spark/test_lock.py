@@ -101,6 +101,39 @@ def test_it_is_readable_by_the_version_before_and_reads_what_that_wrote(path: st
         mine.check()
 
 
+class Failing(LocalFiles):
+    """A file system that fails, and shows no file, every other time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def read(self, path: str) -> str | None:
+        self.calls += 1
+        if self.calls % 4 == 1:
+            raise OSError("503 Slow Down")
+        return None if self.calls % 4 == 3 else super().read(path)
+
+    def write(self, path: str, text: str) -> None:
+        self.calls += 1
+        if self.calls % 3 == 0:
+            raise OSError("503 Slow Down")
+        super().write(path, text)
+
+
+def test_moments_without_a_file_and_faults_of_the_file_system_lose_no_lock(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dolly_batch.spark.lock.BEAT_S", 0.02)
+    monkeypatch.setattr("dolly_batch.spark.lock.LOOK_S", 0.005)
+    with JobLock(Failing(), path) as mine:
+        before = json.loads(Path(path).read_text())["beats"]
+        for _ in range(40):
+            mine.check()
+            time.sleep(0.01)
+        assert json.loads(Path(path).read_text())["beats"] > before + 3
+    assert not Path(path).exists()
+
+
 def test_that_of_another_machine_is_taken_over_when_it_has_no_heartbeat(path: str) -> None:
     holder = {"token": "theirs", "beats": 0, "host": "elsewhere/boot", "pid": os.getpid(), "started": None}
     Path(path).write_text(json.dumps(holder))

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from dolly_batch.errors import AlreadyRunning
 from dolly_batch.spark.files import LocalFiles
 from dolly_batch.spark.publish import publish, published_rows
+from dolly_batch.spark.tables import parquet
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -84,6 +86,29 @@ def test_plans_with_overlapping_keys_are_published_at_once(delta_desk: Desk, mod
     assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
 
 
+def test_jobs_with_overlapping_keys_share_a_parquet_output(desk: Desk) -> None:
+    one, two = overlapping(desk, "append")
+    one.publish()
+    two.publish()
+    assert ids(desk) == expected(questions(15))
+    assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+    # A third one was suspended just before its rename, while another took the lock and published.
+    desk.put(questions(8, start=12))
+    three = staged(desk, name="three")
+    desk.put(questions(10, start=14))
+    four = staged(desk, name="four")
+
+    def meanwhile() -> None:
+        (desk.out / parquet.LOCK).unlink()
+        four.publish()
+
+    files = Interleaved("*/out/plan_id=*", meanwhile)
+    with pytest.raises(AlreadyRunning):
+        publish(replace(three.target, files=files), three.folder, three.plan)
+    three.publish()
+    assert ids(desk) == expected(questions(24))
+
+
 def overlapping(desk: Desk, mode: str) -> tuple[Staged, Staged]:
     """Two jobs into one output, ten rows each, five of them the same; both planned before either is published."""
     desk.document["output"]["mode"] = mode
@@ -119,6 +144,20 @@ def test_a_late_overwrite_does_not_bring_back_the_old_table(delta_desk: Desk) ->
     staged(delta_desk, name="two").publish()
     old.publish()
     assert ids(delta_desk) == expected(questions(9))
+
+
+def test_an_old_plan_that_commits_late_leaves_newer_answers(delta_desk: Desk) -> None:
+    """Killed after its commit and before it noted that, it commits again when it is resumed."""
+    delta_desk.document["output"]["mode"] = "merge"
+    delta_desk.put(questions(3))
+    old = staged(delta_desk, name="one")
+    old.publish()
+    delta_desk.put([{**questions(1)[0], "instruction": "Say what is new."}])
+    staged(delta_desk, name="two").publish()
+    old.publish()
+    found = {row["id"]: row["response"] for row in delta_desk.rows("delta")}
+    assert found["r00000"].startswith("Say what is new.")
+    assert len(found) == 3
 
 
 def test_a_plan_made_again_after_its_rows_went_from_the_table_is_published_again(delta_desk: Desk) -> None:
@@ -190,7 +229,12 @@ def test_a_start_suspended_before_a_rename_cannot_undo_what_another_published(de
     desk.run()
     desk.put(questions(9))
     work = staged(desk)
-    suspended = Interleaved(step, work.publish)
+
+    def another() -> None:
+        (desk.out / parquet.LOCK).unlink(missing_ok=True)  # whoever takes this start for dead
+        work.publish()
+
+    suspended = Interleaved(step, another)
     publish(replace(work.target, files=suspended), work.folder, work.plan)
     assert not suspended.others
     assert ids(desk) == expected(questions(9))

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from dolly_batch import Options
 from dolly_batch.errors import ConfigError, InputError, ModelError, OutputError, Refused
@@ -150,6 +152,27 @@ def test_bad_ids_are_counted_and_shown_or_become_rows(desk: Desk) -> None:
     assert report.by_status == {"ok": 2, "duplicate_id": 3}
     assert len(desk.rows()) == 5
     assert desk.run(input={"on_bad_id": "status"}).outcome == "nothing_to_do"
+
+
+def test_an_id_that_repeats_or_is_null_and_comes_later_has_its_row(desk: Desk) -> None:
+    job: dict[str, Any] = {
+        "input": {"on_bad_id": "status", "context": None},
+        "limits": {"max_error_share": 1.0},
+        "output": {"mode": "append"},
+    }
+    one, none = {"id": "one", "instruction": "x"}, {"id": None, "instruction": "x"}
+    desk.put([one, none])
+    desk.run(**job)
+    desk.put([one, none, none, one])
+    assert desk.run(**job).num_published_rows == 2
+    found = Counter((row["id"], row["status"]) for row in desk.rows())
+    assert found == {("one", "ok"): 1, ("one", "duplicate_id"): 1, (None, "duplicate_id"): 2}
+    # As earlier versions wrote them: under one key.
+    key = next(row["request_key"] for row in desk.rows() if row["status"] == "ok")
+    table = desk.spark.read.parquet(str(desk.out)).withColumn("request_key", F.lit(key)).drop("plan_id")
+    table.write.parquet(str(desk.folder / "earlier" / "plan_id=p0"))
+    job["output"]["path"] = str(desk.folder / "earlier")
+    assert desk.run(**job).outcome == "nothing_to_do"
 
 
 def test_an_output_of_another_schema_is_refused_with_the_difference(desk: Desk) -> None:

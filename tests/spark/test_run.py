@@ -4,13 +4,14 @@ import json
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from dolly_batch import Options, Report, Stopped, run_job
 from dolly_batch.errors import ConfigError
-from dolly_batch.spark.generate.budget import busy_hours
+from dolly_batch.spark.generate.limits import ErrorLimit, busy_hours
 from tests.spark.desk import Desk, questions
 
 OURS = [
@@ -218,3 +219,50 @@ def test_an_engines_time_counts_once_however_many_tasks_share_it(spark: SparkSes
     rows = spark.createDataFrame([*tasks, ("a", None, None)], "engine_id string, began_s double, ended_s double")
     assert busy_hours(rows) == pytest.approx((9000 + 1800 + 3600) / 3600)
     assert busy_hours(rows.where("false")) == 0.0
+
+
+def test_a_run_whose_rows_fail_is_stopped_at_the_end_of_a_wave(spark: SparkSession) -> None:
+    def answers(**counts: int) -> DataFrame:
+        rows = [(status, f"why {status}") for status, count in counts.items() for _ in range(count)]
+        return spark.createDataFrame(rows, "status string, error string")
+
+    limit = ErrorLimit(0.05)
+    limit.add(answers(ok=10, model_error=400))  # too few to judge
+    with pytest.raises(Stopped, match=r"460 of the 980 .*0\.05; 60 of the last ones are model_error.*why model_error"):
+        limit.add(answers(ok=510, model_error=60))
+    calm = ErrorLimit(0.05)
+    calm.add(answers(ok=950, invalid_output=50))
+    calm.add(answers(ok=1, truncated=600))
+
+
+def test_a_wave_of_errors_ends_the_run_and_more_errors_allowed_let_it_go_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dolly_batch.spark.generate.limits.MIN_JUDGED_ROWS", 2)
+    desk.put([{"id": f"{i}", "text": f"no object {i}"} for i in range(12)])
+    job: dict[str, Any] = {
+        "task": {"kind": "extract", "schema": "a INT"},
+        "input": {"path": str(desk.folder / "input.jsonl"), "format": "json", "id": "id", "text": "text"},
+        "plan": {"max_shard_rows": 2, "shards_per_slot": 1, "slots": 2, "waves_in_flight": 1},
+    }
+    desk.document["input"] = {}
+    error = desk.refused(**job)
+    assert isinstance(error, Stopped)
+    assert "are invalid_output" in str(error)
+    assert not desk.out.exists()
+    report = desk.run(**job, limits={"max_error_share": 1.0})
+    assert (report.outcome, report.num_resumed_waves > 0) == ("complete", True)
+    assert report.by_status == {"invalid_output": 12}
+
+
+def test_an_open_plan_that_cannot_be_read_is_named_and_can_be_closed(desk: Desk) -> None:
+    desk.put(questions(2))
+    manifest = desk.folder / "work" / "p1" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"format": 2, "name": "job"}))
+    error = desk.refused()
+    assert isinstance(error, Stopped)
+    assert f"{manifest} cannot be read: it was made by another version" in str(error)
+    assert "--abandon" in str(error)
+    assert desk.run(Options(abandon=True)).outcome == "abandoned"
+    assert desk.run().outcome == "complete"

@@ -2,13 +2,16 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dolly_batch.errors import AlreadyRunning
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.waves import Generation
 from dolly_batch.spark.model import resolve_model
 from dolly_batch.spark.options import Options
+from dolly_batch.spark.plan import planner
 from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import open_output
@@ -48,6 +51,28 @@ def test_prompts_that_a_killed_start_left_are_swept_up_by_the_next(desk: Desk) -
     assert prompts(desk)
     assert desk.run().outcome == "nothing_to_do"
     assert not prompts(desk)
+
+
+def test_a_start_that_loses_the_lock_while_it_plans_leaves_no_plan(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspended for long: another start has taken over, swept up the draft and finished the same plan."""
+    desk.put(questions(3))
+    lay_out = planner.write_snapshot
+
+    def suspended(*arguments: Any) -> Any:
+        waves = lay_out(*arguments)
+        monkeypatch.setattr(planner, "write_snapshot", lay_out)
+        lock = desk.folder / "work" / ".job.lock"
+        lock.unlink()
+        assert desk.run().outcome == "complete"
+        lock.write_text('{"token": "another"}')
+        return waves
+
+    monkeypatch.setattr(planner, "write_snapshot", suspended)
+    assert isinstance(desk.refused(), AlreadyRunning)
+    (desk.folder / "work" / ".job.lock").unlink()
+    (plan,) = (desk.folder / "work").glob("p*")
+    assert (plan / "complete.json").exists()
+    assert desk.run().outcome == "nothing_to_do"
 
 
 def prompts(desk: Desk) -> list[Path]:

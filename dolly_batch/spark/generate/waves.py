@@ -4,18 +4,18 @@ Each start writes a wave to a folder of its own and renames it to `staging/wave=
 staged wave is complete, and two starts cannot mix their files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
 from dolly_batch.spark.files import literal
-from dolly_batch.spark.generate.budget import check_budget
 from dolly_batch.spark.generate.jobs import run_watched, whole_folder
+from dolly_batch.spark.generate.limits import ErrorLimit, check_budget
 from dolly_batch.spark.generate.progress import read_progress
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
@@ -88,6 +88,11 @@ class Generation:
             total_tokens += num_tokens
         return total_rows, total_tokens
 
+    def answers(self, waves: Iterable[int]) -> DataFrame:
+        """The answers of finished waves, in the current schema: an earlier version's lack some columns."""
+        paths = [literal(self.folder.staged(wave)) for wave in sorted(waves)]
+        return self.spark.read.schema(staged_schema(self.job.task.kind)).parquet(*paths)
+
     def _run_wave(self, wave: Wave) -> None:
         source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
         todo = self.spark.read.schema(TODO_SCHEMA).parquet(literal(source)).select(*TODO_SCHEMA.names)
@@ -107,21 +112,23 @@ class Generation:
 
 
 def generate(generation: Generation) -> None:
-    """Run the waves that are left, with a live line on a terminal, within the budget of GPU hours.
+    """Run the waves that are left, with a live line on a terminal, within the limits of the job.
 
-    Raises Stopped when the budget is spent, and whatever ends the run.
+    Raises Stopped when its GPU hours are spent or too many rows fail, and whatever ends the run.
     """
-    folder, plan, job = generation.folder, generation.plan, generation.job
-    max_gpu_hours = job.limits.max_gpu_hours
+    folder, plan, limits = generation.folder, generation.plan, generation.job.limits
+    errors = ErrorLimit(limits.max_error_share)
     checked: set[int] = set()
     with ProgressLine(plan.num_todo) as line:
 
         def tick() -> None:
             line.update(*generation.progress())
             staged = folder.staged_waves()
-            if max_gpu_hours is not None and staged and staged != checked and len(staged) < len(plan.waves):
-                checked.update(staged)
-                paths = [literal(folder.staged(wave)) for wave in sorted(staged)]
-                check_budget(generation.spark, paths, job.task.kind, max_gpu_hours)
+            new = staged - checked
+            if new and len(staged) < len(plan.waves):
+                checked.update(new)
+                errors.add(generation.answers(new))
+                if limits.max_gpu_hours is not None:
+                    check_budget(generation.answers(staged), limits.max_gpu_hours)
 
         generation.run(tick)

@@ -12,10 +12,10 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
+from dolly_batch.spark.decisions import ASKED, CARRIED_OVER, DONE, EXISTING, TODO
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, kept_values_hash, request_header, request_key
-from dolly_batch.spark.plan.manifest import plan_folders
-from dolly_batch.spark.plan.row_status import CARRIED_OVER, EXISTING, SKIPPED, TODO
+from dolly_batch.spark.plan.manifest import plans_under
 from dolly_batch.spark.tables.columns import ColumnRef, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
@@ -62,9 +62,8 @@ def _planned_limits(header: str, files: Files, work: str) -> Iterable[int]:
     """The `max_new_tokens` of plans that differ in nothing else."""
     ours = json.loads(header)
     ours["params"].pop("max_new_tokens", None)
-    for folder in plan_folders(files, work):
-        plan = folder.plan()
-        theirs = json.loads(plan.header) if plan is not None else {}
+    for _, plan in plans_under(files, work):
+        theirs = json.loads(plan.header)
         limit = theirs.get("params", {}).pop("max_new_tokens", None)
         if limit is not None and theirs == ours:
             yield limit
@@ -108,12 +107,17 @@ def with_existing(keyed: DataFrame, target: OutputTable, retry: Retry, max_posit
     resumable, full, limit = F.lit(False), F.lit(False), F.lit(None).cast("int")
     if resumes:
         resumable, full, limit = _partial_answer(existing, job.generation.max_new_tokens, max_positions)
-    retried = existing["status"].isin(*retry.statuses) if retry.statuses else F.lit(False)
-    is_done = existing["status"].isNotNull() & ~(retried & ~full)
-    fits_resumed = resumable & (status == "too_long")
-    can_run = status.isNull() | fits_resumed
-    done = F.lit(CARRIED_OVER if job.output.mode == "overwrite" else EXISTING)
-    state = F.when(is_done, done).when(can_run, TODO).otherwise(SKIPPED)
+    asked = ASKED.column(
+        there=existing["status"].isNotNull(),
+        retried=existing["status"].isin(*retry.statuses) if retry.statuses else F.lit(False),
+        full=full,
+        resumable=resumable,
+        runs=status.isNull(),
+        too_long=status == "too_long",
+    )
+    done = CARRIED_OVER if job.output.mode == "overwrite" else EXISTING
+    state = F.when(asked == DONE, done).otherwise(asked)
+    fits_resumed = resumable & F.coalesce(status == "too_long", F.lit(False))
     partial = (existing["text"], existing["num_tokens"], limit)
     return _matched(keyed, target, retry).select(
         *(
@@ -149,7 +153,9 @@ def _matched(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
     if table is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
         return keyed.withColumn("existing", F.lit(None).cast(none))
-    answers = target.existing_rows(table, with_text=retry.resumes_truncated(target.job)).toDF(*KEYS, "existing")
+    job = target.job
+    numbered = job.input.on_bad_id == "status" and job.output.mode != "overwrite"
+    answers = target.existing_rows(table, retry.resumes_truncated(job), numbered).toDF(*KEYS, "existing")
     rows = keyed.join(answers, [*KEYS], "left")
     earlier = [f"earlier_{i}" for i in range(len(retry.earlier))]
     for name in earlier:

@@ -39,7 +39,7 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
     rows = assign_status(rows, model.task_model, prepared, job.limits.long_prompt)
     header = request_header(job, model.identity)
     rows = rows.withColumn("request_key", request_key(header, F.col("instruction"), F.col("context")))
-    kept = [ColumnRef(F.col(f"keep_{i}"), f"keep_{i}", column.type) for i, column in enumerate(source.kept)]
+    kept = _kept_refs(source)
     if not source.ids:
         rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
     return with_earlier_keys(rows, retry, kept, has_ids=bool(source.ids))
@@ -51,6 +51,11 @@ def _text_of(value: ColumnRef) -> Column:
         return value.column.cast("string")
     seconds = (F.unix_micros(value.column) * F.lit(Decimal("0.000001"))).cast("decimal(18,6)")
     return (F.lit("1970-01-01").cast("timestamp_ntz") + F.make_dt_interval(secs=seconds)).cast("string")
+
+
+def _kept_refs(source: InputTable) -> list[ColumnRef]:
+    """The kept columns of keyed rows."""
+    return [ColumnRef(F.col(f"keep_{i}"), f"keep_{i}", column.type) for i, column in enumerate(source.kept)]
 
 
 def _kept(kept: ColumnRef, mended: Sequence[str]) -> Column:
@@ -93,5 +98,5 @@ def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
 def limit_rows(keyed: DataFrame, source: InputTable, job: JobConfig, limit: int | None) -> DataFrame:
     """The first `limit` rows by key, those with bad ids marked as such."""
     if source.ids and job.input.on_bad_id == "status":
-        keyed = mark_bad_ids(keyed)
+        keyed = mark_bad_ids(keyed, _kept_refs(source))
     return keyed if limit is None else keyed.orderBy("row_key", "request_key").limit(limit)

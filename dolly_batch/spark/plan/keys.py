@@ -88,6 +88,12 @@ def request_key(header: str, instruction: Column, context: Column) -> Column:
     return F.substring(F.sha2(parts, 256), 1, KEY_HEX_DIGITS)
 
 
+def numbered_key(request: Column, number: Column) -> Column:
+    """The request key of the second, third... row of one id that ask the same; of the first it is the usual one."""
+    text = F.concat_ws("/", request, number.cast("string"))
+    return F.when(number > 1, F.substring(F.sha2(text, 256), 1, KEY_HEX_DIGITS)).otherwise(request)
+
+
 def row_key(ids: Sequence[ColumnRef]) -> Column:
     """The row's id, type-tagged and canonical; null when any part is null.
 

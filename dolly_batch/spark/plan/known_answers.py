@@ -6,8 +6,8 @@ The answers are kept in the plan: what is deleted from the output between planni
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from dolly_batch.spark.decisions import COPIED, TODO
 from dolly_batch.spark.plan.existing import Retry
-from dolly_batch.spark.plan.row_status import COPIED, TODO
 from dolly_batch.spark.tables.columns import answer_fields, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 

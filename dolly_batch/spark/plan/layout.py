@@ -9,11 +9,11 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import PlanConfig
+from dolly_batch.spark.decisions import TODO
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.beginnings import Beginning
 from dolly_batch.spark.plan.estimate import EXPECTED_ANSWER_TOKENS
 from dolly_batch.spark.plan.manifest import Wave
-from dolly_batch.spark.plan.row_status import TODO
 from dolly_batch.spark.plan.snapshot import read_part, write_part
 from dolly_batch.tasks.base import PREFILL_SPEEDUP
 

@@ -8,6 +8,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/reused/   rows whose answers are carried over from the old output (mode overwrite)
                    snapshot/copied/   rows whose answers are copied from other rows of the output; answers/ holds them
                    snapshot/*.schema.json   the columns of each
+                   beside.json        the folders of a Parquet output to append to, as they were before planning
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
                    swapping.json      a Parquet output is being replaced: by which folder
@@ -18,17 +19,20 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dolly_batch.console import say
 from dolly_batch.errors import Stopped
+from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
 from dolly_batch.spark.files import Files, LocalFiles
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published.json"
 COMPLETE = "complete.json"
 ABANDONED = "abandoned.json"
+BESIDE = "beside.json"
 FORMAT = 1
 
 # Fields whose keys in manifest.json are older than their names.
@@ -124,15 +128,17 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read a manifest's text. Raises Stopped for a format of another version of this package."""
-        document: dict[str, Any] = json.loads(text)
-        if document.pop("format", None) != FORMAT:
-            raise Stopped(
-                "the open plan was made by another version of dolly_batch: "
-                "finish it with that version, or close it with --abandon"
-            )
-        document["waves"] = tuple(Wave(**wave) for wave in document["waves"])
-        return cls(**{_FIELDS.get(key, key): value for key, value in document.items()})
+        """Read a manifest's text. Raises Stopped for one that is torn, or of another version of this package."""
+        try:
+            document: dict[str, Any] = json.loads(text)
+            if document.pop("format", None) != FORMAT:
+                raise Stopped("it was made by another version of dolly_batch")
+            document["waves"] = tuple(Wave(**wave) for wave in document["waves"])
+            return cls(**{_FIELDS.get(key, key): value for key, value in document.items()})
+        except TypeError as error:  # a key that a later version has added, or one that it no longer has
+            raise Stopped("it was made by another version of dolly_batch") from error
+        except (ValueError, KeyError, AttributeError) as error:
+            raise Stopped("it is not whole") from error
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,17 @@ class PlanFolder:
         return "/".join((self.path, *parts))
 
     def plan(self) -> Plan | None:
-        """The plan, or None where the folder holds none (yet). Raises Stopped for a plan of another version."""
+        """The plan, or None where the folder holds none (yet). Raises Stopped as `Plan.from_json` does."""
         text = self.files.read(self.of(MANIFEST))
         return None if text is None else Plan.from_json(text)
+
+    def is_of(self, name: str) -> bool:
+        """Whether the plan is of the job of this name, as far as its manifest can be read."""
+        try:
+            document = json.loads(self.files.read(self.of(MANIFEST)) or "")
+        except ValueError:
+            return False
+        return isinstance(document, dict) and document.get("name") == name
 
     def has(self, marker: str) -> bool:
         """Whether a marker has been set."""
@@ -163,6 +177,20 @@ class PlanFolder:
         """What a marker holds; empty where it is not set."""
         text = self.files.read(self.of(marker))
         return {} if text is None else json.loads(text)
+
+    def holds_rows(self, plan: Plan) -> bool:
+        """Whether the snapshot is there. A start that was suspended while it planned may write a manifest alone."""
+        waves = {f"wave={wave.number}" for wave in plan.waves}
+        parts = {
+            ASKING: plan.num_shared,
+            SKIPPED: plan.num_skipped,
+            CARRIED_OVER: plan.num_carried_over,
+            COPIED: plan.num_copied,
+            ANSWERS: plan.num_copied,
+        }
+        return waves <= {*self.files.list_names(self.of("snapshot", TODO))} and all(
+            self.has(f"snapshot/{part}") for part, count in parts.items() if count
+        )
 
     @property
     def is_open(self) -> bool:
@@ -189,20 +217,63 @@ class PlanFolder:
         self.files.delete(self.of("progress"))
 
 
-def plan_folders(files: Files, work_dir: str) -> Iterator[PlanFolder]:
-    """All plans under a work folder, of all jobs."""
+Unreadable = Callable[[PlanFolder, Stopped], None]
+
+
+def pass_over(folder: PlanFolder, fault: Stopped) -> None:
+    """Say nothing of a plan that cannot be read."""
+
+
+def plans_under(files: Files, work_dir: str, unreadable: Unreadable = pass_over) -> Iterator[tuple[PlanFolder, Plan]]:
+    """All plans under a work folder, of all jobs; `unreadable` is called for one whose manifest cannot be read."""
     for name in files.list_names(work_dir):
         folder = PlanFolder(files, f"{work_dir}/{name}")
-        if not name.startswith(".") and folder.has(MANIFEST):
-            yield folder
+        if name.startswith(".") or not folder.has(MANIFEST):
+            continue
+        try:
+            plan = folder.plan()
+        except Stopped as fault:
+            unreadable(folder, fault)
+            continue
+        if plan is not None:
+            yield folder, plan
+
+
+def unreadable_plans(files: Files, work_dir: str, name: str) -> list[PlanFolder]:
+    """The open plans of a job that this version cannot read."""
+    found: list[PlanFolder] = []
+
+    def keep(folder: PlanFolder, fault: Stopped) -> None:
+        if folder.is_open and folder.is_of(name):
+            found.append(folder)
+
+    for _ in plans_under(files, work_dir, keep):
+        pass
+    return found
 
 
 def open_plan(files: Files, work_dir: str, name: str) -> tuple[PlanFolder, Plan] | None:
-    """The open plan of a job. A job has at most one; after a race of two starts the older one counts."""
-    plans = []
-    for folder in plan_folders(files, work_dir):
-        if folder.is_open:
-            plan = folder.plan()
-            if plan is not None and plan.name == name:
-                plans.append((folder, plan))
+    """The open plan of a job. A job has at most one; after a race of two starts the older one counts.
+
+    A manifest that cannot be read, or has lost its rows, is named and passed over. Raises Stopped where one that cannot
+    be read is known to be this job's open plan: planned again, its rows would be paid for twice.
+    """
+
+    def unreadable(folder: PlanFolder, fault: Stopped) -> None:
+        manifest = folder.of(MANIFEST)
+        if folder.is_of(name) and folder.is_open:
+            raise Stopped(
+                f"the open plan {manifest} cannot be read: {fault}. Finish it with the version that made it, or close "
+                "it with --abandon"
+            )
+        say(f"{manifest} cannot be read: {fault}; it is passed over")
+
+    def can_go_on(folder: PlanFolder, plan: Plan) -> bool:
+        if plan.name != name or not folder.is_open:
+            return False
+        if not (whole := folder.holds_rows(plan)):
+            say(f"{folder.path} holds a plan without its rows; it is passed over")
+        return whole
+
+    plans = [pair for pair in plans_under(files, work_dir, unreadable) if can_go_on(*pair)]
     return min(plans, key=lambda pair: (pair[1].created_at, pair[1].plan_id), default=None)

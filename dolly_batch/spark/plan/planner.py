@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -22,6 +23,7 @@ from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import Refused
+from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, EXISTING, SKIPPED, TODO
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.options import Options
@@ -32,27 +34,21 @@ from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.known_answers import known_answers, known_questions, with_known
 from dolly_batch.spark.plan.layout import count_shards, write_questions
-from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
+from dolly_batch.spark.plan.manifest import BESIDE, MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.measured import measured_factor, rate_name
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
 from dolly_batch.spark.plan.questions import asking_rows, distinct_questions, shares_answers
-from dolly_batch.spark.plan.row_status import (
-    ANSWERS,
-    ASKING,
-    CARRIED_OVER,
-    COPIED,
-    EXISTING,
-    SKIPPED,
-    TODO,
-    Facts,
-    read_facts,
-)
+from dolly_batch.spark.plan.row_status import Facts, read_facts
 from dolly_batch.spark.plan.snapshot import read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.row_rules import check_rows
 from dolly_batch.tasks.base import PreparedTask
+
+
+def _no_check() -> None:
+    """For who holds no lock."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,12 @@ def make_plan(
     files: Files,
     work: str,
     *,
+    check: Callable[[], None] = _no_check,
     dry: bool = False,
 ) -> Planned:
     """Plan what is left to do, under `work/<plan_id>`; with `dry`, only count it.
 
+    `check` raises when this start has lost the job's lock; it is called before the plan gets its name.
     Raises InputError for bad ids, OutputError for row keys that `merge` cannot tell apart, and Refused for more rows
     than `limits.max_rows`; nothing is left on disk then.
     """
@@ -91,6 +89,9 @@ def make_plan(
         if source.ids:
             check_ids(keyed, source, job)
         check_row_keys(target)
+        beside = target.format.parts_beside(target)  # before the output is read
+        if beside is not None:
+            files.write(f"{draft.path}/{BESIDE}", json.dumps({"folders": beside}))
         limited = limit_rows(keyed, source, job, options.limit)
         rows = with_existing(limited, target, retry, model.max_positions)
         if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept
@@ -126,7 +127,7 @@ def make_plan(
         waves = write_questions(
             questions, facts.num_questions, num_shards, per_wave, sharing.beginning, files, snapshot
         )
-        return draft.opened(replace(plan, waves=tuple(waves)), work)
+        return draft.opened(replace(plan, waves=tuple(waves)), work, check)
     finally:
         files.delete(draft.path)
 
@@ -151,14 +152,19 @@ class _Draft:
         write_part(self.files, rows, f"{self.path}/{name}")
         return read_part(self.spark, self.files, f"{self.path}/{name}")
 
-    def opened(self, plan: Plan, work: str) -> Planned:
-        """Rename the draft to the plan's name: from here on the plan exists."""
+    def opened(self, plan: Plan, work: str, check: Callable[[], None]) -> Planned:
+        """Rename the draft to the plan's name: from here on the plan exists.
+
+        A start that has lost the lock stops here: the other one has deleted the draft, and may have finished this plan.
+        So the manifest is written before the lock is looked at: nothing is written into a draft afterwards.
+        """
         for name in self.files.list_names(self.path):
-            if name != "snapshot":
+            if name not in ("snapshot", BESIDE):
                 self.files.delete(f"{self.path}/{name}")
         self.files.write(f"{self.path}/{MANIFEST}", plan.to_json())
+        check()
         folder = PlanFolder(self.files, f"{work}/{plan.plan_id}")
-        if folder.has(MANIFEST) and not folder.is_open:
+        if folder.has(MANIFEST) and not (folder.is_open and folder.holds_rows(plan)):
             self.files.delete(folder.path)  # the same rows were planned and finished, and have left the output since
         if not self.files.rename(self.path, folder.path):
             existing = folder.plan()

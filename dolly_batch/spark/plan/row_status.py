@@ -4,22 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from dolly_batch.spark.plan.keys import NULL_KEY
+from dolly_batch.spark.decisions import TODO
+from dolly_batch.spark.plan.keys import NULL_KEY, kept_values_hash, numbered_key
 from dolly_batch.spark.plan.token_counts import count_tokens, cut_to_fit
+from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.tasks.base import PreparedTask, TaskModel
 from dolly_batch.tasks.blank import BLANK_TEXT
 from dolly_batch.tasks.truncate import Side
-
-# State of a row: to be answered; skipped, with a status; existing in the output; carried over into a new output; or
-# given a copy of the answer that the output has for another row.
-# The values are on disk, in snapshots and in plan ids.
-TODO, SKIPPED, EXISTING, CARRIED_OVER, COPIED = "todo", "aside", "held", "reused", "copied"
-# No states, but parts of a snapshot. Where several rows ask the same, TODO holds one of them and this all of them.
-ASKING = "asking"
-ANSWERS = "answers"  # those that are copied, by request key
 
 # A text with more characters than this times the limit cannot fit, whatever its tokens; it is judged by the JVM, so
 # that a cell of megabytes never reaches a Python worker.
@@ -117,22 +111,28 @@ def _fault(asked: Column, of_the_row: Column, max_chars: int) -> Column:
     )
 
 
-def mark_bad_ids(keyed: DataFrame) -> DataFrame:
-    """All rows of a null or repeated id get the status `duplicate_id`, since none is better than the others."""
+def mark_bad_ids(keyed: DataFrame, kept: Sequence[ColumnRef]) -> DataFrame:
+    """All rows of a null or repeated id get the status `duplicate_id`, since none is better than the others.
+
+    Those that ask the same get request keys of their own, by their number: each has its row in the output, whichever
+    of them were there before. The first keeps the key that it had when it was the only one.
+    """
     repeated = (
         keyed.groupBy("row_key").count().filter(F.col("count") > 1).select("row_key", F.lit(True).alias("repeated"))
     )
-    marked = keyed.join(repeated, "row_key", "left")
     bad = F.col("row_key").isNull() | F.col("repeated").isNotNull()
-    return marked.select(
-        *(c for c in keyed.columns if c not in ("row_key", "status", "error")),
-        F.coalesce(F.col("row_key"), F.lit(NULL_KEY)).alias("row_key"),
-        F.when(bad, "duplicate_id").otherwise(F.col("status")).alias("status"),
-        F.when(F.col("row_key").isNull(), "the id is null")
+    equals = Window.partitionBy("row_key", "request_key").orderBy(kept_values_hash(kept))
+    marked = keyed.join(repeated, "row_key", "left").withColumn("number", F.row_number().over(equals))
+    changed = {
+        "row_key": F.coalesce(F.col("row_key"), F.lit(NULL_KEY)),
+        "status": F.when(bad, "duplicate_id").otherwise(F.col("status")),
+        "error": F.when(F.col("row_key").isNull(), "the id is null")
         .when(bad, "the id occurs more than once")
-        .otherwise(F.col("error"))
-        .alias("error"),
-    )
+        .otherwise(F.col("error")),
+    }
+    requests = [name for name in keyed.columns if name.endswith("request_key")]  # and those of earlier headers
+    changed |= {name: numbered_key(F.col(name), F.col("number")) for name in requests}
+    return marked.select(*(changed.get(name, F.col(name)).alias(name) for name in keyed.columns))
 
 
 @dataclass(frozen=True)

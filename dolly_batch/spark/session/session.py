@@ -84,6 +84,17 @@ def start_session(name: str, config: SparkConfig, formats: Sequence[str | None])
     return spark  # type: ignore[no-any-return]
 
 
+def own_session(spark: SparkSession) -> SparkSession:
+    """A session that begins as this one is, and whose settings are its own; over Connect, this one."""
+    if is_connect(spark):
+        return spark
+    classic: Any = spark
+    own = type(spark)(classic.sparkContext, classic._jsparkSession.cloneSession())
+    own.catalog.setCurrentCatalog(spark.catalog.currentCatalog())
+    own.catalog.setCurrentDatabase(spark.catalog.currentDatabase())
+    return own
+
+
 def is_connect(spark: SparkSession) -> bool:
     """Whether the session is a Spark Connect client, which has no JVM of its own."""
     return type(spark).__module__.startswith("pyspark.sql.connect")

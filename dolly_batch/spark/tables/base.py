@@ -96,6 +96,14 @@ class OutputFormat(InputFormat, ABC):
         """Finish a commit that an earlier start has begun; False, with nothing done, where there is none."""
         return False
 
+    def committed(self, output: "OutputTable", plan: "Plan") -> DataFrame | None:
+        """The table as the plan's commit has left it; None where that is not known."""
+        return None
+
+    def parts_beside(self, output: "OutputTable") -> list[str] | None:
+        """Names of the parts that the table has now, where a commit must look for what was added since; else None."""
+        return None
+
     @abstractmethod
     def commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan", rows: DataFrame) -> None:
         """Publish the plan's rows in the output's mode, all or none. A second commit of a plan changes nothing."""

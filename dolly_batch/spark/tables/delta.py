@@ -1,17 +1,13 @@
 """Delta: append is a MERGE on row and request key that only inserts, merge is one on the row key that also updates."""
 
 import re
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
-from operator import and_
 from typing import Any, ClassVar
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig, ReadableTable
@@ -20,8 +16,9 @@ from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
-from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned, sized_writer
-from dolly_batch.spark.tables.columns import no_rows, quoted_path, schema_difference
+from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
+from dolly_batch.spark.tables.columns import no_rows, schema_difference
+from dolly_batch.spark.tables.delta_commit import commit, committed_version, save
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import partition_names
@@ -32,8 +29,6 @@ LOG = "_delta_log"
 MAPPING = "spark.databricks.delta.properties.defaults.columnMapping.mode"
 # Options that say which versions are read; the last two read the changes between some.
 CHOOSE_VERSIONS = ("versionasof", "timestampasof", "readchangefeed", "readchangedata")
-NEW = "__new_"
-WRITE_RETRIES = 5
 
 
 class Delta(OutputFormat):
@@ -133,13 +128,22 @@ class Delta(OutputFormat):
         rules = table_rules(output)
         return broken_rules(output, rules, inputs) if rules is not None else {}
 
+    def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
+        """Whether the plan is in the log: a start was killed after its commit. What was deleted since stays so."""
+        return committed_version(output, plan) is not None
+
+    def committed(self, output: OutputTable, plan: Plan) -> DataFrame | None:
+        """The version that the plan's commit made; None where the log no longer tells."""
+        version = committed_version(output, plan)
+        if version is None:
+            return None
+        reader = output.spark.read.format("delta").option("versionAsOf", version)
+        return reader.load(output.path) if output.path is not None else reader.table(str(output.job.output.table))
+
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Publish the rows in one commit of the table."""
         try:
-            if output.job.output.mode == "overwrite":
-                _overwrite(output, plan, rows)
-            else:
-                _merge(output, plan, rows)
+            commit(output, plan, rows)
         except (PySparkException, Py4JJavaError) as error:
             if constraint := violated(error):
                 raise Stopped(
@@ -174,68 +178,6 @@ def _unfit_name(kind: T.DataType, where: str = "") -> str | None:
     return None
 
 
-def _overwrite(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
-    with sized_writer(output, rows) as writer:
-        writer = writer.format("delta").mode("overwrite")
-        # Delta remembers this pair and skips a second commit of it: a late start does not bring an old table back.
-        writer = writer.option("txnAppId", f"dolly_batch {plan.plan_id} {plan.created_at}").option("txnVersion", 1)
-        _save(output, writer)
-
-
-def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
-    """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
-    _create(output)
-    columns = [field.name for field in output.schema.fields]
-    new = rows.select(*(F.col(quoted_path(name)).alias(NEW + name) for name in columns))
-    request, attempt = output.output_name("request_key"), output.output_name("attempt")
-    on = _all(_same(name) for name in output.id_names)
-    later = F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt))
-    values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
-    if output.job.output.mode == "merge":
-        merge = new.mergeInto(_identifier(output), on).whenMatched(~_same(request) | later).update(values)
-    else:
-        merge = new.mergeInto(_identifier(output), on & _same(request))
-        if plan.retries:
-            merge = merge.whenMatched(later).update(values)
-    _with_retries(merge.whenNotMatched().insert(values))
-
-
-def _with_retries(merge: Any) -> None:
-    """Commit, again after a conflict with another writer: the MERGE then sees what that one wrote."""
-    for attempt in range(1, WRITE_RETRIES + 1):
-        try:
-            return merge.merge()  # type: ignore[no-any-return]
-        except PySparkException as error:
-            if attempt == WRITE_RETRIES or not _is_conflict(error):
-                raise
-
-
-def _is_conflict(error: PySparkException) -> bool:
-    """Whether another writer was first. Delta's exceptions have no condition; it stands at the head of their text."""
-    condition = error.getCondition() or str(error)[:200]
-    return "DELTA_CONCURRENT" in condition or "Concurrent" in type(error).__name__
-
-
-def _create(output: OutputTable) -> None:
-    """Make the empty table, unless it is there: readers find no rows until the one commit that brings them all.
-
-    By a write and not by CREATE TABLE, which refuses a folder that holds the files of a start killed before it.
-    """
-    if output.exists():
-        return
-    empty = no_rows(output.spark, output.schema)
-    writer = partitioned(output, empty.write.format("delta").mode("ignore"))
-    for attempt in range(1, WRITE_RETRIES + 1):
-        try:
-            return _save(output, writer)
-        except PySparkException:
-            if output.exists():  # another start was first
-                return None
-            if attempt == WRITE_RETRIES:
-                raise
-            time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
-
-
 def _check_time_zone(output: OutputTable) -> None:
     """Raise OutputError where the names of folders would tell local times apart, which a clock shows twice a year."""
     names = partition_names(output.job, output.schema)
@@ -250,7 +192,7 @@ def _check_time_zone(output: OutputTable) -> None:
 
 def _try_new(output: OutputTable, trial: OutputTable) -> None:
     """Make the trial's table without rows. Raises OutputError where its columns are not the output's."""
-    _save(trial, partitioned(trial, no_rows(output.spark, output.schema).write.format("delta")))
+    save(trial, partitioned(trial, no_rows(output.spark, output.schema).write.format("delta")))
     table = trial.read()
     difference = schema_difference(output.schema, table.schema) if table is not None else ["nothing is there"]
     if difference:
@@ -265,23 +207,3 @@ def _renamed(job: JobConfig, table: str) -> JobConfig:
 def _drop(spark: SparkSession, table: str) -> None:
     if spark.catalog.tableExists(table):
         spark.sql(f"DROP TABLE {table}")
-
-
-def _save(output: OutputTable, writer: Any) -> None:
-    if output.path is not None:
-        writer.save(output.path)
-    else:
-        writer.saveAsTable(output.job.output.table)
-
-
-def _identifier(output: OutputTable) -> str:
-    """The table's name as Spark parses it."""
-    return quoted_path("delta", output.path) if output.path is not None else str(output.job.output.table)
-
-
-def _same(name: str) -> Column:
-    return F.col(quoted_path(name)).eqNullSafe(F.col(quoted_path(NEW + name)))
-
-
-def _all(conditions: Iterable[Column]) -> Column:
-    return reduce(and_, conditions, F.lit(True))

@@ -1,22 +1,29 @@
 """Parquet: append adds a folder `plan_id=...`, overwrite puts a new folder in the old one's place; both by a rename."""
 
+import json
 import os
 import uuid
+from collections.abc import Callable, Collection
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import OutputError, Stopped
 from dolly_batch.spark.files import Files, literal
-from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.lock import alone
+from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, sized_writer
-from dolly_batch.spark.tables.columns import no_rows
+from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import folder_columns, partition_names
 from dolly_batch.spark.tables.trial import trial_folder
 
 SWAPPING = "swapping.json"
+COMPARED = "_compared.json"
+LOCK = ".dolly_batch.lock"
+"""In an output that plans append to: held by the one that is adding its folder."""
 INFERENCE = "spark.sql.sources.partitionColumnTypeInference.enabled"
 
 
@@ -64,12 +71,16 @@ class Parquet(OutputFormat):
         _swap(*_folder_of(output), folder, plan)
         return True
 
+    def parts_beside(self, output: OutputTable) -> list[str] | None:
+        """The folders of other plans."""
+        return _folders(output, *_folder_of(output)) if output.job.output.mode == "append" else None
+
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Write the rows into a folder of this call's own, and rename it."""
         files, path = _folder_of(output)
         if output.job.output.mode == "append":
             # The folder's name holds the plan's id, so the files do not.
-            _add_folder(output, files, path, plan, rows.drop(output.output_name("plan_id")))
+            _add_folder(output, files, path, folder, plan, rows.drop(output.output_name("plan_id")))
         else:
             _replace_folder(output, files, path, folder, plan, rows)
 
@@ -95,18 +106,84 @@ def _check_partitioning(output: OutputTable, files: Files, path: str) -> None:
         )
 
 
-def _add_folder(output: OutputTable, files: Files, path: str, plan: Plan, rows: DataFrame) -> None:
-    """Write the plan's folder under a name of this call's own, so that two starts never mix their files."""
-    final, writing = f"{path}/{output.output_name('plan_id')}={plan.plan_id}", f"_writing-{plan.plan_id}-"
-    fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
+def _add_folder(output: OutputTable, files: Files, path: str, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
+    """Add the plan's folder, without the rows that other plans have added since this one was made.
+
+    One plan is added at a time. A start that was suspended for so long that another went on adds what it has seen no
+    rows of: so a folder holds the names of those that it was compared with, and is taken back, and added again, where
+    it turns out to share rows with another one.
+    """
+    planned = set(folder.facts(BESIDE).get("folders", _folders(output, files, path)))
+    own = f"{output.output_name('plan_id')}={plan.plan_id}"
+    writing = f"_writing-{plan.plan_id}-"
+    with alone(files, f"{path}/{LOCK}", output.job.output.name) as check:
+        while True:
+            if not files.exists(f"{path}/{own}"):
+                beside = set(_folders(output, files, path))
+                fresh = f"{path}/{writing}{uuid.uuid4().hex[:12]}"
+                _add(output, files, fresh, f"{path}/{own}", _without(output, rows, beside - planned), beside, check)
+            late = _not_compared(output, files, path, own)
+            if not late or not _overlap(output, own, late):
+                break
+            check()
+            files.rename(f"{path}/{own}", f"{path}/{writing}{uuid.uuid4().hex[:12]}")
+    _clear(files, path, writing)
+
+
+def _add(
+    output: OutputTable,
+    files: Files,
+    fresh: str,
+    final: str,
+    rows: DataFrame,
+    beside: Collection[str],
+    check: Callable[[], None],
+) -> None:
+    """Write the rows under a name of this call's own, so that two starts never mix their files, and rename them."""
     try:
-        if not files.exists(final):
-            _write(output, rows, fresh)
-            files.rename(fresh, final)
+        _write(output, rows, fresh)
+        files.write(f"{fresh}/{COMPARED}", json.dumps(sorted(beside)))
+        check()
+        files.rename(fresh, final)
     except Exception:
         if not files.exists(final):  # else another start was first, and has deleted this one's folder
             raise
-    _clear(files, path, writing)
+
+
+def _folders(output: OutputTable, files: Files, path: str) -> list[str]:
+    """The folders of plans that the output holds."""
+    return [name for name in files.list_names(path) if name.startswith(f"{output.output_name('plan_id')}=")]
+
+
+def _not_compared(output: OutputTable, files: Files, path: str, own: str) -> set[str]:
+    """The other folders, where this one's rows were not compared with theirs."""
+    compared = files.read(f"{path}/{own}/{COMPARED}")
+    return set() if compared is None else set(_folders(output, files, path)) - {own, *json.loads(compared)}
+
+
+def _without(output: OutputTable, rows: DataFrame, folders: Collection[str]) -> DataFrame:
+    """The rows that none of these folders holds."""
+    if not folders:
+        return rows
+    request = F.col(quoted_path(output.output_name("request_key")))
+    same = (output.row_key() == F.col("__row_key")) & (request == F.col("__request_key"))
+    return rows.join(_keys(output, folders), same, "left_anti")
+
+
+def _overlap(output: OutputTable, own: str, folders: Collection[str]) -> bool:
+    """Whether this folder and one of the others hold the same row."""
+    keys = ["__row_key", "__request_key"]
+    return not _keys(output, [own]).join(_keys(output, folders), keys, "left_semi").isEmpty()
+
+
+def _keys(output: OutputTable, folders: Collection[str]) -> DataFrame:
+    table = output.read()
+    if table is None:
+        raise Stopped(f"{output.job.output.name} has gone while it was written to")
+    plan_id = F.col(quoted_path(output.output_name("plan_id")))
+    rows = table.filter(plan_id.isin(*(name.partition("=")[2] for name in folders)))
+    request = F.col(quoted_path(output.output_name("request_key")))
+    return rows.select(output.row_key().alias("__row_key"), request.alias("__request_key"))
 
 
 def _replace_folder(

@@ -4,7 +4,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import OutputError
-from dolly_batch.spark.plan.row_status import EXISTING
+from dolly_batch.spark.decisions import EXISTING
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import unfit_values
 

@@ -1,0 +1,176 @@
+"""Outputs in a model of the store: a Delta-like table with versions, and folders of Parquet on the disk.
+
+The Parquet commit is the package's own, over lists of rows in place of data frames.
+"""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dolly_batch.errors import Stopped
+from dolly_batch.spark.decisions import UPDATE, identified_by, publishing
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.tables import parquet
+
+OUT = "/out"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the output. `text` is what was asked, by which the test knows it; the package sees the keys alone."""
+
+    id: str | None
+    text: str
+    row_key: str
+    request_key: str
+    status: str
+    attempt: int = 1
+    plan_id: str = ""
+    created_at: str = ""
+
+    def key(self, names: Sequence[str] = ("row_key", "request_key")) -> tuple[str, ...]:
+        return tuple(getattr(self, name) for name in names)
+
+
+class Rows(list[Row]):
+    """In place of a data frame."""
+
+    def drop(self, *_: str) -> "Rows":
+        return self
+
+    def text(self) -> str:
+        return json.dumps([asdict(row) for row in self])
+
+    @classmethod
+    def of(cls, text: str | None) -> "Rows":
+        if text is None:
+            raise FileNotFoundError("rows that should be there")
+        return cls(Row(**row) for row in json.loads(text))
+
+
+@dataclass
+class DeltaTable:
+    """Versions of a table, each with the plan that made it; commits are atomic."""
+
+    versions: list[tuple[str, Rows]] = field(default_factory=list)
+    transactions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows | None:
+        return self.versions[-1][1] if self.versions else None
+
+    def commit(self, plan: Plan, mode: str, rows: Rows) -> None:
+        """What `delta_commit.commit` has Delta do, with Delta's transactions."""
+        tag = f"{plan.plan_id} {plan.created_at}"
+        application, version = ("overwrite", plan.created_at) if mode == "overwrite" else (tag, "1")
+        if self.transactions.get(application, "") >= version:
+            return
+        self.transactions[application] = version
+        self.versions.append((tag, rows if mode == "overwrite" else self._merged(plan, mode, rows)))
+
+    def _merged(self, plan: Plan, mode: str, rows: Rows) -> Rows:
+        rule, table = publishing(mode, plan.retries), Rows(self.rows or [])
+        inserted = Rows()
+        for row in rows:
+            met = [i for i, old in enumerate(table) if old.key(rule.keys) == row.key(rule.keys)]
+            if not met:
+                inserted.append(row)
+            for i in met:
+                facts = {
+                    "later": row.attempt > table[i].attempt,
+                    "changed": row.request_key != table[i].request_key,
+                    "newer_there": table[i].created_at > row.created_at,
+                }
+                if rule.replaces.decide(**facts) == UPDATE:
+                    table[i] = row
+        return Rows([*table, *inserted])
+
+    def committed(self, plan: Plan) -> Rows | None:
+        tag = f"{plan.plan_id} {plan.created_at}"
+        return next((rows for of, rows in self.versions if of == tag), None)
+
+
+@dataclass
+class Output:
+    """The output of a job as one start has opened it."""
+
+    format: str
+    mode: str
+    files: Files
+    delta: DeltaTable
+    path: str = OUT
+
+    @property
+    def job(self) -> Any:
+        return SimpleNamespace(output=SimpleNamespace(mode=self.mode, name="out"))
+
+    def output_name(self, name: str) -> str:
+        return name
+
+    def read(self) -> Rows | None:
+        if self.format == "delta":
+            self.files.exists("/out/_delta_log")  # a start may be stopped here
+            return self.delta.rows
+        names = [name for name in self.files.list_names(self.path) if not name.startswith((".", "_"))]
+        return self.of_folders(names) if names else None
+
+    def of_folders(self, names: Collection[str]) -> Rows:
+        """The rows of some folders `plan_id=...`, or of the file of an overwritten table."""
+        rows = Rows()
+        for name in names:
+            part = f"{self.path}/{name}/part" if name.startswith("plan_id=") else f"{self.path}/{name}"
+            found = Rows.of(self.files.read(part) or "[]")
+            rows += [replace(row, plan_id=name.partition("=")[2] or row.plan_id) for row in found]
+        return rows
+
+    def parts_beside(self) -> list[str] | None:
+        return None if self.format == "delta" else parquet.FORMAT.parts_beside(self)  # type: ignore[arg-type]
+
+    def is_committed(self, folder: PlanFolder, plan: Plan) -> bool:
+        if self.format == "delta":
+            return self.delta.committed(plan) is not None
+        return parquet.FORMAT.finish_commit(self, folder, plan)  # type: ignore[arg-type]
+
+    def commit(self, folder: PlanFolder, plan: Plan, rows: Rows, loses_reply: Callable[[], bool]) -> None:
+        if self.format == "parquet":
+            parquet.FORMAT.commit(self, folder, plan, rows)  # type: ignore[arg-type]
+            return
+        self.files.exists("/out/_delta_log")
+        self.delta.commit(plan, self.mode, rows)
+        if loses_reply():
+            raise Stopped("the reply of a commit was lost")
+
+    def committed(self, plan: Plan) -> Rows | None:
+        found = self.delta.committed(plan) if self.format == "delta" else None
+        return self.read() if found is None else found
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return identified_by(self.mode)
+
+
+@contextmanager
+def parquet_of_lists(patch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Have the Parquet commit write and compare lists of rows."""
+
+    def write(output: Output, rows: Rows, path: str) -> None:
+        output.files.write(f"{path}/part", rows.text())
+
+    def without(output: Output, rows: Rows, folders: Collection[str]) -> Rows:
+        theirs = {row.key() for row in output.of_folders(folders)} if folders else set()
+        return Rows(row for row in rows if row.key() not in theirs)
+
+    def overlap(output: Output, own: str, folders: Collection[str]) -> bool:
+        theirs = {row.key() for row in output.of_folders(folders)}
+        return any(row.key() in theirs for row in output.of_folders([own]))
+
+    patch.setattr(parquet, "_write", write)
+    patch.setattr(parquet, "_without", without)
+    patch.setattr(parquet, "_overlap", overlap)
+    yield

@@ -1,0 +1,79 @@
+"""The machine of machine.py over many schedules; and that it finds what each guard keeps out, when that is off."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from dolly_batch.spark import decisions
+from dolly_batch.spark.decisions import TruthTable
+from dolly_batch.spark.plan.manifest import PlanFolder
+from dolly_batch.spark.plan.planner import _Draft
+from dolly_batch.spark.tables import parquet
+from tests.store_model import keys
+from tests.store_model.machine import FORMATS, StoreMachine
+
+SETTINGS = settings(
+    max_examples=300,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_nothing_is_lost_or_twice_and_no_job_is_stuck_in_300_schedules() -> None:
+    run_state_machine_as_test(StoreMachine, settings=SETTINGS)
+
+
+@pytest.mark.chaos
+def test_nothing_is_lost_or_twice_and_no_job_is_stuck_in_10000_schedules() -> None:
+    run_state_machine_as_test(StoreMachine, settings=settings(SETTINGS, max_examples=10_000, derandomize=False))
+
+
+Guard = tuple[list[tuple[str, str]], Callable[[pytest.MonkeyPatch], None], str]
+MERGES = [("delta", "merge")]
+APPENDS_PARQUET = [("parquet", "append")]
+
+
+def equal_rows_share_a_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(keys, "numbered_key", lambda request, number: request)
+
+
+def older_answers_replace_newer_ones(patch: pytest.MonkeyPatch) -> None:
+    rules = decisions._REPLACES["merge"].rules[1:]
+    patch.setitem(decisions._REPLACES, "merge", TruthTable(rules))
+
+
+def plans_are_opened_without_a_look(patch: pytest.MonkeyPatch) -> None:
+    opened = _Draft.opened
+    patch.setattr(_Draft, "opened", lambda draft, plan, work, check: opened(draft, plan, work, lambda: None))
+    patch.setattr(PlanFolder, "holds_rows", lambda folder, plan: True)
+
+
+def rows_of_other_plans_are_added_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(parquet, "_without", lambda output, rows, folders: rows)
+
+
+GUARDS: dict[str, Guard] = {
+    "A1": ([("delta", "append"), *APPENDS_PARQUET], equal_rows_share_a_key, "is missing"),
+    "A4": (MERGES, older_answers_replace_newer_ones, "older answer"),
+    "A5": (FORMATS, plans_are_opened_without_a_look, "cannot be finished"),
+    "A14": (APPENDS_PARQUET, rows_of_other_plans_are_added_again, r"is there \d+ times"),
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_the_machine_finds_what_a_guard_keeps_out(name: str) -> None:
+    chosen, off, said = GUARDS[name]
+
+    class Unguarded(StoreMachine):
+        formats: ClassVar[Any] = chosen
+        without_guard = staticmethod(off)
+
+    quick = settings(SETTINGS, max_examples=2000, phases=[Phase.generate])
+    with pytest.raises(AssertionError, match=said):
+        run_state_machine_as_test(Unguarded, settings=quick)
