@@ -1,7 +1,7 @@
 """The CPU kernels that numba compiles, each compared with torch before it is used; None where one is not available.
 
 Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once in a
-process, in three or four seconds; processes that are forked later have them too.
+process, in some seconds; processes that are forked later have them too.
 """
 
 import functools
@@ -116,16 +116,22 @@ def find_layer_kernels(dtype: torch.dtype, smallest: float, zero_point: int) -> 
 @functools.cache
 def _tile_multiply() -> Kernel | None:
     def compile_and_check() -> Kernel | None:
-        from dolly_batch.engine.kernels.cpu.amx import compile_multiply, is_available
+        from dolly_batch.engine.kernels.cpu.amx import TileWeights, compile_multiply, is_available
 
-        return compile_multiply() if is_available() else None
+        if not is_available():
+            return None
+        multiply, weights = compile_multiply(), TileWeights(np.ones((3, 64), np.int8), np.ones(3, np.float32), 1)
+        found = np.zeros((2, 3), np.float32)
+        multiply(*weights.arrays, np.full((2, 64), 3, np.uint8), found)
+        assert_close(torch.from_numpy(found), torch.full((2, 3), 128.0), 0.0)
+        return multiply
 
     found: Kernel | None = _compile_or_none("integer products", compile_and_check)
     return found
 
 
 def find_tile_multiply() -> Kernel | None:
-    """`amx`'s product, for one thread; whether it is exact is for `int8_cpu` to test."""
+    """`amx`'s product, for one thread; whether its largest sums are exact is for `int8_cpu` to test."""
     return _tile_multiply() if torch.get_num_threads() == 1 else None
 
 
@@ -191,10 +197,7 @@ def _check_pool_kernels(kernels: PoolKernels, heads: tuple[int, int], head_size:
     kernels.decode(as_words(pool), slots, positions, query.numpy(), as_words(key_value), found.numpy())
     assert_close(found, torch.stack(expected), _MAX_ERROR)
     for start, stop in ((0, 1), (1, 39), (39, 72)):
-        query, key_value = (
-            random(stop - start, num_heads).to(dtype).float(),
-            random(stop - start, 2, num_kv_heads).to(dtype),
-        )
+        query, key_value = random(stop - start, num_heads), random(stop - start, 2, num_kv_heads).to(dtype)
         found = torch.empty_like(query)
         kernels.prefill(as_words(pool), 0, start, query.numpy(), as_words(key_value), found.numpy())
         keys, values = pool[:, 0, :stop]
