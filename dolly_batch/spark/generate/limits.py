@@ -19,6 +19,10 @@ class ErrorLimit:
     num_rows: int = 0
     num_errors: int = 0
 
+    def is_due(self, num_new_rows: int) -> bool:
+        """Whether so many rows that were not counted yet are worth a Spark job."""
+        return self.max_share < 1 and num_new_rows >= MIN_JUDGED_ROWS
+
     def add(self, staged: DataFrame) -> None:
         """Count the answers of further waves.
 

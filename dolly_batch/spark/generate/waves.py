@@ -118,17 +118,22 @@ def generate(generation: Generation) -> None:
     """
     folder, plan, limits = generation.folder, generation.plan, generation.job.limits
     errors = ErrorLimit(limits.max_error_share)
-    checked: set[int] = set()
+    counted: set[int] = set()
+    paid: set[int] = set()
+    num_rows = {wave.number: wave.num_rows for wave in plan.waves}
     with ProgressLine(plan.num_todo) as line:
 
         def tick() -> None:
             line.update(*generation.progress())
             staged = folder.staged_waves()
-            new = staged - checked
-            if new and len(staged) < len(plan.waves):
-                checked.update(new)
+            if len(staged) == len(plan.waves):
+                return
+            new = staged - counted
+            if errors.is_due(sum(num_rows[wave] for wave in new)):
+                counted.update(new)
                 errors.add(generation.answers(new))
-                if limits.max_gpu_hours is not None:
-                    check_budget(generation.answers(staged), limits.max_gpu_hours)
+            if limits.max_gpu_hours is not None and not staged <= paid:
+                paid.update(staged)
+                check_budget(generation.answers(staged), limits.max_gpu_hours)
 
         generation.run(tick)
