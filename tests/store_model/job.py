@@ -132,7 +132,7 @@ class Running:
     def _plan(self, states: list[tuple[str, Row]], created_at: str) -> Plan:
         counts = Counter(state for state, _ in states)
         digest = sorted(f"{state} {row.key()} {row.attempt}" for state, row in states)
-        facts = Facts({}, 0, digest, {})
+        facts = Facts(counts={}, num_questions=counts[TODO], num_prompt_tokens=0, digest=digest, histogram={})
         num_waves = -(-counts[TODO] // WAVE_ROWS)
         sizes = [min(WAVE_ROWS, counts[TODO] - wave * WAVE_ROWS) for wave in range(num_waves)]
         values: dict[str, Any] = dict.fromkeys(("header", "destination", "model", "model_identity", "model_folder"), "")
