@@ -56,18 +56,18 @@ def test_prompts_that_a_killed_start_left_are_swept_up_by_the_next(desk: Desk) -
 def test_a_start_that_loses_the_lock_while_it_plans_leaves_no_plan(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Suspended for long: another start has taken over, swept up the draft and finished the same plan."""
     desk.put(questions(3))
-    lay_out = planner.write_snapshot
+    lay_out = planner.write_questions
 
     def suspended(*arguments: Any) -> Any:
         waves = lay_out(*arguments)
-        monkeypatch.setattr(planner, "write_snapshot", lay_out)
+        monkeypatch.setattr(planner, "write_questions", lay_out)
         lock = desk.folder / "work" / ".job.lock"
         lock.unlink()
         assert desk.run().outcome == "complete"
         lock.write_text('{"token": "another"}')
         return waves
 
-    monkeypatch.setattr(planner, "write_snapshot", suspended)
+    monkeypatch.setattr(planner, "write_questions", suspended)
     assert isinstance(desk.refused(), AlreadyRunning)
     (desk.folder / "work" / ".job.lock").unlink()
     (plan,) = (desk.folder / "work").glob("p*")
