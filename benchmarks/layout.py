@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dolly_batch.engine.load import load_engine
-from dolly_batch.engine.protocol import answer
+from dolly_batch.engine.processes.pool import WorkerPool
+from dolly_batch.engine.protocol import generate
 from dolly_batch.prompt import PromptEncoder
 from dolly_batch.records import EngineSpec, GenerationParams, Request
 from dolly_batch.tiny import MODEL_FOLDER
@@ -83,7 +84,7 @@ def run(engine: Any, requests: Sequence[Request]) -> tuple[dict[str, float], flo
     """Counts of the engine, seconds, and the answers by key."""
     before = engine.stats()
     began = time.monotonic()
-    answers = {found.key: found.text for found in answer(engine, requests)}
+    answers = {found.key: found.text for found in generate(engine, requests)}
     seconds = time.monotonic() - began
     after = engine.stats()
     return {name: after[name] - before[name] for name in COUNTS}, seconds, answers
@@ -121,7 +122,8 @@ def main() -> None:
             )
     print(f"together / strewn: {min(seconds['strewn']) / min(seconds['together']):.2f} times as fast")
     print(f"equal answers: {texts['strewn'] == texts['together']}")
-    engine.close()
+    if isinstance(engine, WorkerPool):
+        engine.close()
 
 
 if __name__ == "__main__":
