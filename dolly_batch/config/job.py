@@ -110,9 +110,8 @@ class InputConfig(ReadableTable):
 class OutputConfig(TableConfig):
     """The table of answers.
 
-    `keep` names input columns to carry over; `prefix` is put before each of our own columns, for when one of them
-    collides with a kept one. `target_file_mb` is the size aimed at for each file. With `reuse_answers`, a question
-    that the output answers already, for another row, is not asked again where its answer would be the same.
+    `keep` names input columns to carry over; `prefix` is put before our own columns, should one collide with a kept one.
+    `target_file_mb` is the size aimed at. `reuse_answers` copies what the output answers already for another row.
     """
 
     format: str = "delta"
