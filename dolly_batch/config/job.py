@@ -110,7 +110,7 @@ class InputConfig(ReadableTable):
 class OutputConfig(TableConfig):
     """The table of answers.
 
-    `keep` names input columns to carry over; `prefix` is put before our own columns, should one collide with a kept one.
+    `keep` names input columns to carry over; `prefix` is put before our own columns, for one that collides with these.
     `target_file_mb` is the size aimed at. `reuse_answers` copies what the output answers already for another row.
     """
 
