@@ -101,8 +101,12 @@ class ProcessFailure:
     @classmethod
     def by(cls, error: BaseException) -> "ProcessFailure":
         """The failure of a process that ends by this error."""
-        quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-        return cls(type(error).__name__, str(error)[:_MAX_MESSAGE_CHARS] if quotable else "")
+        return cls(type(error).__name__, str(error)[:_MAX_MESSAGE_CHARS] if cls.is_quotable(type(error)) else "")
+
+    @staticmethod
+    def is_quotable(kind: type[BaseException]) -> bool:
+        """Whether messages of this class are about the system or the job, and never hold a row's text."""
+        return issubclass(kind, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
 
     def refusal(self) -> Refused | None:
         """The error itself, to be raised again, if the process refused its work; else None."""
