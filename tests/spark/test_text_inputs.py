@@ -162,7 +162,10 @@ def test_damaged_text_is_its_rows_fault(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ("cast(n as int) > 3", 'fails on a row: [CAST_INVALID_INPUT] from "STRING" to "INT" in `cast(n as int)`: `try_cast`'),
+        (
+            "cast(n as int) > 3",
+            'fails on a row: [CAST_INVALID_INPUT] from "STRING" to "INT" in `cast(n as int)`: `try_cast`',
+        ),
         ("id = 'x", "[PARSE_SYNTAX_ERROR] Syntax error"),
         ("id", "is not a boolean"),
         ("nope = 1", "`nope`"),

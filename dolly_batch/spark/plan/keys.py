@@ -5,7 +5,8 @@ ever change for the same row: finished tables hold them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,7 @@ KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
 
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_CODE = re.compile(r"(?=\D*\d)[A-Za-z0-9._:/-]{1,40}")
 _SECONDS = "yyyy-MM-dd'T'HH:mm:ss"
 
 
@@ -169,6 +171,36 @@ def _maps_in(kind: T.DataType) -> Iterator[T.MapType]:
 
 def _holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
     return any(isinstance(found, types) for found in _types_in(kind))
+
+
+def shown_ids(counts: Iterable[tuple[str, int]], num_ids: int) -> str:
+    """Row keys for a message, each with how often it occurs.
+
+    Of an id that is text only a plain code is told: letters, digits and `._:/-`, some digit among them. Names, mail
+    addresses and the like are counted.
+    """
+    told, num_others = [], 0
+    for key, count in counts:
+        parts = list(_id_texts(key, num_ids))
+        if all(not is_text or _CODE.fullmatch(text) for text, is_text in parts):
+            told.append(f"{'/'.join(text for text, _ in parts)!r} ({count} times)")
+        else:
+            num_others += 1
+    if num_others:
+        told.append(f"{num_others} that may name a person, and are not shown")
+    return ", ".join(told)
+
+
+def _id_texts(key: str, num_ids: int) -> Iterator[tuple[str, bool]]:
+    """The parts of a row key as `row_key` joins them: what they say, and whether they are text."""
+    rest = key.encode()
+    for _ in range(num_ids):
+        length, part = len(rest), rest
+        if num_ids > 1:
+            head, _, part = rest.partition(b":")
+            length = int(head)
+        yield part[1:length].decode(errors="replace"), part[:1] == b"s"
+        rest = part[length:]
 
 
 def _prefixed(text: Column) -> Column:
