@@ -22,7 +22,7 @@ from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
-from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
+from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import make_plan
@@ -173,7 +173,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     same = (
         plan.header == request_header(asked, plan.model_identity)
         and plan.task_settings in ("", task_settings(asked))
-        and plan.input_settings in ("", input_settings(job, options.limit))
+        and stored_input_settings(plan.input_settings) in ("", input_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)

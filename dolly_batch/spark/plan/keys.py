@@ -14,6 +14,7 @@ from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from dolly_batch.config.credentials import without_credentials
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -79,8 +80,21 @@ def task_settings(job: JobConfig) -> str:
 
 
 def input_settings(job: JobConfig, limit: int | None) -> str:
-    """The settings of which rows are read, as text: an open plan is resumed only for the same ones."""
-    return json.dumps({"input": job.input.model_dump(by_alias=True), "limit": limit})
+    """The settings of which rows are read, as text: an open plan is resumed only for the same ones.
+
+    Credentials among the options are left out: a plan keeps none, and a changed one reads the same rows.
+    """
+    return _settings_text({"input": job.input.model_dump(by_alias=True), "limit": limit})
+
+
+def stored_input_settings(text: str) -> str:
+    """What a plan holds, as `input_settings` writes it: plans of earlier versions hold credentials."""
+    return _settings_text(json.loads(text)) if text else ""
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    read = settings["input"]
+    return json.dumps({**settings, "input": {**read, "options": without_credentials(read["options"])}})
 
 
 def request_key(header: str, instruction: Column, context: Column) -> Column:

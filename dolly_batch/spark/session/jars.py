@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 import pyspark
 
+from dolly_batch.config.credentials import masked
 from dolly_batch.console import say
 from dolly_batch.errors import Refused
 from dolly_batch.spark.session.environment import conf_folders
@@ -123,7 +124,7 @@ def _resolve(settings: Mapping[str, str]) -> list[str]:
             if line.strip() and not line.startswith("\tat "):
                 lines.append(line.rstrip())
     if jars is None:
-        shown = "\n".join(f"  {line}" for line in lines)
+        shown = masked("\n".join(f"  {line}" for line in lines))
         raise Refused(
             f"{settings[PACKAGES]} cannot be fetched from Maven; Spark said at the end:\n{shown}\n"
             "Where no repository can be reached, name the jars: in spark.conf spark.jars, those of Delta in DELTA_JARS"

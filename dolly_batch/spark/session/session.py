@@ -9,6 +9,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from dolly_batch.config.credentials import REDACTED
 from dolly_batch.config.job import JobConfig, SparkConfig
 from dolly_batch.spark.preflight.package import check_local_python, ship_package
 from dolly_batch.spark.session.class_archive import archive_options
@@ -33,6 +34,7 @@ LOCAL_CONF = {
 LOCAL_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 
 OWN_CONF = {
+    "spark.redaction.regex": REDACTED,
     "spark.executorEnv.TOKENIZERS_PARALLELISM": "false",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
