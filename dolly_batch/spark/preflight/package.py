@@ -1,6 +1,7 @@
 """This package on the executors: sent there if it came as a wheel, and checked before any work."""
 
 import atexit
+import os
 import shutil
 import socket
 import subprocess
@@ -71,8 +72,10 @@ def _lacks(python: str, names: Sequence[str]) -> str:
     """What another Python lacks: this one's version, or packages. Empty where it lacks nothing."""
     missing = f"(name for name in {names} if util.find_spec(name) is None)"
     code = f"import sys; from importlib import util; print(*sys.version_info[:2], *{missing})"
+    # As -P, which a Python that is too old does not know.
+    environ = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
-        ran = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        ran = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=environ)
     except (OSError, subprocess.SubprocessError) as error:
         return f"it does not run ({error})"
     major, minor, *lacking = ran.stdout.split()

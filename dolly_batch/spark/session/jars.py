@@ -110,7 +110,7 @@ def _resolve(settings: Mapping[str, str]) -> list[str]:
     """Have Ivy resolve the packages, with one line on the terminal when something is fetched in place of its many."""
     jars: list[str] | None = None
     lines, is_fetching = deque[str](maxlen=_SHOWN_LINES), False
-    command = [sys.executable, "-c", _PROGRAM]
+    command = [sys.executable, "-P", "-c", _PROGRAM]
     environ = {**os.environ, "SPARK_SETTINGS": json.dumps(settings)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environ

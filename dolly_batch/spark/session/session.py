@@ -45,6 +45,7 @@ OWN_CONF = {
 }
 
 LOG_CONF = Path(__file__).with_name("log4j2.properties")
+SAFE_PATH = "spark.executorEnv.PYTHONSAFEPATH"
 EXTENSIONS = "spark.sql.extensions"
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
@@ -120,6 +121,8 @@ def _own(builder: Any, config: SparkConfig, formats: Sequence[InputFormat], java
     master = _retrying(config.master or "local[*]")
     in_one_process = re.match(r"local(\[|$)", master) is not None
     builder = _with_conf(builder.master(master), {**OWN_CONF, **(LOCAL_CONF if in_one_process else {})})
+    if os.getcwd() not in map(os.path.abspath, sys.path):  # then it is not where workers import from either
+        builder = builder.config(SAFE_PATH, "1")
     given = {key: value for key, value in config.conf.items() if key != PACKAGES}
     builder = _with_conf(builder, {**_formats_conf(formats), **given, **_jars_conf(formats, config.conf)})
     return builder.config(JAVA_OPTIONS, _java_options(config.conf.get(JAVA_OPTIONS, ""), java, in_one_process))
