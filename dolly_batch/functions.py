@@ -34,7 +34,7 @@ from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_rows
 from dolly_batch.spark.model import is_at_hand, private_stage_dir, resolve_model
 from dolly_batch.spark.preflight.package import ship_package
-from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.session.session import check_databricks, is_connect
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
 from dolly_batch.tasks import KINDS
@@ -137,6 +137,7 @@ def register(
     user's below that for temporary files, and `smollm2` in the user's cache, which does for one machine. Raises
     ConfigError and ModelError as a job does.
     """
+    check_databricks(spark)
     chosen = {"path": model} if isinstance(model, str) else dict(model)
     path = str(chosen.get("path"))
     if stage_dir is None and not (is_at_hand(spark, path) or Path(path, MANIFEST).is_file()):

@@ -16,7 +16,7 @@ from dolly_batch.host.address import default_root, make_private
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
-from dolly_batch.spark.files import LocalFiles, files_for
+from dolly_batch.spark.files import files_for
 from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
@@ -180,14 +180,10 @@ def cores_of(master: str, executor_cores: str | None) -> int | None:
 
 
 def _plain_path(spark: SparkSession, path: str) -> Path:
-    """A path that Python can open on driver and executors; `dbfs:/` is mounted at `/dbfs` on Databricks."""
-    if path.startswith("dbfs:/Volumes/"):
-        return Path(path.removeprefix("dbfs:"))
-    if path.startswith("dbfs:/"):
-        return Path("/dbfs") / path.removeprefix("dbfs:/")
+    """A path that Python can open on driver and executors."""
     files, absolute = files_for(spark, path)
-    if isinstance(files, LocalFiles):
-        return Path(absolute)
+    if (plain := files.plain(absolute)) is not None:
+        return Path(plain)
     raise ConfigError(
         f"the model would be staged in {path}, which executors cannot open as a plain path; "
         "set model.stage_dir to a mount or a Volume that driver and executors share"
