@@ -64,11 +64,16 @@ def _silence_pyspark() -> None:
         PySparkLogger.getLogger(name).disabled = True
 
 
-def run_script(command: str) -> NoReturn:
-    """Run one command and exit with its code: what spark-submit starts."""
-    code = main([command, *sys.argv[1:]])
+def run_script(*command: str) -> None:
+    """Run one command with the process's arguments: what spark-submit and a job's wheel task call.
+
+    Returns after success, else raises SystemExit with the code: Databricks calls a wheel's entry point as a function,
+    drops what it returns, and takes each SystemExit for a failure, that with 0 too.
+    """
+    code = main([*command, *sys.argv[1:]])
     sys.stdout.flush()
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -264,4 +269,4 @@ def _report_plans(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script()

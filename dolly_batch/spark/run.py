@@ -22,6 +22,7 @@ from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
+from dolly_batch.spark.plan.column_order import find_column_order
 from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
@@ -97,6 +98,9 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
     report.message = planned_message(job, plan)
+    better = find_column_order(source)
+    if better is not None:
+        report.message += f"\n{better}"
     return report
 
 

@@ -10,12 +10,14 @@ import pytest
 
 from tests.crash.command import Job, Start, between_data_and_commit, check_nothing_lost, check_quiet
 from tests.crash.conftest import NewJob
-from tests.crash.processes import hosts_of, kill, wait_for
+from tests.crash.processes import hosts_of, kill, state_of, wait_for
 from tests.spark.desk import asked_again, questions
 
 # 20 of them share their answers: a question is asked once, whatever is killed.
 QUESTIONS = [*questions(160), *asked_again(questions(20))]
 HOST_END_S = 60.0
+# Spark's shutdown hooks are its own: Hadoop's manager gives one that hangs 30 s, and its thread 30 s more.
+JVM_END_S = 180.0
 WAVES_IN_FLIGHT = 2
 
 PLANNING = ["before rename */work/p*", "after rename */work/p*"]
@@ -51,6 +53,7 @@ def cut_off(job: Job) -> list[Path]:
 
 
 def hosts_are_gone(jvm: int, folders: list[Path]) -> None:
+    wait_for("the end of the JVM that lost its driver", lambda: state_of(jvm) in ("", "Z"), JVM_END_S)
     wait_for("the end of the orphaned engine host", lambda: not hosts_of(jvm), HOST_END_S)
     wait_for("the end of its folder", lambda: not any(folder.exists() for folder in folders), HOST_END_S)
 
@@ -118,7 +121,7 @@ def test_a_driver_killed_in_the_middle_of_planning(new_job: NewJob) -> None:
     wait_for("a draft of the plan", lambda: [*(job.folder / "work").glob(".planning-job-*/keyed")])
     start.kill()
     assert job.plan() is None
-    wait_for("the end of the JVM", lambda: not job.own_jvms(), HOST_END_S)
+    wait_for("the end of the JVM", lambda: not job.own_jvms(), JVM_END_S)
     code, report = job.start().end()
     assert code == 0, job.starts[-1].said()
     check_nothing_lost(job, report, QUESTIONS)

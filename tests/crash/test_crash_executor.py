@@ -9,7 +9,7 @@ from tests.spark.desk import questions
 
 pytestmark = pytest.mark.chaos
 
-HOST_END_S = 15.0
+HOST_END_S = 60.0  # a host looks at its owner every second; the rest is a busy machine's
 
 
 @pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.chaos)])

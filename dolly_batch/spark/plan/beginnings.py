@@ -7,10 +7,11 @@ many different beginnings they have.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+
+from dolly_batch.spark.plan.distinct import count_distinct
 
 # Characters behind what all rows begin with.
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -102,14 +103,12 @@ def _parts_met(num_items: float, num_parts: float) -> float:
 def _counted(questions: DataFrame, offset: int) -> tuple[list[Length], int]:
     """The counts by length, and the characters of all prompts."""
     text = F.col("text")
-    counts: list[Column] = [F.coalesce(F.sum(F.length(text)), F.lit(0))]
-    for num_chars in LENGTHS:
-        begins = F.when(F.length(text) >= offset + num_chars, F.xxhash64(F.substring(text, offset + 1, num_chars)))
-        # `approx_count_distinct` keeps its registers in columns, thousands of them here: a minute of compiling.
-        counts += [F.count(begins), F.coalesce(F.hll_sketch_estimate(F.hll_sketch_agg(begins)), F.lit(0))]
-    found: Any = questions.select(_text().alias("text")).agg(*counts).collect()[0]
-    pairs = zip(LENGTHS, found[1::2], found[2::2], strict=True)
-    return [Length(num_chars, rows, min(rows, distinct)) for num_chars, rows, distinct in pairs], found[0]
+    begins = [
+        F.when(F.length(text) >= offset + num_chars, F.xxhash64(F.substring(text, offset + 1, num_chars)))
+        for num_chars in LENGTHS
+    ]
+    *counts, (_, num_chars) = count_distinct(questions.select(_text().alias("text")), begins, [F.length(text)])
+    return [Length(length, *count) for length, count in zip(LENGTHS, counts, strict=True)], num_chars
 
 
 def _num_common(texts: Sequence[str]) -> int:
