@@ -9,6 +9,7 @@ REDACTED = (
     "(?i)secret|passw(or)?d|passphrase|token|credential|(access|account|api|private)[._-]?key|signature|[._]sas([._]|$)"
 )
 _NAMES = re.compile(REDACTED)
+_TOKEN = re.compile(r"(?i)(;\s*token=)[^;\s'\"]+")  # of Spark Connect's address
 _USER = re.compile(r"//[^/@\s:]*:[^/@\s]*@")
 
 
@@ -29,4 +30,4 @@ def has_password(path: str) -> bool:
 
 def masked(text: str) -> str:
     """A text with such a part of its URIs left out."""
-    return _USER.sub("//(hidden)@", text)
+    return _TOKEN.sub(r"\1(hidden)", _USER.sub("//(hidden)@", text))

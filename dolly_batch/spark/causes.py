@@ -19,20 +19,21 @@ from dolly_batch.system.process import ProcessFailure
 # A condition of Spark, and what it says of it.
 _CONDITION = re.compile(r"\[([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)*)\] *(.*)")
 # A class of Java that was thrown, where it stands before its message: at a line's start, or within it.
-_THROWN = re.compile(r"(?:^|(?<=[\s:]))((?:[a-z_]\w*\.)+[A-Z][\w$]*)(?:: ?| - |$)")
+_THROWN = re.compile(r"(?:^\(?|(?<=[\s:]))((?:[a-z_]\w*\.)+[A-Z][\w$]*)(?:\) |: ?| - |$)")
 # Other classes in a line, of which the last part is left.
 _CLASS = re.compile(r"\b(?:[a-z_]\w*\.){2,}([A-Z]\w*?)(?:DataSource)?(?:@[0-9a-f]+)?(?![\w.])")
 _STATE = re.compile(r"\s*SQLSTATE: (\w+);?")
 _FILE = re.compile(r"\[FAILED_READ_FILE[.\w]*\] Encountered error while reading file (\S+?)\.?(?:\s|$)")
 _TRY = re.compile(r"\b(try_[a-z_]+)\b")
 _TYPES = re.compile(r'of the type ("[A-Z0-9_(), ]+") cannot be cast to ("[A-Z0-9_(), ]+")')
+_PRINTED = "An error occurred while calling"  # behind it py4j has what Java printed
 _TRACEBACK = "Traceback (most recent call last):"
 _RAISED = re.compile(r"((?:[a-zA-Z_]\w*\.)*)([A-Z]\w*)(?:: (.*))?$")
 # Conditions whose messages are about tables, files and resources, in errors that are met while rows are read.
 _TOLD_CONDITIONS = re.compile(
     r"DELTA_(?!.*(?:VIOLAT|CONSTRAINT|CAST|OVERFLOW|EXCEED))|(?:\w+_)?(?:NOT_FOUND|ALREADY_EXISTS?)(?:\.|$)"
     r"|CANNOT_(?:LOAD|READ|CREATE|RENAME|DELETE|WRITE)|FAILED_(?:READ_FILE|RENAME)|TASK_WRITE_FAILED|UNABLE_TO_ACQUIRE"
-    r"|UNSUPPORTED_(?!FEATURE\.(?:LITERAL|PIVOT))"
+    r"|UNSUPPORTED_(?!FEATURE\.(?:LITERAL|PIVOT))|JAVA_GATEWAY|PACKAGE_|(?:\w+_)?(?:NOT_SET|SESSION)$"
 )
 # Classes of Java whose messages are about the same, and those among them that quote what they read.
 _TOLD_CLASSES = re.compile(
@@ -61,6 +62,8 @@ class _Part(NamedTuple):
             return True
         if self.condition:
             return _TOLD_CONDITIONS.match(self.condition) is not None
+        if not self.thrown:
+            return self.text.startswith("Job aborted due to stage failure")
         return bool(_TOLD_CLASSES.match(self.thrown)) and _UNTOLD_CLASSES.search(self.thrown) is None
 
 
@@ -95,7 +98,7 @@ def raised_in_task(error: BaseException) -> str | None:
     module, name, message = found.groups()
     kind = getattr(errors if module.startswith("dolly_batch.") else builtins, name, None)
     is_quotable = isinstance(kind, type) and ProcessFailure.is_quotable(kind)
-    if message and (is_quotable or module.startswith("torch.")):
+    if message and (is_quotable or module.startswith("torch.") or name == "PySparkRuntimeError"):
         return f"{name}: {message.strip()}"
     return f"{name} (its message may quote a row, and stands in the executor's log)" if message else name
 
@@ -126,10 +129,9 @@ def _is_of_python(error: BaseException) -> bool:
 def _parts(error: BaseException) -> Iterator[_Part]:
     """The first line, or the lines that begin a cause in what Java printed, in order, each taken apart."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    causes = [
-        line.removeprefix("Caused by").removeprefix(": ") for line in lines if line.startswith(("Caused by: ", ": "))
-    ]
-    for line in causes or lines[:1]:
+    is_printed = bool(lines) and lines[0].startswith(_PRINTED)
+    causes = [line for line in lines if is_printed and line.startswith(("Caused by: ", ": "))]
+    for line in [line.removeprefix("Caused by").removeprefix(": ") for line in causes] or lines[:1]:
         thrown, at = "", 0
         for found in _THROWN.finditer(line):
             if line[at : found.start()].strip():

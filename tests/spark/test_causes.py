@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.errors import AnalysisException, ParseException, PythonException, UnknownException
+from pyspark.errors.exceptions.connect import SparkException as ConnectException
 
 from dolly_batch.errors import Refused
 from dolly_batch.spark.causes import cause, file_of, is_of_data, reason
@@ -49,6 +50,8 @@ ABORTED = "org.apache.spark.SparkException: Job aborted due to stage failure: mo
     [
         (f"{ABORTED} org.apache.spark.SparkRuntimeException: [DUPLICATED_MAP_KEY] Duplicate map key SECRET was found",
          "[DUPLICATED_MAP_KEY]"),
+        ("(org.apache.spark.SparkException) Job aborted due to stage failure: java.lang.RuntimeException: SECRET",
+         "RuntimeException"),
         ("java.lang.NumberFormatException: For input string: \"SECRET\"", "NumberFormatException"),
         ("java.time.format.DateTimeParseException: Text 'SECRET' could not be parsed", "DateTimeParseException"),
         ("com.fasterxml.jackson.core.JsonParseException: Unrecognized token 'SECRET'", "JsonParseException"),
@@ -78,6 +81,10 @@ def test_nothing_of_a_row_is_told(text: str, told: str) -> None:
         ("ValueError: could not convert 'SECRET'", "ValueError (its message may quote a row"),
         ("pyarrow.lib.ArrowInvalid: SECRET", "ArrowInvalid (its message may quote a row"),
         ("KeyError", "KeyError"),
+        (
+            "pyspark.errors.exceptions.base.PySparkRuntimeError: [PYTHON_VERSION_MISMATCH] x",
+            "PySparkRuntimeError: [PYTHON",
+        ),
         ("dolly_batch.errors.EngineError: the engine host ended", "EngineError: the engine host ended"),
         ("ModuleNotFoundError: No module named 'x'", "ModuleNotFoundError: No module named 'x'"),
     ],
@@ -86,6 +93,16 @@ def test_of_an_error_in_python_the_message_is_told_where_it_quotes_no_row(raised
     text = f'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x = "KeyError: SECRET"\n{raised}\n'
     assert str(as_dolly_error(PythonException(f"See below.\n{text}"))).startswith(f"a task failed: {told}")
     assert not is_of_data(PythonException(text))
+
+
+def test_over_connect_the_condition_is_told_too() -> None:
+    text = (
+        "Job aborted due to stage failure: Lost task 0.0 (h): org.apache.spark.SparkNumberFormatException: "
+        "[CAST_INVALID_INPUT] The value 'SECRET\nCaused by: java.io.IOException: SECRET' of the type \"STRING\" cannot "
+        'be cast to "INT"'
+    )
+    assert cause(ConnectException(text)) == '[CAST_INVALID_INPUT] from "STRING" to "INT"'
+    assert is_of_data(ConnectException(text))
 
 
 def test_an_error_of_the_driver_that_may_quote_a_row_tells_where_it_was_raised() -> None:
@@ -126,7 +143,7 @@ def test_another_python_is_refused_by_name(tmp_path: Path) -> None:
         ),
         (
             ValueError(
-                f"calling o5.save.\n: {DELTA}.DeltaException: outer\n\tat x.Y.z(Y.java:1)\n"
+                f"An error occurred while calling o5.save.\n: {DELTA}.DeltaException: outer\n\tat x.Y.z(Y.java:1)\n"
                 f"Caused by: {DELTA}.schema.DeltaInvariantViolationException: broken by:\n - status : SECRET"
             ),
             "DeltaInvariantViolationException",
