@@ -109,8 +109,8 @@ class HadoopFiles:
     def make(self, folder: str, mode: int) -> None:
         """See Files."""
         if not self.exists(folder):
-            permission = self._jvm.org.apache.hadoop.fs.permission.FsPermission
-            self._system.mkdirs(self._path(folder), permission.createImmutable(mode))
+            rights = self._jvm.org.apache.hadoop.fs.permission.FsPermission(f"{mode:o}")
+            self._system.mkdirs(self._path(folder), rights)
 
     def size(self, folder: str) -> int:
         """See Files."""
