@@ -57,7 +57,11 @@ STOPPED: dict[str, tuple[str, dict[str, Any], int]] = {
     "a date": (GOOD, {**JSON, "where": "to_timestamp(instruction, 'yyyy') > now()"}, 4),
     "a number's format": (GOOD, {**JSON, "where": "to_number(instruction, '99') > 0"}, 4),
     "a regular expression": (GOOD, {**JSON, "where": "'a' rlike concat('(', instruction)"}, 4),
-    "a key that repeats": (GOOD, {**JSON, "where": "size(map(instruction, 1, instruction, 2)) > 0"}, 4),
+    "a key that repeats": (
+        GOOD,
+        {**JSON, "where": "size(map_from_arrays(array(instruction, instruction), array(1, 2))) > 0"},
+        4,
+    ),
     "an error of the user's": (GOOD, {**JSON, "where": "raise_error(instruction) is null"}, 4),
     "JSON in a cell": (GOOD, {**JSON, "where": "parse_json(instruction) is null"}, 4),
     "a value of another type": (GOOD, {**JSON, "schema": "id STRING, instruction STRUCT<a: INT>"}, 4),

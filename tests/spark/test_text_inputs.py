@@ -184,16 +184,13 @@ def test_a_where_that_cannot_be_is_refused_with_the_reason(desk: Desk, where: st
 # What is computed of a cell, and the condition that is told of it.
 COMPUTED = {
     "cast(n as int) > 3": "[CAST_INVALID_INPUT]",
-    "cast(n as boolean)": "[CAST_INVALID_INPUT]",
-    "date(n) is null": "[CAST_INVALID_INPUT]",
     "to_timestamp(n, 'yyyy') is null": "[CANNOT_PARSE_TIMESTAMP]",
     "to_number(n, '999') > 1": "[INVALID_FORMAT.MISMATCH_INPUT]",
     "length(n) / (length(n) - length(n)) > 1": "[DIVIDE_BY_ZERO]",
     "cast(length(n) * 100000000 as int) * 100000 > 1": "[ARITHMETIC_OVERFLOW]",
     "element_at(array(n), 7) = n": "[INVALID_ARRAY_INDEX_IN_ELEMENT_AT]",
-    "size(map(n, 1, n, 2)) > 1": "[DUPLICATED_MAP_KEY]",
+    "size(map_from_arrays(array(n, n), array(1, 2))) > 1": "[DUPLICATED_MAP_KEY]",
     "n rlike concat('(', n)": "[INVALID_PARAMETER_VALUE.PATTERN]",
-    "parse_json(n) is null": "[MALFORMED_RECORD_IN_PARSING",
     "from_json(n, 'a int', map('mode', 'FAILFAST')) is null": "[MALFORMED_RECORD_IN_PARSING",
     "raise_error(n) is null": "[USER_RAISED_EXCEPTION]",
 }
@@ -201,11 +198,21 @@ COMPUTED = {
 CELL = "SECRET\n\nCaused by: java.io.IOException: SECRET\n: org.apache.hadoop.Error: SECRET SQLSTATE: 58030"
 
 
-@pytest.mark.parametrize("where", COMPUTED)
+# Each is a query, and so a second or more; these five take ways of their own to the message.
+QUICK = ("[CAST", "[INVALID_FORMAT", "[DUPLICATED", "[MALFORMED", "[USER_RAISED")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(where, marks=() if told.startswith(QUICK) else pytest.mark.chaos)
+        for where, told in COMPUTED.items()
+    ],
+)
 def test_of_a_row_that_stops_the_query_its_condition_is_told(spark: SparkSession, where: str) -> None:
     table = spark.createDataFrame([(CELL,)], "n string").filter(F.expr(where))
     with pytest.raises(InputError) as caught, unreadable_input_named(InputConfig(table="t", where=where)):
-        table.repartition(1).write.format("noop").mode("overwrite").save()
+        table.collect()
     assert COMPUTED[where] in str(caught.value)
     assert not any(part in str(caught.value) for part in ("SECRET", "58030", "java", "\n"))
 
