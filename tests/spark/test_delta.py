@@ -152,6 +152,7 @@ def test_retry_goes_on_with_truncated_rows_alone_and_the_daily_run_finds_nothing
     assert delta_desk.run(**twelve).outcome == "nothing_to_do"
 
 
+@pytest.mark.chaos
 def test_partitioned_tables(delta_desk: Desk) -> None:
     delta_desk.put([{**row, "tag": f"t{i % 3}"} for i, row in enumerate(questions(9))])
     for _ in range(2):
@@ -192,6 +193,7 @@ def by_name(table: str) -> dict[str, str | None]:
     return {"path": None, "format": None, "table": table}
 
 
+@pytest.mark.chaos
 def test_a_parquet_output_is_not_taken_for_delta(delta_desk: Desk) -> None:
     delta_desk.put(questions(2))
     delta_desk.run()

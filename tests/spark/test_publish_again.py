@@ -124,6 +124,7 @@ def at_once(*calls: Callable[[], None]) -> None:
             future.result()
 
 
+@pytest.mark.chaos
 def test_one_parquet_plan_published_at_once_by_two_starts(desk: Desk) -> None:
     """As when a start was suspended for long, and its JVM went on writing while another took over."""
     desk.document["output"]["mode"] = "append"
@@ -135,6 +136,7 @@ def test_one_parquet_plan_published_at_once_by_two_starts(desk: Desk) -> None:
     assert [path.name for path in desk.out.iterdir()] == [f"plan_id={work.plan.plan_id}"]
 
 
+@pytest.mark.chaos
 def test_a_late_overwrite_does_not_bring_back_the_old_table(delta_desk: Desk) -> None:
     delta_desk.document["output"]["mode"] = "overwrite"
     delta_desk.put(questions(5))
@@ -160,6 +162,7 @@ def test_an_old_plan_that_commits_late_leaves_newer_answers(delta_desk: Desk) ->
     assert len(found) == 3
 
 
+@pytest.mark.chaos
 def test_a_plan_made_again_after_its_rows_went_from_the_table_is_published_again(delta_desk: Desk) -> None:
     delta_desk.document["output"]["mode"] = "overwrite"
     delta_desk.put(questions(5))
@@ -218,7 +221,7 @@ class Interleaved(LocalFiles):
 @pytest.mark.parametrize(
     ("mode", "step"),
     [
-        ("overwrite", "*/.out.*.old"),
+        pytest.param("overwrite", "*/.out.*.old", marks=pytest.mark.chaos),
         pytest.param("overwrite", "*/out", marks=pytest.mark.chaos),
         pytest.param("append", "*/out/plan_id=*", marks=pytest.mark.chaos),
     ],
