@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test quick check chaos kills bench quality whole-table format lock clean
+.PHONY: help setup demo demo-delta test quick check audit chaos kills bench quality whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -37,10 +37,14 @@ test: $(READY) ## Run the tests; ARGS="-k java" chooses some
 quick: $(READY) ## Run the tests that need no Spark and no waiting, in under a minute
 	@$(BIN)/pytest -n $(TEST_PROCESSES) -m "not chaos and not spark and not slow" $(ARGS)
 
-check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict
+check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict; known vulnerabilities once a day
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python tools/audit.py --daily
+
+audit: $(READY) ## Look the locked versions up among known vulnerabilities (pip-audit), where the network lets it
+	@$(BIN)/python tools/audit.py
 
 chaos: $(READY) ## Many real kills, minutes long
 	@$(BIN)/pytest -m chaos
@@ -61,11 +65,15 @@ format: $(READY) ## Put the formatting right, and what else ruff can repair
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lock: $(READY) ## Write constraints.txt from what .venv holds
+lock: $(READY) ## Write constraints.txt from what .venv holds, and requirements.lock with the hashes of their files
 	@{ grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude dolly-batch; } > .venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt
+	@$(BIN)/uv pip compile pyproject.toml --extra local --extra dev -c constraints.txt --generate-hashes --universal \
+		--python-version 3.11 --no-annotate --no-header -q -o .venv/requirements.lock
+	@{ head -1 requirements.lock; cat .venv/requirements.lock; } > .venv/headed.lock
+	@mv .venv/headed.lock requirements.lock
 	@touch $(READY)
-	@echo "constraints.txt now holds the versions in .venv"
+	@echo "constraints.txt and requirements.lock now hold the versions in .venv"
 
 clean: ## Remove what demos, tests and builds wrote; .venv stays (remove it by hand to install anew)
 	@rm -rf demo-output build dist *.egg-info spark-warehouse metastore_db derby.log artifacts
@@ -74,9 +82,10 @@ clean: ## Remove what demos, tests and builds wrote; .venv stays (remove it by h
 
 setup: $(READY) ## Make .venv with everything in it (the other verbs do so when needed)
 
-$(READY): $(BIN)/pip pyproject.toml constraints.txt
+$(READY): $(BIN)/pip pyproject.toml requirements.lock
 	@echo "[2/2] Installing into .venv. The first time this fetches torch and Spark: some minutes, about 6 GB on disk"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 	@echo "      Ready. The command is $(BIN)/dolly-batch"
 

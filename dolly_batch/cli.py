@@ -243,6 +243,7 @@ def _stage_model(arguments: argparse.Namespace) -> int:
         say(f"dolly-batch: {error}")
         return error.exit_code
     say(f"{staged.folder} is {staged.source} at revision {staged.revision}; give this folder as model.path")
+    say(f"model.sha256: {staged.identity}")
     return 0
 
 

@@ -9,10 +9,8 @@ exploration and for small tables: Spark may plan a query so that a function runs
 again from nothing. Large tables belong to the job.
 """
 
-import getpass
 import inspect
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +32,9 @@ from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import MANIFEST
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.generate.sql_call import SqlFunction, answer_calls, call_settings, result_rows
-from dolly_batch.spark.model import is_at_hand, resolve_model
+from dolly_batch.spark.model import is_at_hand, private_stage_dir, resolve_model
 from dolly_batch.spark.preflight.package import ship_package
-from dolly_batch.spark.session.session import is_connect
+from dolly_batch.spark.session.session import check_databricks, is_connect
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.spark.tables.struct import struct_type
 from dolly_batch.tasks import KINDS
@@ -135,10 +133,11 @@ def register(
     `{"classify": {"instruction": "What is it about?", "none_below": 0.5}, "summarize": {"style": "bullets"}}`.
     `generation` and `engine` hold the keys of those sections; decoding is greedy unless `generation` says
     otherwise, and then a row's seed is made from its text. A model that is not a staged folder is staged in
-    `stage_dir`, which the driver and all executors must see. Without it `tiny` is staged in the machine's folder for
-    temporary files, and `smollm2` in the user's cache, which does for one machine. Raises ConfigError and ModelError as
-    a job does.
+    `stage_dir`, which the driver and all executors must see. Without it `tiny` is staged in a private folder of the
+    user's below that for temporary files, and `smollm2` in the user's cache, which does for one machine. Raises
+    ConfigError and ModelError as a job does.
     """
+    check_databricks(spark)
     chosen = {"path": model} if isinstance(model, str) else dict(model)
     path = str(chosen.get("path"))
     if stage_dir is None and not (is_at_hand(spark, path) or Path(path, MANIFEST).is_file()):
@@ -155,7 +154,7 @@ def register(
         "input": {"table": "none"},
         "output": {"table": "none"},
         # Unused by a staged folder; `tiny` is copied out of the package, which may be a zip.
-        "work_dir": stage_dir or str(Path(tempfile.gettempdir(), f"dolly-batch-{getpass.getuser()}")),
+        "work_dir": stage_dir or private_stage_dir(),
     }
     job = check_job(document, "dolly_batch.functions.register")
     model_facts = resolve_model(spark, job, files_for(spark, job.work_dir)[1], say)

@@ -7,6 +7,7 @@ import pytest
 
 from dolly_batch.config.job import load_job
 from dolly_batch.errors import ConfigError
+from dolly_batch.spark.plan.keys import input_settings, stored_input_settings
 
 GOOD = """
 name: job
@@ -157,3 +158,43 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
 def test_a_prefix_divides_no_names_and_paths(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(ConfigError, match=r"output\.prefix: may have letters"):
         load(tmp_path, GOOD, f"output.prefix={json.dumps(prefix)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            GOOD.replace("format: json", "format: json, options: {fs.s3a.secret.key: 5127}"),
+            "secret.key: .*not shown",
+        ),
+        (GOOD.replace("format: json", "format: json, options: {password: 5127}"), "options.password: .*not shown"),
+        (GOOD + "spark: {conf: {spark.hadoop.fs.azure.account.key.x: 5127}}\n", "account.key.x: .*not shown"),
+        (
+            GOOD.replace("in.jsonl", "'s3a://KEY:5EC12E7@bucket/in'"),
+            r"input.path: holds a user's password .*\(hidden\)",
+        ),
+        (
+            GOOD + "spark: {conf: {a: 'SECRET}}\n",
+            "quoted scalar .line 7, column 19., found unexpected end .* .line 8, column 1.$",
+        ),
+        (GOOD + "spark: {conf: {a: b}\nx: [SECRET\n", "line 8"),
+    ],
+)
+def test_no_fault_of_a_file_shows_a_credential(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        load(tmp_path, text)
+    assert not any(part in str(caught.value) for part in ("SECRET", "5EC12E7", "5127"))
+
+
+def test_what_is_stored_of_a_job_holds_no_credentials(tmp_path: Path) -> None:
+    options = "{sep: ';', header: 'true', fs.s3a.secret.key: SECRET, sasToken: SECRET, fs.s3a.endpoint: here}"
+    text = GOOD.replace("format: json", f"format: csv, options: {options}")
+    stored = input_settings(load(tmp_path, text), None)
+    assert "SECRET" not in stored
+    assert '"sep": ";", "header": "true", "fs.s3a.secret.key": "(not kept)"' in stored
+    # The same plan goes on with another key, and one of a version that kept keys does too.
+    assert input_settings(load(tmp_path, text.replace("SECRET", "NEW")), None) == stored
+    earlier = json.dumps({"input": load(tmp_path, text).input.model_dump(by_alias=True), "limit": None})
+    assert "SECRET" in earlier
+    assert stored_input_settings(earlier) == stored
+    assert input_settings(load(tmp_path, text.replace("';'", "'|'")), None) != stored

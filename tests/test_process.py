@@ -18,6 +18,7 @@ from dolly_batch.system.process import (
     _status_from_ps,
     parent_jvm,
 )
+from tests.conftest import PROJECT
 
 
 @pytest.fixture
@@ -116,3 +117,23 @@ def test_refusals_come_back_as_what_they_were_and_nothing_else_does():
     for error in (EngineError("x"), OSError("x"), KeyError("x")):
         assert ProcessFailure.by(error).refusal() is None
     assert ProcessFailure("annotations", "").refusal() is None
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_children_import_nothing_from_the_current_folder_and_have_no_token(tmp_path: Path, named: bool):
+    for name in ("torch", "transformers", "numpy"):
+        (tmp_path / f"{name}.py").write_text("open('was run', 'w').close(); raise SystemExit('not the real one')\n")
+    program = (
+        "from dolly_batch.staging.isolated import run_isolated\n"
+        "from dolly_batch.system.process import child_environment\n"
+        "assert not {'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN'} & child_environment().keys()\n"
+        "run_isolated('dolly_batch.staging.tokenizer_files', ['/no/such/folder', '/no/such/folder'], print)\n"
+    )
+    path = [str(PROJECT), *([str(tmp_path)] if named else [])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_TOKEN": "SECRET"}
+    # `-c` puts the current folder first, as a notebook and `python -m` do.
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert "SECRET" not in ran.stderr
+    # What the user has named is not taken away.
+    assert (tmp_path / "was run").exists() == named, ran.stderr

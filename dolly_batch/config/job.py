@@ -22,6 +22,8 @@ class ModelConfig(Section):
 
     path: PathText
     revision: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """The model's identity, as `stage-model` prints it; another one is refused."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     quantization: Literal["none", "int8"] = "none"
     gpus: int = Field(default=1, ge=1, le=64)
@@ -163,9 +165,7 @@ class GenerationConfig(Section):
     def params(self) -> GenerationParams:
         """The engine's view of it. Greedy decoding ignores the sampling settings, so they are set to their defaults."""
         if not self.do_sample:
-            return GenerationParams(
-                max_new_tokens=self.max_new_tokens, do_sample=False, repetition_penalty=self.repetition_penalty
-            )
+            return GenerationParams(self.max_new_tokens, False, repetition_penalty=self.repetition_penalty)
         return GenerationParams(
             self.max_new_tokens, True, self.temperature, self.top_p, self.top_k, self.repetition_penalty
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from dolly_batch.config.credentials import has_password, is_credential, masked
 from dolly_batch.errors import ConfigError
 
 
@@ -38,9 +39,15 @@ def _undivided(name: str) -> str:
     return name
 
 
+def _without_password(path: str) -> str:
+    if has_password(path):
+        raise ValueError("holds a user's password or key, which would be stored and shown; give it to Spark's settings")
+    return path
+
+
 NamePart = Annotated[str, AfterValidator(_undivided)]
 """What a column's name may begin with, wherever such names are written without quotes."""
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_password), AfterValidator(_in_home)]
 """A file or folder, a plain path or a URI. `~` is the home folder of who runs the command."""
 
 
@@ -132,9 +139,21 @@ def _parsed(text: str, message: str, loader: Any) -> Any:
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - a SafeLoader, or one that knows only text
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{message}: {error}") from error
+        raise ConfigError(f"{message}: {_without_snippet(error)}") from error
     except ValueError as error:
         raise ConfigError(f"{message}: {error} (is it a date? put what is no date into quotes)") from error
+
+
+def _without_snippet(error: Exception) -> str:
+    """What is wrong with a YAML text, and where; not the lines around it, which may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error) or "it is nested too deeply"
+    parts = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+    return ", ".join(said + _where(mark) for said, mark in parts if said)
+
+
+def _where(mark: yaml.Mark | None) -> str:
+    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
 def _put(document: dict[str, Any], override: str, loader: Any) -> None:
@@ -196,14 +215,20 @@ def _describe(fault: Any, kind: type[Section], noun: str, written: Any) -> str:
         return f"{where}.kind: no such {where} `{fault['ctx']['tag']}`; {_hint(fault['ctx']['tag'], kinds, 'kinds')}"
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
+    if {"options", "conf"} & set(path[:-1]) and is_credential(path[-1]):
+        return f"{where}: {_said(fault)} (what was found is not shown)"
     value = fault["input"]
     if fault["type"] == "string_type" and (line := _unquoted(path, written)):
         listed = isinstance(fault["loc"][-1], int)
         where = ".".join(path[:-1]) if listed else where
         return f"{where}: must be text, and YAML takes it for a boolean, a number, a date or null; {line}"
-    shown = "" if isinstance(value, dict) or setting else f" (found {value!r})"
+    shown = "" if isinstance(value, dict) or setting else f" (found {masked(repr(value))})"
+    return f"{where}: {_said(fault)}{shown}"
+
+
+def _said(fault: Any) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _hint(found: str, valid: list[str], what: str) -> str:

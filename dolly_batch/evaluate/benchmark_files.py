@@ -11,6 +11,7 @@ from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.errors import InputError
 from dolly_batch.evaluate.benchmarks import BENCHMARKS, Benchmark, read_row
 from dolly_batch.evaluate.question import Question, RowFault
+from dolly_batch.spark.causes import reason
 from dolly_batch.spark.files import Files, files_for
 
 
@@ -37,8 +38,8 @@ def _read(spark: SparkSession, benchmark: Benchmark, key: str, path: str, limit:
                 break
             questions.append(_question(benchmark, f"{key}: {absolute}, {where}", text))
     except (PySparkException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:300] if isinstance(error, PySparkException) else "it is not UTF-8"
-        raise InputError(f"{key}: {absolute} cannot be read: {reason}") from error
+        why = reason(error) if isinstance(error, PySparkException) else "it is not UTF-8"
+        raise InputError(f"{key}: {absolute} cannot be read: {why}") from error
     if not questions:
         raise InputError(f"{key}: {absolute} holds no rows")
     return questions

@@ -55,7 +55,7 @@ def _read_requests(benchmark: Benchmark, row: Row) -> Question:
     if missing:
         raise RowFault(f"a row with `requests` must have {', '.join(_REQUESTS)}; it lacks {', '.join(missing)}")
     if row["task"] != benchmark.name:
-        raise RowFault(f"`task` is {str(row['task'])[:50]!r}, expected {benchmark.name!r}")
+        raise RowFault(f"`task` is {_word(row['task'])}, expected {benchmark.name!r}")
     pairs = _list(row, "requests", list)
     if not all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs):
         raise RowFault("`requests` must hold [context, continuation] pairs of strings")
@@ -98,7 +98,7 @@ def _winogrande(row: Row) -> Question:
         raise RowFault("`sentence` has no `_`, the blank to be filled")
     answer = _text(row, "answer")
     if answer not in ("1", "2"):
-        raise RowFault(f"`answer` is {answer[:20]!r}, expected '1' or '2' (the test split has no answers)")
+        raise RowFault(f"`answer` is {_word(answer)}, expected '1' or '2' (the test split has no answers)")
     continuation = " " + after.strip()
     pairs = [(before + _text(row, option), continuation) for option in ("option1", "option2")]
     return Question.of(pairs, None, int(answer) - 1)
@@ -116,8 +116,15 @@ def _labelled(row: Row) -> tuple[list[str], int]:
         raise RowFault("`choices` must be an object with the lists `text` and `label`")
     texts, labels, answer = _list(choices, "text", str), _list(choices, "label", str), _text(row, "answerKey").lstrip()
     if len(texts) != len(labels) or answer not in labels:
-        raise RowFault(f"`answerKey` is {answer[:20]!r}, {len(texts)} choices are labelled {', '.join(labels)[:50]}")
+        labelled = ", ".join(labels) if all(re.fullmatch(r"\w{1,2}", label) for label in labels) else "otherwise"
+        raise RowFault(f"`answerKey` is {_word(answer)}, {len(texts)} choices are labelled {labelled}")
     return texts, labels.index(answer)
+
+
+def _word(value: object) -> str:
+    """A cell for a message: a word that could be a key. More of a row is not told."""
+    text = str(value)
+    return repr(text) if re.fullmatch(r"\w{0,12}", text) else f"a text of {len(text)} characters"
 
 
 def _without_brackets(text: str) -> str:
@@ -140,7 +147,7 @@ def _integer(row: Row, key: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"\d+", value):
         return int(value)
     if type(value) is not int:
-        problem = "missing" if key not in row else f"{str(value)[:20]!r}, expected an integer"
+        problem = "missing" if key not in row else f"{_word(value)}, expected an integer"
         raise RowFault(f"`{key}` is {problem}; the row has {', '.join(sorted(map(str, row)))[:200]}")
     return value
 

@@ -28,12 +28,13 @@ from dolly_batch.evaluate.table import (
     to_markdown,
 )
 from dolly_batch.models.folder import inspect_folder
-from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, resolve_model
 from dolly_batch.spark.preflight.executors import check_folders, check_gpus
 from dolly_batch.spark.session.session import start_session
 from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.work_dir import prepare_work_dir
 
 MARKDOWN = "results.md"
 _RUN_FIELDS = (T.StructField("evaluation", T.StringType()), T.StructField("created_at", T.TimestampType()))
@@ -58,6 +59,7 @@ def run_evaluation(config: EvaluateConfig | str | Path, *, report: EvaluateRepor
     with report.timed("session"):
         spark = start_session(config.name, config.spark, [entry.format for entry in config.quality])
     files, work = files_for(spark, config.work_dir)
+    prepare_work_dir(spark, files, work)
     out_files, out = files_for(spark, config.output.path)
     _check_output(out_files, out)
     questions = read_questions(spark, config)
@@ -66,8 +68,8 @@ def run_evaluation(config: EvaluateConfig | str | Path, *, report: EvaluateRepor
         model = resolve_model(spark, config, work, say) if questions else None
         _check_executors(
             spark,
-            work if isinstance(files, LocalFiles) else None,
-            out if isinstance(out_files, LocalFiles) else None,
+            files.plain(work),
+            out_files.plain(out),
             model,
         )
         rows: list[BenchmarkRow] = []
@@ -106,7 +108,7 @@ def _check_executors(spark: SparkSession, work: str | None, out: str | None, mod
     shared = {} if work is None else {"work_dir": work}
     if out is not None:
         shared["output.path"] = str(Path(out).parent)
-    check_folders(spark, LocalFiles(), shared, None if model is None else model.folder, with_model=model is not None)
+    check_folders(spark, shared, None if model is None else model.folder, with_model=model is not None)
 
 
 def _score(

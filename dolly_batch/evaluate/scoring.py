@@ -21,7 +21,7 @@ from dolly_batch.evaluate.question import Question
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.records import EngineSpec, ScoreRow
-from dolly_batch.spark.files import Files, LocalFiles, literal
+from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.jobs import run_watched, whole_folder
 from dolly_batch.spark.generate.progress import TaskProgress, read_progress
@@ -141,7 +141,7 @@ class Scoring:
         num_shards = generation_slots(self.spark, spec.gpus) * SHARDS_PER_SLOT
         num_shards = max(1, min(num_shards, -(-len(prompts) // MIN_SHARD_ROWS)))
         with whole_folder(self.files, scored) as draft, ProgressLine(len(prompts), f"scoring {name}") as line:
-            progress = f"{draft}.progress" if isinstance(self.files, LocalFiles) else None
+            progress = self.files.plain(f"{draft}.progress")
 
             def work() -> None:
                 table = self.spark.createDataFrame(prompts, PROMPT_SCHEMA).repartition(num_shards)

@@ -14,18 +14,26 @@ from dolly_batch.errors import EngineError
 from dolly_batch.records import EngineSpec
 from dolly_batch.system.ipc import PROTOCOL
 from dolly_batch.system.process import ProcessId, parent_jvm
+from dolly_batch.system.user_cache import user_cache
 
 # The path of a Unix socket ends at 103 bytes on macOS, at 107 on Linux; the directory's name and the socket's take 21.
 _MAX_ROOT_BYTES = 82
 
 
 def default_root() -> Path:
-    """The user's folder for engine hosts: in the temporary folder, or in /tmp where that one's path is too long."""
-    for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the folder in it is made private
-        root = Path(base) / f"dolly-batch-{os.geteuid()}"
-        if len(os.fsencode(root)) <= _MAX_ROOT_BYTES:
-            break
-    return root
+    """The user's folder for engine hosts: in the temporary folder, or in another one.
+
+    Another one where that one's path is too long, or where somebody else has taken the name: nobody is to keep a user
+    from working on a machine that both share.
+    """
+    bases = (tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR"), user_cache())  # noqa: S108 - made private
+    roots = [Path(base, f"dolly-batch-{os.geteuid()}") for base in bases if base]
+    short = [root for root in roots if len(os.fsencode(root)) <= _MAX_ROOT_BYTES]
+    return next((root for root in short if not _is_anothers(root)), short[0])
+
+
+def _is_anothers(path: Path) -> bool:
+    return os.path.lexists(path) and path.lstat().st_uid != os.geteuid()
 
 
 @dataclass(frozen=True, slots=True)

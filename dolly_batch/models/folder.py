@@ -69,8 +69,7 @@ class ModelFolder:
         present = [name for name in named if (self.path / name).is_file()]
         names = sorted((*present, *self.weight_files))
         hashes = self.manifest_hashes or {name: hash_file(self.path / name) for name in names}
-        lines = "".join(f"{name} {hashes[name]}\n" for name in names)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return hash_of_hashes({name: hashes[name] for name in names})
 
 
 def _identity_files(path: Path, weight_files: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,12 +109,20 @@ def read_config(folder: Path, max_positions: int | None = None) -> ModelConfig:
     return with_window(check_config(path, read_json(path)), max_positions)
 
 
-def verify_hashes(folder: ModelFolder) -> None:
+def hash_of_hashes(hashes: Mapping[str, str]) -> str:
+    """The sha256 of the sorted `name sha256` lines."""
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def verify_hashes(folder: ModelFolder, *, but_weights: bool = False) -> None:
     """Read every file that the manifest lists and compare its sha256; without a manifest there is nothing to compare.
 
+    `but_weights` leaves out the large files: what is left is what prompts are made and counted by, in milliseconds.
     Raises ModelError naming the first file that changed.
     """
     for name, expected in (folder.manifest_hashes or {}).items():
+        if but_weights and name in folder.weight_files:
+            continue
         actual = hash_file(folder.path / name)
         if actual != expected:
             raise ModelError(

@@ -1,31 +1,33 @@
 """Files and folders that driver and executors share: markers, manifests, renames.
 
-Two real implementations: the driver's own file system, and whatever Hadoop knows (dbfs, abfss, s3a, hdfs) through
-the session's JVM. Table data is never read or written here; Spark does that.
+Two real implementations: the driver's own file system with its mounts (local_files.py), and whatever Hadoop knows
+(hadoop_files.py). Table data is never read or written here; Spark does that.
 """
 
-import os
 import re
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlparse
 
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from dolly_batch.errors import ConfigError
+from dolly_batch.spark.causes import reason
+from dolly_batch.spark.hadoop_files import HadoopFiles
+from dolly_batch.spark.local_files import LocalFiles, MountedFiles, mounted
+from dolly_batch.spark.session.environment import launched_by
 from dolly_batch.spark.session.session import is_connect
 
 GLOB = frozenset("*?[]{}\\")
 """What Hadoop takes for the letters of a pattern."""
-OBJECT_STORES = frozenset({"s3a", "s3", "s3n", "abfs", "abfss", "wasb", "wasbs", "gs", "oss"})
-"""Schemes of stores that replace an object by one request, and rename by copying."""
 
 
 class Files(Protocol):
-    """What the run needs of a file system. Paths are absolute, as `qualify` returns them."""
+    """What the run needs of a file system. Paths are absolute, as `files_for` returns them, and as Spark takes them."""
+
+    def plain(self, path: str) -> str | None:
+        """The path as Python opens it, on executors too; None where Python cannot."""
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder exists."""
@@ -54,6 +56,9 @@ class Files(Protocol):
     def delete(self, path: str) -> None:
         """Delete a file or a folder with its content; do nothing if it does not exist."""
 
+    def make(self, folder: str, mode: int) -> None:
+        """Make a folder with these rights, less those that the system takes away; one that is there stays as it is."""
+
     def size(self, folder: str) -> int:
         """Bytes of all files under a folder."""
 
@@ -61,13 +66,16 @@ class Files(Protocol):
 def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:
     """The file system of `path`, and the path made absolute in it.
 
-    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with, and for a path
-    with letters that Java would replace in the locale that it runs in.
+    Raises ConfigError for a remote path under Spark Connect, where there is no JVM to reach it with, for one that the
+    cluster has no credentials for, and for a path with letters that Java would replace in the locale that it runs in.
     """
-    scheme = urlparse(path).scheme
-    if scheme == "file" or (not scheme and _default_is_local(spark)):
+    if (found := mounted(path)) is not None and not is_connect(spark):
+        return found
+    scheme, is_local = urlparse(path).scheme, _default_is_local(spark)
+    if scheme == "file" or (not scheme and is_local):
         _check_letters(spark, path)
-        return LocalFiles(), str(Path(local_path(path)).absolute())
+        absolute = str(Path(local_path(path)).absolute())
+        return (LocalFiles(), absolute) if is_local else (MountedFiles("file:", ""), f"file:{absolute}")
     if is_connect(spark):
         raise ConfigError(f"{path}: over Spark Connect the path must be one that this process sees too (a mount)")
     return _hadoop(spark, path)
@@ -124,177 +132,15 @@ def _default_is_local(spark: Any) -> bool:
 def _hadoop(spark: Any, path: str) -> tuple[Files, str]:
     jvm = spark._jvm
     hadoop_path = jvm.org.apache.hadoop.fs.Path(path)
-    system = hadoop_path.getFileSystem(spark._jsc.hadoopConfiguration())
+    try:
+        system = hadoop_path.getFileSystem(spark._jsc.hadoopConfiguration())
+        system.exists(hadoop_path)  # some find out at the first request only
+    except Py4JError as error:
+        hint = ""
+        if launched_by() == "databricks":
+            hint = (
+                ". Unity Catalog gives its credentials to tables and Volumes, not to URIs: name a folder of a Volume "
+                "(/Volumes/CATALOG/SCHEMA/VOLUME/...); for the output a table of the catalog (output.table)"
+            )
+        raise ConfigError(f"{path} cannot be reached: {reason(error)}{hint}") from error
     return HadoopFiles(spark.sparkContext._gateway, system), str(system.makeQualified(hadoop_path).toString())
-
-
-class LocalFiles:
-    """The driver's own file system (and mounts, Databricks Volumes among them)."""
-
-    def exists(self, path: str) -> bool:
-        """See Files."""
-        return os.path.lexists(path)
-
-    def is_folder(self, path: str) -> bool:
-        """See Files."""
-        return os.path.isdir(path)
-
-    def resolved(self, path: str) -> str:
-        """See Files."""
-        return os.path.realpath(path) if os.path.islink(path) else path
-
-    def list_names(self, folder: str) -> list[str]:
-        """See Files."""
-        try:
-            return sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def read(self, path: str) -> str | None:
-        """See Files."""
-        try:
-            return Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-
-    def write(self, path: str, text: str) -> None:
-        """See Files."""
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-
-    def create(self, path: str, text: str) -> bool:
-        """See Files."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            return False
-        return True
-
-    def rename(self, source: str, target: str) -> bool:
-        """See Files."""
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(target):
-            return False
-        try:
-            os.rename(source, target)
-        except OSError:
-            if os.path.lexists(target):  # another process took the name in between
-                return False
-            raise
-        return True
-
-    def delete(self, path: str) -> None:
-        """See Files."""
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif os.path.lexists(path):
-            os.unlink(path)
-
-    def size(self, folder: str) -> int:
-        """See Files."""
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-
-
-class HadoopFiles:
-    """Any file system that the cluster's Hadoop client knows, through the session's JVM."""
-
-    def __init__(self, gateway: Any, system: Any) -> None:
-        self._gateway, self._jvm = gateway, gateway.jvm
-        self._system = system
-
-    def _path(self, path: str) -> Any:
-        return self._jvm.org.apache.hadoop.fs.Path(path)
-
-    def exists(self, path: str) -> bool:
-        """See Files."""
-        return bool(self._system.exists(self._path(path)))
-
-    def is_folder(self, path: str) -> bool:
-        """See Files."""
-        return self.exists(path) and bool(self._system.getFileStatus(self._path(path)).isDirectory())
-
-    def resolved(self, path: str) -> str:
-        """See Files."""
-        return path
-
-    def list_names(self, folder: str) -> list[str]:
-        """See Files."""
-        if not self.exists(folder):
-            return []
-        return sorted(str(status.getPath().getName()) for status in self._system.listStatus(self._path(folder)))
-
-    def read(self, path: str) -> str | None:
-        """See Files."""
-        try:
-            stream = self._system.open(self._path(path))
-        except Py4JJavaError as error:
-            if "FileNotFoundException" in str(error.java_exception.getClass().getName()):
-                return None
-            raise
-        try:
-            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
-        finally:
-            stream.close()
-
-    def _put(self, path: str, text: str) -> None:
-        stream = self._system.create(self._path(path), True)
-        try:
-            stream.write(bytearray(text.encode()))
-        finally:
-            stream.close()
-
-    def write(self, path: str, text: str) -> None:
-        """See Files."""
-        if str(self._system.getUri().getScheme()) in OBJECT_STORES:
-            self._put(path, text)  # one request, which replaces the object when it ends
-            return
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        self._put(partial, text)
-        self._replace(partial, path)
-
-    def _replace(self, source: str, target: str) -> None:
-        """Rename over a file: in one step where Hadoop has a way to do so. Else a reader finds no file for a moment."""
-        context, options = self._jvm.org.apache.hadoop.fs.FileContext, self._jvm.org.apache.hadoop.fs.Options
-        overwrite = self._gateway.new_array(options.Rename, 1)
-        overwrite[0] = options.Rename.OVERWRITE
-        try:
-            system = context.getFileContext(self._system.getUri(), self._system.getConf())
-            system.rename(self._path(source), self._path(target), overwrite)
-        except Py4JJavaError as error:
-            if "UnsupportedFileSystemException" not in str(error.java_exception.getClass().getName()):
-                raise
-            self._system.delete(self._path(target), False)
-            self._system.rename(self._path(source), self._path(target))
-
-    def create(self, path: str, text: str) -> bool:
-        """See Files."""
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        self._put(partial, text)
-        if self.rename(partial, path):
-            return True
-        self.delete(partial)
-        return False
-
-    def rename(self, source: str, target: str) -> bool:
-        """See Files."""
-        target_path = self._path(target)
-        # A rename onto an existing folder would move the source into it.
-        if self._system.exists(target_path):
-            return False
-        self._system.mkdirs(target_path.getParent())
-        return bool(self._system.rename(self._path(source), target_path))
-
-    def delete(self, path: str) -> None:
-        """See Files."""
-        self._system.delete(self._path(path), True)
-
-    def size(self, folder: str) -> int:
-        """See Files."""
-        return int(self._system.getContentSummary(self._path(folder)).getLength())

@@ -11,11 +11,12 @@ from pyspark.sql import SparkSession
 from dolly_batch.config.job import EngineConfig, ModelConfig
 from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.processes.machine import may_have_gpu
-from dolly_batch.errors import ConfigError, ModelError
-from dolly_batch.models.folder import ModelFolder, inspect_folder
+from dolly_batch.errors import ConfigError, EngineError, ModelError
+from dolly_batch.host.address import default_root, make_private
+from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
-from dolly_batch.spark.files import LocalFiles, files_for
+from dolly_batch.spark.files import files_for
 from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
@@ -89,8 +90,32 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     staged = stage_under(job.model.path, stage_dir, job.model.revision, log=log)
     if staged.warning:
         log(staged.warning)
-    folder = inspect_folder(staged.folder, job.model.max_positions)
+    folder = _checked(staged.folder, job)
     return _runnable(_facts(spark, folder, staged.revision, staged.identity), folder, job)
+
+
+def _checked(path: str | Path, job: UsesModel) -> ModelFolder:
+    """The folder, its small files read and compared; raises ModelError. Weights are for the hosts that load them."""
+    folder = inspect_folder(path, job.model.max_positions)
+    verify_hashes(folder, but_weights=True)
+    if job.model.sha256 not in (None, folder.sha256):
+        raise ModelError(
+            f"{path}: model.sha256 is {job.model.sha256}, and this is model {folder.sha256}; name the one that is meant"
+        )
+    return folder
+
+
+def private_stage_dir() -> str:
+    """A folder of this machine where nobody else can write, for models that need no shared one: who can, chooses them.
+
+    Raises ConfigError where there is none.
+    """
+    root = default_root()
+    try:
+        make_private(root)
+    except EngineError as error:
+        raise ConfigError(f"no folder to stage the model in: {error}; or give `stage_dir`") from error
+    return str(root)
 
 
 def is_at_hand(spark: SparkSession, path: str) -> bool:
@@ -111,7 +136,7 @@ def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts
 
     Raises ModelError when its folder is gone or holds another model, ConfigError when the job's engine cannot run it.
     """
-    folder = inspect_folder(plan.model_folder, job.model.max_positions)
+    folder = _checked(plan.model_folder, job)
     if folder.sha256 != plan.model_identity:
         raise ModelError(
             f"{plan.model_folder}: it is not the model that the open plan {plan.plan_id} was made with; "
@@ -155,14 +180,10 @@ def cores_of(master: str, executor_cores: str | None) -> int | None:
 
 
 def _plain_path(spark: SparkSession, path: str) -> Path:
-    """A path that Python can open on driver and executors; `dbfs:/` is mounted at `/dbfs` on Databricks."""
-    if path.startswith("dbfs:/Volumes/"):
-        return Path(path.removeprefix("dbfs:"))
-    if path.startswith("dbfs:/"):
-        return Path("/dbfs") / path.removeprefix("dbfs:/")
+    """A path that Python can open on driver and executors."""
     files, absolute = files_for(spark, path)
-    if isinstance(files, LocalFiles):
-        return Path(absolute)
+    if (plain := files.plain(absolute)) is not None:
+        return Path(plain)
     raise ConfigError(
         f"the model would be staged in {path}, which executors cannot open as a plain path; "
         "set model.stage_dir to a mount or a Volume that driver and executors share"

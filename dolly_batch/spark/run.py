@@ -14,7 +14,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
-from dolly_batch.errors import ConfigError, Refused
+from dolly_batch.errors import Refused
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import Files, files_for
@@ -23,7 +23,7 @@ from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
 from dolly_batch.spark.plan.column_order import find_column_order
-from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
+from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import make_plan
@@ -38,6 +38,7 @@ from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
+from dolly_batch.spark.work_dir import prepare_work_dir
 from dolly_batch.tasks.base import TaskModel
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
@@ -65,7 +66,7 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     with report.timed("session"):
         spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
-    _check_work_dir(files, work)
+    prepare_work_dir(spark, files, work)
     with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
         sweep(files, work, job.name, job.work.keep_days)
         if options.abandon:
@@ -86,7 +87,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     options.check(job)
     spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
-    _check_work_dir(files, work)
+    prepare_work_dir(spark, files, work)
     source = open_input(spark, job)
     target = open_output(spark, job, source)
     model = resolve_model(spark, job, work, say)
@@ -155,17 +156,6 @@ def _opened_session(job: JobConfig) -> SparkSession:
     return spark
 
 
-def _check_work_dir(files: Files, work: str) -> None:
-    marker = f"{work}/.writable"
-    try:
-        files.write(marker, "")
-        files.delete(marker)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__ != "py4j.protocol":
-            raise
-        raise ConfigError(f"work_dir {work} cannot be written: {str(error).splitlines()[0]}") from error
-
-
 def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
     """The job's open plan, if it has one. Its input is not read again."""
     opened = open_plan(files, work, job.name)
@@ -177,7 +167,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     same = (
         plan.header == request_header(asked, plan.model_identity)
         and plan.task_settings in ("", task_settings(asked))
-        and plan.input_settings in ("", input_settings(job, options.limit))
+        and stored_input_settings(plan.input_settings) in ("", input_settings(job, options.limit))
         and plan.destination == target.destination()
         and plan.model == job.model.path
         and plan.retries == bool(options.retry)

@@ -1,20 +1,19 @@
 """Signals, and any exception as one of errors.py."""
 
-import re
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
 from dolly_batch.errors import DollyBatchError, Stopped
-from dolly_batch.spark.causes import reason
-
-# The last line of a Python traceback: a dotted class name, at the line's start.
-RAISED = re.compile(r"(?!org\.|java\.)[A-Za-z_][\w.]*(Error|Exception|Stopped|Refused)\b: ")
+from dolly_batch.spark.causes import raised_in_task, reason
+from dolly_batch.system.process import ProcessFailure
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 RESUMES = "finished waves are kept; run the same command to resume"
@@ -67,11 +66,17 @@ def as_dolly_error(error: BaseException) -> DollyBatchError:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The error in one line; of an error in a Python worker, the last line of its traceback; of Spark's, its cause."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if RAISED.match(line)]
-    if raised:
-        return f"a task failed: {raised[-1].strip()}"
+    """The error in one line; of an error in a Python worker, what it was raised by; of Spark's, its cause."""
     if isinstance(error, (PySparkException, Py4JError)):
-        return f"Spark stopped: {reason(error)}"
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
+        raised = raised_in_task(error)
+        return f"Spark stopped: {reason(error)}" if raised is None else f"a task failed: {raised}"
+    lines = [line.strip() for line in ProcessFailure.by(error).message.splitlines() if line.strip()]
+    if lines or not str(error):
+        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return f"{type(error).__name__}{_place(error)} (its message may quote a row, and is left out)"
+
+
+def _place(error: BaseException) -> str:
+    """Where in the code an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""

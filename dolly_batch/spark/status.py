@@ -12,7 +12,8 @@ from dolly_batch.console import say
 from dolly_batch.errors import AuditError, Refused, Stopped
 from dolly_batch.report import PlanReport, Report
 from dolly_batch.spark.audit import audit_table
-from dolly_batch.spark.files import Files, LocalFiles, files_for
+from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.local_files import LocalFiles
 from dolly_batch.spark.options import loaded
 from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
 from dolly_batch.spark.session.session import open_session

@@ -1,20 +1,16 @@
 """Makes a model folder of one snapshot: config, tokenizer and tensors, no code."""
 
-import json
 import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from dolly_batch.errors import ModelError
-from dolly_batch.models.folder import CONFIG, TOKENIZER, read_config, read_json
+from dolly_batch.models.folder import CONFIG, TOKENIZER, read_config
 from dolly_batch.prompt_format import PROMPT
 from dolly_batch.staging.isolated import Log, run_isolated
-from dolly_batch.staging.layout import check_index, find_chat_template, find_weights
+from dolly_batch.staging.layout import check_index, find_chat_template, find_weights, staged_config
 from dolly_batch.staging.sources import Snapshot
-
-# Names the reference pipeline's code, which is neither copied nor needed.
-_DROPPED_KEYS = ("custom_pipelines",)
 
 
 def assemble(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> None:
@@ -37,12 +33,7 @@ def assemble(snapshot: Snapshot, dest: Path, max_shard_bytes: int, log: Log) -> 
 
 def _write_config(folder: Path, dest: Path) -> None:
     read_config(folder)
-    config = read_json(folder / CONFIG)
-    if not any(key in config for key in _DROPPED_KEYS):
-        shutil.copyfile(folder / CONFIG, dest / CONFIG)
-        return
-    kept = {key: value for key, value in config.items() if key not in _DROPPED_KEYS}
-    (dest / CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    (dest / CONFIG).write_bytes(staged_config((folder / CONFIG).read_bytes()))
 
 
 def _write_tokenizer(folder: Path, dest: Path, source: str, log: Log) -> None:

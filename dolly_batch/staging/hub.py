@@ -7,7 +7,7 @@ and no message repeats what a server or the client said beyond a status code, so
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,11 @@ class HubSnapshot:
             raise ModelError(f"model {source}: the hub named no commit for it; name a folder instead")
         require_weights(f"model {source}", (file.name for file in files))
         return cls(source, info.sha, tuple(files))
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """As the hub lists them, which it does for large files."""
+        return {file.name: file.sha256 for file in self.files if file.sha256 is not None}
 
     def fetch_small(self, into: Path) -> Path:
         """Download the config and the tokenizer's files."""

@@ -16,11 +16,11 @@ Log = Callable[[str], None]
 
 
 def run_isolated(module: str, arguments: Sequence[str], log: Log) -> None:
-    """Run `python -m module arguments` to its end, passing its log lines on.
+    """Run `python -P -m module arguments` to its end, passing its log lines on.
 
     Raises ModelError with the reason that the child reported, or else with how it ended.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     # A file, not a pipe: a child that warns at length must not block while its other stream is being read.
     with tempfile.TemporaryFile("w+") as stderr:
         with subprocess.Popen(

@@ -1,5 +1,6 @@
 """Which files of a model repository are used: never code, never other frameworks' weights."""
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ SLOW_TOKENIZER_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "specia
 """What GPT-J's kind of tokenizer consists of when there is no `tokenizer.json`."""
 
 SMALL_FILES = (CONFIG, TOKENIZER, *SLOW_TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG, PROMPT)
+
+# Names the reference pipeline's code, which is neither copied nor needed.
+_PIPELINES = "custom_pipelines"
 
 _SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLE = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
@@ -95,3 +99,12 @@ def check_index(folder: Path, weights: Weights) -> Weights:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: {name} is missing, though {weights.index} names it; fetch the model again")
     return Weights(tuple(named), weights.index, weights.pickled)
+
+
+def staged_config(text: bytes) -> bytes:
+    """A config as a staged folder holds it: without what names code."""
+    config = json.loads(text)
+    if _PIPELINES not in config:
+        return text
+    kept = {key: value for key, value in config.items() if key != _PIPELINES}
+    return (json.dumps(kept, indent=2) + "\n").encode()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dolly_batch.errors import ModelError
@@ -20,6 +20,7 @@ class ModelScopeSnapshot:
     source: str
     model_id: str
     revision: str
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def resolve(cls, source: str, model_id: str, revision: str | None) -> ModelScopeSnapshot:

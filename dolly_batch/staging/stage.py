@@ -158,7 +158,19 @@ def _find_same(dest: Path, snapshot: Snapshot) -> StagedModel | None:
             f"{dest} holds another model: found {found.source} at {found.revision}, expected {snapshot.source} at "
             f"{snapshot.revision}; name another folder, or remove this one"
         )
+    _check_content(found, snapshot)
     return _describe(found, already_there=True)
+
+
+def _check_content(found: ModelFolder, snapshot: Snapshot) -> None:
+    """Raise ModelError where the folder's manifest, which its files are held to, is not that of the source's files."""
+    hashes = found.manifest_hashes or {}
+    for name in sorted(hashes.keys() & snapshot.hashes.keys()):
+        if hashes[name] != snapshot.hashes[name]:
+            raise ModelError(
+                f"{found.path / name}: sha256 is {hashes[name]}, expected {snapshot.hashes[name]} from "
+                f"{snapshot.source}; the staged copy was changed: remove its folder and run again"
+            )
 
 
 def _use_in_place(folder: Path, source: str, revision: str | None) -> StagedModel:

@@ -17,6 +17,7 @@ from dolly_batch.errors import DollyBatchError, EngineError, Refused
 log = logging.getLogger("dolly_batch.system.process")
 
 EXIT_FAULT = 70
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "MODELSCOPE_API_TOKEN")
 _MAX_MESSAGE_CHARS = 2_000
 
 
@@ -81,14 +82,31 @@ def boot_id() -> str:
 
 
 def child_environment(num_threads: int | None = None) -> dict[str, str]:
-    """This process's environment for a Python that is to import what this one imports, computing with `num_threads`."""
-    environment = dict(os.environ)
+    """This process's environment for a Python that is to import what this one imports, computing with `num_threads`.
+
+    It holds no token of a hub: a child loads what is there.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _TOKENS}
     # The import path as it is, not as it was set: Spark adds shipped wheels to it while the worker runs.
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment["PYTHONPATH"] = os.pathsep.join(import_path())
     environment["TOKENIZERS_PARALLELISM"] = "false"
     if num_threads is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(num_threads)
     return environment
+
+
+def import_path() -> list[str]:
+    """Where this process imports from. Without the current folder, whose `torch.py` would be run in torch's place.
+
+    Unless that folder was named in PYTHONPATH, or holds this package.
+    """
+    named = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    own = str(Path(errors.__file__).parent.parent)
+    with contextlib.suppress(FileNotFoundError):  # of a current folder that was deleted
+        here = os.getcwd()
+        entries = (os.path.abspath(entry) for entry in sys.path)
+        return [entry for entry in entries if entry != here or entry == own or entry in named]
+    return [entry for entry in sys.path if os.path.isabs(entry)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +119,12 @@ class ProcessFailure:
     @classmethod
     def by(cls, error: BaseException) -> "ProcessFailure":
         """The failure of a process that ends by this error."""
-        quotable = isinstance(error, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
-        return cls(type(error).__name__, str(error)[:_MAX_MESSAGE_CHARS] if quotable else "")
+        return cls(type(error).__name__, str(error)[:_MAX_MESSAGE_CHARS] if cls.is_quotable(type(error)) else "")
+
+    @staticmethod
+    def is_quotable(kind: type[BaseException]) -> bool:
+        """Whether messages of this class are about the system or the job, and never hold a row's text."""
+        return issubclass(kind, DollyBatchError | RuntimeError | OSError | ImportError | MemoryError)
 
     def refusal(self) -> Refused | None:
         """The error itself, to be raised again, if the process refused its work; else None."""

@@ -4,8 +4,10 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -68,11 +70,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "job.yaml"
 
 
-def command(verb: str, job: Path, **settings: str) -> Ended:
+def command(verb: str, job: Path, variables: Mapping[str, str] = MappingProxyType({}), **settings: str) -> Ended:
     """`dolly-batch VERB JOB`, in a process where no JVM can be started."""
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    env = environment(PYTHONPATH=str(PROJECT), PYSPARK_PYTHON=sys.executable)
-    if any(value.startswith("sc://") for value in settings.values()):
+    env = environment(PYTHONPATH=str(PROJECT), PYSPARK_PYTHON=sys.executable, **variables)
+    if any(value.startswith("sc://") for value in (*settings.values(), *variables.values())):
         env |= {"JAVA_HOME": "/nonexistent", "PATH": os.path.dirname(sys.executable)}
     return run_command([sys.executable, "-m", "dolly_batch.cli", verb, str(job), "--json", *arguments], job.parent, env)
 
@@ -160,3 +162,24 @@ def test_a_refusal_through_connect_names_the_thing(remote: str, job: Path) -> No
     assert refused.code == 4, refused.output
     assert "instructoin" in refused.report["message"]
     assert "`instruction`" in refused.report["message"]
+
+
+@pytest.mark.chaos
+def test_a_row_that_stops_a_query_through_connect_is_not_told(remote: str, job: Path) -> None:
+    over = {"spark.remote": remote, "input.where": "cast(instruction as int) > 0", "output.path": "elsewhere"}
+    refused = command("run", job, **over)
+    assert refused.code == 4, refused.output
+    assert "[CAST_INVALID_INPUT]" in refused.report["message"]
+    assert "cast(instruction as int)" in refused.report["message"]
+    assert "Say the number" not in refused.output
+
+
+@pytest.mark.chaos
+def test_serverless_compute_of_databricks_is_refused_at_once(remote: str, job: Path) -> None:
+    """Where the session that is there is one of Connect; as such compute says by its own variables."""
+    env = {"DATABRICKS_RUNTIME_VERSION": "client.4.1", "SPARK_REMOTE": remote}
+    began = time.monotonic()
+    refused = command("run", job, env)
+    assert refused.code == 4, refused.output
+    assert "dedicated access mode" in refused.report["message"]
+    assert time.monotonic() - began < 60

@@ -1,10 +1,12 @@
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dolly_batch.errors import EngineError
+from dolly_batch.host import address as address_module
 from dolly_batch.host.address import HostAddress, default_root, make_private
 from dolly_batch.host.launch import host_environment
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
@@ -56,6 +58,23 @@ def test_a_root_too_long_for_a_socket_is_refused_and_the_default_is_short(addres
     with pytest.raises(EngineError, match="too long to hold a Unix socket"):
         replace(address, root=tmp_path / ("x" * 100)).make_folder(SPEC)
     assert len(os.fsencode(default_root())) <= 82
+
+
+def test_a_name_that_somebody_else_has_taken_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    temporary, run = tmp_path / "tmp", tmp_path / "run"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    monkeypatch.setattr(address_module, "_MAX_ROOT_BYTES", 200)
+    me = 4_000_000 + os.getpid()  # a user who has taken nothing on this machine yet
+    name = f"dolly-batch-{me}"
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    assert default_root() == temporary / name
+    (temporary / name).mkdir(parents=True)  # of another user, as all that this test makes
+    assert default_root() == Path("/tmp") / name
+    monkeypatch.setattr(address_module, "_is_anothers", lambda path: path.parent != run)
+    assert default_root() == run / name
+    monkeypatch.setattr(address_module, "_is_anothers", lambda path: True)
+    assert default_root() == temporary / name, "refused by name when it is made"
 
 
 def test_sweep_removes_dead_owners_folders_only(address: HostAddress):

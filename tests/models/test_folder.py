@@ -65,6 +65,21 @@ def test_facts_of_a_folder(folder: Path) -> None:
     assert set(found.weight_files) == {path.name for path in folder.glob("*.safetensors")}
 
 
+def test_small_files_are_compared_without_reading_the_weights(folder: Path) -> None:
+    data = bytearray(weights(folder).read_bytes())
+    data[-1] ^= 1
+    weights(folder).write_bytes(data)
+    verify_hashes(inspect_folder(folder), but_weights=True)
+    with pytest.raises(ModelError, match=weights(folder).name):
+        verify_hashes(inspect_folder(folder))
+    tokenizer = folder / "tokenizer.json"
+    text = tokenizer.read_text()
+    tokenizer.write_text(text.replace("false", "true ", 1))
+    assert len(tokenizer.read_text()) == len(text)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: sha256 is"):
+        verify_hashes(inspect_folder(folder), but_weights=True)
+
+
 def test_identity_is_the_hash_of_what_decides_the_answers(folder: Path) -> None:
     staged = inspect_folder(folder).sha256
     names = sorted(["config.json", "tokenizer.json", *(path.name for path in folder.glob("*.safetensors*"))])

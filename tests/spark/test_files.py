@@ -1,5 +1,6 @@
 """The file systems of a run: the same promises from the driver's own and from Hadoop's."""
 
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def test_a_name_is_taken_once(place: tuple[Files, str]) -> None:
     files.delete(f"{folder}/final")
     files.delete(f"{folder}/final")
     assert not files.exists(f"{folder}/final")
+
+
+def test_a_folder_is_made_with_its_rights(place: tuple[Files, str]) -> None:
+    files, folder = place
+    for _ in range(2):
+        files.make(f"{folder}/of/mine", 0o700)
+    assert stat.S_IMODE(Path(folder, "of", "mine").stat().st_mode) == 0o700
 
 
 def test_a_text_that_is_rewritten_is_never_half(place: tuple[Files, str]) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
-from dolly_batch.spark.plan.keys import request_header, request_key, row_key
+from dolly_batch.spark.plan.keys import request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.tasks.base import TaskModel
@@ -161,3 +161,18 @@ def test_a_tasks_settings_are_part_of_the_question_and_what_stands_in_its_text_i
     assert request_header(desk.job(task={"template": "{a}"}), "model") == headers[-1]
     # Labels are scored: how text would be generated is no part of the question.
     assert request_header(desk.job(task=labels, generation={"max_new_tokens": 7}), "model") == headers[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_ids", "shown"),
+    [
+        (["sr00001", "i42", "t5"], 1, "'r00001' (2 times), '42' (2 times), '5' (2 times)"),
+        (["sanna@example.org", "sAnna Schmidt", "sanna", "s12 Elm Street", "s7"], 1,
+         "'7' (2 times), 4 that may name a person, and are not shown"),
+        (["3:sa12:i7"], 2, "'a1/7' (2 times)"),
+        (["5:sAnna2:i7"], 2, "1 that may name a person, and are not shown"),
+        (["h" + "0" * 32], 1, f"'{'0' * 32}' (2 times)"),
+    ],
+)  # fmt: skip
+def test_of_ids_plain_codes_are_shown(keys: list[str], num_ids: int, shown: str) -> None:
+    assert shown_ids([(key, 2) for key in keys], num_ids) == shown

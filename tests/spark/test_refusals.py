@@ -38,6 +38,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Refused], str]] = {
     "injected table": ({"input": {"path": None, "format": None, "table": "x; DROP TABLE y"}}, InputError, "x; DROP"),
     "partition column": ({"output": {"partition_by": ["when"]}}, OutputError, "output.partition_by.*`when`"),
     "no such model": ({"model": {"path": "./no/such/model"}}, ModelError, "no/such/model"),
+    "another model": (
+        {"model": {"sha256": "0" * 64}},
+        ModelError,
+        "model.sha256 is 0{64}, and this is model [0-9a-f]{64}",
+    ),
     "int8 on the plain engine": (
         {"model": {"quantization": "int8"}, "engine": {"kind": "plain"}},
         ConfigError,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from dolly_batch.errors import ModelError
-from dolly_batch.models.folder import inspect_folder, verify_hashes
+from dolly_batch.models.folder import inspect_folder, verify_hashes, write_manifest
 from dolly_batch.staging import stage_to, stage_under
 from tests.staging.hub_server import sha256
 from tests.staging.small_repository import build_tokenizer
@@ -76,6 +76,19 @@ def test_a_staged_folder_with_a_flipped_bit_is_neither_copied_nor_accepted(plain
     with pytest.raises(ModelError, match=weights.name):
         stage_to(str(plain), staged)
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.json", "model-00002-of-00002.safetensors", "config.json"])
+def test_a_staged_copy_that_was_changed_with_its_manifest_is_refused(plain, tmp_path, changed):
+    """A folder that others can write: file and manifest fit each other, and not the source."""
+    staged = stage_under(str(plain), tmp_path / "models").folder
+    found, data = inspect_folder(staged), (staged / changed).read_bytes()
+    (staged / changed).write_bytes(data + b" " if changed.endswith(".json") else data[:-1] + bytes([data[-1] ^ 1]))
+    write_manifest(staged, found.source, found.revision)
+    with pytest.raises(ModelError, match=rf"{changed}: sha256 is .*the staged copy was changed"):
+        stage_under(str(plain), tmp_path / "models")
+    with pytest.raises(ModelError, match=changed):
+        stage_to(str(plain), staged)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors"])

@@ -9,6 +9,9 @@ class Disk:
     def __init__(self) -> None:
         self.files: dict[str, str] = {}
 
+    def plain(self, path: str) -> str | None:
+        return None
+
     def exists(self, path: str) -> bool:
         return path in self.files or self.is_folder(path)
 
@@ -54,6 +57,9 @@ class View:
 
     def __init__(self, disk: Disk, pause: Callable[[], None]) -> None:
         self._disk, self._pause = disk, pause
+
+    def plain(self, path: str) -> str | None:
+        return None
 
     def exists(self, path: str) -> bool:
         self._pause()

@@ -14,7 +14,14 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.decisions import ASKED, CARRIED_OVER, DONE, EXISTING, TODO
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.plan.keys import NULL_KEY, content_row_key, kept_values_hash, request_header, request_key
+from dolly_batch.spark.plan.keys import (
+    NULL_KEY,
+    content_row_key,
+    kept_values_hash,
+    request_header,
+    request_key,
+    shown_ids,
+)
 from dolly_batch.spark.plan.manifest import plans_under
 from dolly_batch.spark.tables.columns import ColumnRef, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
@@ -180,7 +187,7 @@ def check_row_keys(target: OutputTable) -> None:
     keys = table.select(target.row_key().alias("row_key"))
     repeated = keys.groupBy("row_key").count().filter(F.col("count") > 1).orderBy("row_key").limit(3).collect()
     if repeated:
-        shown = ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in repeated)
+        shown = shown_ids(map(tuple, repeated), max(1, target.num_ids))
         raise OutputError(
             f"output {target.job.output.name}: mode merge needs one row for each id, and the table holds {shown}; "
             "use mode append, or delete the older rows first"

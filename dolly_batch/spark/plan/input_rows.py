@@ -13,7 +13,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
-from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key
+from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
 from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.spark.tables.input import InputTable
@@ -88,7 +88,7 @@ def check_ids(keyed: DataFrame, source: InputTable, job: JobConfig) -> None:
         return
     columns = ", ".join(f"`{column.name}`" for column in source.ids)
     samples = counts.filter(F.col("row_key").isNotNull()).orderBy("row_key").limit(5).collect()
-    shown = "; for example " + ", ".join(f"{row[0][1:81]!r} ({row[1]} times)" for row in samples) if samples else ""
+    shown = f"; for example {shown_ids(map(tuple, samples), len(source.ids))}" if samples else ""
     raise InputError(
         f"input.id ({columns}): {num_bad} rows have a null or repeated id ({num_null or 0} null){shown}. "
         "Ids must be unique; set input.on_bad_id: status to skip such rows with the status duplicate_id"

@@ -5,7 +5,8 @@ ever change for the same row: finished tables hold them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from dolly_batch.config.credentials import without_credentials
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -22,6 +24,7 @@ KEY_HEX_DIGITS = 32  # 128 bits
 NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets through; no other row has it
 
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_CODE = re.compile(r"(?=\D*\d)[A-Za-z0-9._:/-]{1,40}")
 _SECONDS = "yyyy-MM-dd'T'HH:mm:ss"
 
 
@@ -77,8 +80,21 @@ def task_settings(job: JobConfig) -> str:
 
 
 def input_settings(job: JobConfig, limit: int | None) -> str:
-    """The settings of which rows are read, as text: an open plan is resumed only for the same ones."""
-    return json.dumps({"input": job.input.model_dump(by_alias=True), "limit": limit})
+    """The settings of which rows are read, as text: an open plan is resumed only for the same ones.
+
+    Credentials among the options are left out: a plan keeps none, and a changed one reads the same rows.
+    """
+    return _settings_text({"input": job.input.model_dump(by_alias=True), "limit": limit})
+
+
+def stored_input_settings(text: str) -> str:
+    """What a plan holds, as `input_settings` writes it: plans of earlier versions hold credentials."""
+    return _settings_text(json.loads(text)) if text else ""
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    read = settings["input"]
+    return json.dumps({**settings, "input": {**read, "options": without_credentials(read["options"])}})
 
 
 def request_key(header: str, instruction: Column, context: Column) -> Column:
@@ -169,6 +185,36 @@ def _maps_in(kind: T.DataType) -> Iterator[T.MapType]:
 
 def _holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
     return any(isinstance(found, types) for found in _types_in(kind))
+
+
+def shown_ids(counts: Iterable[tuple[str, int]], num_ids: int) -> str:
+    """Row keys for a message, each with how often it occurs.
+
+    Of an id that is text only a plain code is told: letters, digits and `._:/-`, some digit among them. Names, mail
+    addresses and the like are counted.
+    """
+    told, num_others = [], 0
+    for key, count in counts:
+        parts = list(_id_texts(key, num_ids))
+        if all(not is_text or _CODE.fullmatch(text) for text, is_text in parts):
+            told.append(f"{'/'.join(text for text, _ in parts)!r} ({count} times)")
+        else:
+            num_others += 1
+    if num_others:
+        told.append(f"{num_others} that may name a person, and are not shown")
+    return ", ".join(told)
+
+
+def _id_texts(key: str, num_ids: int) -> Iterator[tuple[str, bool]]:
+    """The parts of a row key as `row_key` joins them: what they say, and whether they are text."""
+    rest = key.encode()
+    for _ in range(num_ids):
+        length, part = len(rest), rest
+        if num_ids > 1:
+            head, _, part = rest.partition(b":")
+            length = int(head)
+        yield part[1:length].decode(errors="replace"), part[:1] == b"s"
+        rest = part[length:]
 
 
 def _prefixed(text: Column) -> Column:

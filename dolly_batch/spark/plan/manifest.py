@@ -26,7 +26,7 @@ from typing import Any
 from dolly_batch.console import say
 from dolly_batch.errors import Stopped
 from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
-from dolly_batch.spark.files import Files, LocalFiles
+from dolly_batch.spark.files import Files
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published.json"
@@ -208,7 +208,7 @@ class PlanFolder:
 
     def progress(self, wave: int) -> str | None:
         """Where the tasks of a wave write their progress, None where that would not be a plain path."""
-        return self.of("progress", f"wave={wave}") if isinstance(self.files, LocalFiles) else None
+        return self.files.plain(self.of("progress", f"wave={wave}"))
 
     def discard_rows(self) -> None:
         """Delete prompts and answers; the manifest, the markers and the report remain."""

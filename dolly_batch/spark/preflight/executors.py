@@ -18,9 +18,10 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
 from dolly_batch.models.sizing import QUERY, parse_gpus, why_not_fits
-from dolly_batch.spark.files import Files, LocalFiles
+from dolly_batch.spark.files import Files
+from dolly_batch.spark.local_files import LocalFiles
 from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
-from dolly_batch.spark.preflight.package import check_package
+from dolly_batch.spark.preflight.package import check_package, check_versions
 from dolly_batch.spark.session.session import is_local, num_slots
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
@@ -29,10 +30,10 @@ from dolly_batch.tasks import KINDS
 def check_executors(spark: SparkSession, target: OutputTable, model_folder: str) -> None:
     """Check that executors have this package, what it needs there, and the model. Nothing is written.
 
-    Raises Refused for the package, ConfigError for the model. Nothing to check in local mode.
+    Raises Refused for the package, ConfigError for the model. In local mode only versions are checked.
     """
     if is_local(spark):
-        return
+        return check_versions(target.job.engine.kind != "echo")
     check_package(spark, num_slots(spark), target.job.engine.kind != "echo", _also_needed(target))
     _try_on_executors(spark, "", {}, model_folder)
     check_gpus(spark, target.job, model_folder)
@@ -42,19 +43,19 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: OutputTab
     """As `check_executors`, and check that every plain path of the job means the same on the executors.
 
     Executors write a marker into the work folder and next to the output. Raises ConfigError naming the path that they
-    do not share. Nothing to check in local mode, or where paths are not plain.
+    do not share. Paths that are not plain, and those of local mode, are not checked.
     """
-    shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
-    if target.path is not None and isinstance(target.files, LocalFiles):
-        shared["output.path"] = str(Path(target.path).parent)
+    plain = {"work_dir": files.plain(work)}
+    if target.path is not None and target.files is not None:
+        plain["output.path"] = target.files.plain(target.path.rpartition("/")[0] or "/")
+    shared = {key: folder for key, folder in plain.items() if folder is not None}
     with_model = target.job.engine.kind != "echo"
-    check_folders(spark, files, shared, model_folder, with_model=with_model, also=_also_needed(target))
+    check_folders(spark, shared, model_folder, with_model=with_model, also=_also_needed(target))
     check_gpus(spark, target.job, model_folder)
 
 
 def check_folders(
     spark: SparkSession,
-    files: Files,
     shared: dict[str, str],
     model_folder: str | None,
     *,
@@ -68,9 +69,9 @@ def check_folders(
     Raises as `check_shared` does.
     """
     if is_local(spark):
-        return
+        return check_versions(with_model)
     check_package(spark, num_slots(spark), with_model, also)
-    name = f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
+    files, name = LocalFiles(), f".dolly-batch-probe-{uuid.uuid4().hex[:12]}"
     try:
         written = _try_on_executors(spark, name, shared, model_folder)
         for key, folder in shared.items():

@@ -1,13 +1,15 @@
 """This package on the executors: sent there if it came as a wheel, and checked before any work."""
 
 import atexit
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from zipimport import zipimporter
 
@@ -19,6 +21,8 @@ from dolly_batch.errors import Refused
 
 PLANNING_NEEDS = ("pandas", "pyarrow", "tokenizers")
 MODEL_NEEDS = ("torch", "transformers", "safetensors")
+# The first version that will do, as pyproject.toml has it: a cluster brings its own.
+FIRST_VERSIONS = {"torch": (2, 11), "transformers": (5, 5), "tokenizers": (0, 22), "pandas": (2, 2)}
 
 
 def ship_package(spark: SparkSession) -> None:
@@ -71,8 +75,10 @@ def _lacks(python: str, names: Sequence[str]) -> str:
     """What another Python lacks: this one's version, or packages. Empty where it lacks nothing."""
     missing = f"(name for name in {names} if util.find_spec(name) is None)"
     code = f"import sys; from importlib import util; print(*sys.version_info[:2], *{missing})"
+    # As -P, which a Python that is too old does not know.
+    environ = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
-        ran = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        ran = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=environ)
     except (OSError, subprocess.SubprocessError) as error:
         return f"it does not run ({error})"
     major, minor, *lacking = ran.stdout.split()
@@ -92,20 +98,41 @@ def check_package(spark: SparkSession, num_tasks: int, with_model: bool, also: S
     faults = sorted(row[0] for row in rows if row[0])
     if faults:
         raise Refused(
-            f"executors cannot run this job: {'; '.join(faults[:3])}. Install dolly-batch with torch, pandas and "
-            "pyarrow in the Python of every node (spark.pyspark.python), or, where only dolly_batch is missing, give "
-            "spark-submit its wheel: --py-files dist/dolly_batch-VERSION-py3-none-any.whl (docs/deploy.md)"
+            f"executors cannot run this job: {'; '.join(faults[:3])}. Install dolly-batch with torch >= 2.11, pandas "
+            "and pyarrow in the Python of every node (spark.pyspark.python), or, where only dolly_batch is missing, "
+            "give spark-submit its wheel: --py-files dist/dolly_batch-VERSION-py3-none-any.whl (docs/deploy.md)"
         )
 
 
-def _finder(version: str, modules: Sequence[str]) -> Callable[[], str]:
+def check_versions(with_model: bool) -> None:
+    """Raise Refused where what this process imports is older than what is needed, for who runs a job in one process."""
+    modules = (*PLANNING_NEEDS, *(MODEL_NEEDS if with_model else ()))
+    fault = _finder(dolly_batch.__version__, [name for name in modules if find_spec(name) is not None])()
+    if fault:
+        raise Refused(f"this machine cannot run this job: {fault}; install a newer one")
+
+
+def _finder(
+    version: str, modules: Sequence[str], first_versions: Mapping[str, tuple[int, ...]] = FIRST_VERSIONS
+) -> Callable[[], str]:
     """The function that looks for the package in a task. Nested, so pickled by value, without the package."""
+    firsts = {name: first_versions[name] for name in modules if name in first_versions}
 
     def find() -> str:
         import importlib
+        import re
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as version_of
         from importlib.util import find_spec
 
         faults = [f"{name} is missing" for name in modules if find_spec(name) is None]
+        for name, first in firsts.items():
+            try:
+                found = version_of(name)
+            except PackageNotFoundError:  # missing, or there without what says its version
+                continue
+            if tuple(int(number) for number in re.findall(r"\d+", found)[: len(first)]) < first:
+                faults.append(f"{name} is {found}, and {'.'.join(map(str, first))} is the first that will do")
         try:
             found = importlib.import_module("dolly_batch").__version__
             if found != version:

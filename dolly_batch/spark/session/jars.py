@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 import pyspark
 
+from dolly_batch.config.credentials import masked
 from dolly_batch.console import say
 from dolly_batch.errors import Refused
 from dolly_batch.spark.session.environment import conf_folders
@@ -109,7 +110,7 @@ def _resolve(settings: Mapping[str, str]) -> list[str]:
     """Have Ivy resolve the packages, with one line on the terminal when something is fetched in place of its many."""
     jars: list[str] | None = None
     lines, is_fetching = deque[str](maxlen=_SHOWN_LINES), False
-    command = [sys.executable, "-c", _PROGRAM]
+    command = [sys.executable, "-P", "-c", _PROGRAM]
     environ = {**os.environ, "SPARK_SETTINGS": json.dumps(settings)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environ
@@ -123,7 +124,7 @@ def _resolve(settings: Mapping[str, str]) -> list[str]:
             if line.strip() and not line.startswith("\tat "):
                 lines.append(line.rstrip())
     if jars is None:
-        shown = "\n".join(f"  {line}" for line in lines)
+        shown = masked("\n".join(f"  {line}" for line in lines))
         raise Refused(
             f"{settings[PACKAGES]} cannot be fetched from Maven; Spark said at the end:\n{shown}\n"
             "Where no repository can be reached, name the jars: in spark.conf spark.jars, those of Delta in DELTA_JARS"

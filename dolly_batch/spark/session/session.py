@@ -9,7 +9,9 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from dolly_batch.config.credentials import REDACTED
 from dolly_batch.config.job import JobConfig, SparkConfig
+from dolly_batch.errors import Refused
 from dolly_batch.spark.preflight.package import check_local_python, ship_package
 from dolly_batch.spark.session.class_archive import archive_options
 from dolly_batch.spark.session.environment import has_own_logging, launched_by
@@ -33,6 +35,7 @@ LOCAL_CONF = {
 LOCAL_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 
 OWN_CONF = {
+    "spark.redaction.regex": REDACTED,
     "spark.executorEnv.TOKENIZERS_PARALLELISM": "false",
     "spark.python.worker.faulthandler.enabled": "true",
     "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
@@ -43,6 +46,14 @@ OWN_CONF = {
 }
 
 LOG_CONF = Path(__file__).with_name("log4j2.properties")
+# Databricks by its hosts, and by what chooses one of its clusters.
+_DATABRICKS = re.compile(r"databricks\.(com|net|us)|x-databricks-")
+_NOT_DEDICATED = (
+    "Databricks Connect, serverless compute and clusters in standard (shared) access mode keep Python workers apart "
+    "from their executor, so that they cannot share an engine; run the job on a cluster in dedicated access mode with "
+    "an ML runtime (docs/deploy.md)"
+)
+SAFE_PATH = "spark.executorEnv.PYTHONSAFEPATH"
 EXTENSIONS = "spark.sql.extensions"
 JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
@@ -60,11 +71,12 @@ def open_session(job: JobConfig) -> SparkSession:
 def start_session(name: str, config: SparkConfig, formats: Sequence[str | None]) -> SparkSession:
     """As `open_session`, for what is not a job. `formats` are those of its tables, None for one of the catalog."""
     if config.remote is not None:
+        _refuse_databricks(config.remote)
         return SparkSession.builder.remote(config.remote).getOrCreate()
     launcher = launched_by()
     builder: Any = SparkSession.builder.appName(f"dolly_batch {name}")
     if launcher == "databricks":
-        return builder.getOrCreate()  # type: ignore[no-any-return]
+        return check_databricks(builder.getOrCreate())
     used = [input_format(format) for format in dict.fromkeys(formats) if format is not None]
     if launcher == "spark-submit":
         builder = _with_conf(builder, _formats_conf(used))
@@ -82,6 +94,19 @@ def start_session(name: str, config: SparkConfig, formats: Sequence[str | None])
         check_local_python(spark.sparkContext.pythonExec)
     ship_package(spark)
     return spark  # type: ignore[no-any-return]
+
+
+def check_databricks(spark: SparkSession) -> SparkSession:
+    """The session, if a job can run in it where it runs on Databricks. Raises Refused."""
+    if launched_by() == "databricks" and is_connect(spark):
+        raise Refused(_NOT_DEDICATED)
+    return spark
+
+
+def _refuse_databricks(remote: str) -> None:
+    """Raise Refused for compute of Databricks that is to be reached from elsewhere."""
+    if _DATABRICKS.search(remote):
+        raise Refused(f"spark.remote: {_NOT_DEDICATED}")
 
 
 def own_session(spark: SparkSession) -> SparkSession:
@@ -118,6 +143,8 @@ def _own(builder: Any, config: SparkConfig, formats: Sequence[InputFormat], java
     master = _retrying(config.master or "local[*]")
     in_one_process = re.match(r"local(\[|$)", master) is not None
     builder = _with_conf(builder.master(master), {**OWN_CONF, **(LOCAL_CONF if in_one_process else {})})
+    if os.getcwd() not in map(os.path.abspath, sys.path):  # then it is not where workers import from either
+        builder = builder.config(SAFE_PATH, "1")
     given = {key: value for key, value in config.conf.items() if key != PACKAGES}
     builder = _with_conf(builder, {**_formats_conf(formats), **given, **_jars_conf(formats, config.conf)})
     return builder.config(JAVA_OPTIONS, _java_options(config.conf.get(JAVA_OPTIONS, ""), java, in_one_process))

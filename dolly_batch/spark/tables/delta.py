@@ -13,6 +13,7 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import JobConfig, ReadableTable
 from dolly_batch.errors import OutputError, Refused, Stopped
 from dolly_batch.spark.files import Files
+from dolly_batch.spark.local_files import in_volume
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
@@ -85,7 +86,12 @@ class Delta(OutputFormat):
         return LOG in names and any(re.match(r"\d{20}\.", name) for name in files.list_names(f"{path}/{LOG}"))
 
     def read_output(self, output: OutputTable, files: Files, path: str) -> DataFrame | None:
-        """The table in the output's folder, None where there is none yet."""
+        """The table in the output's folder, None where there is none yet. Raises OutputError for one in a Volume."""
+        if in_volume(path):
+            raise OutputError(
+                f"output {path}: a Delta table cannot lie in a Volume; name a table of the catalog (output.table: "
+                "catalog.schema.name), or write Parquet"
+            )
         names = files.list_names(path)
         if self.has_log(files, path, names):
             return output.spark.read.format("delta").load(path)

@@ -1,5 +1,6 @@
 """The one commit that a plan makes to a Delta table, and which of the table's versions that is."""
 
+import random
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,8 @@ from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 
 NEW = "__new_"
-WRITE_RETRIES = 5
+WRITE_RETRIES = 8
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 NOTE = "spark.databricks.delta.commitInfo.userMetadata"
 """What the log says of a commit; here, of which plan it is."""
 APPLICATION, VERSION = "spark.databricks.delta.write.txnAppId", "spark.databricks.delta.write.txnVersion"
@@ -101,6 +103,17 @@ def _with_retries(merge: Any) -> None:
         except PySparkException as error:
             if attempt == WRITE_RETRIES or not _is_conflict(error):
                 raise
+        time.sleep(pause_s(attempt))
+
+
+def pause_s(attempt: int) -> float:
+    """How long to wait after a conflict: twice as long each time, and by chance less, so that two writers part.
+
+    What compacts a table in the background (auto compaction, predictive optimization) takes seconds to minutes; all
+    pauses together are about a minute.
+    """
+    pause: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def _is_conflict(error: PySparkException) -> bool:

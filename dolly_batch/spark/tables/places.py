@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.files import files_for
+from dolly_batch.spark.local_files import mounted
 
 if TYPE_CHECKING:
     from dolly_batch.spark.tables.output import OutputTable
@@ -47,7 +48,7 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Sequence
     location = target.path or _location(spark, str(target.job.output.table))
     work, root, name = _real(files_for(spark, target.job.work_dir)[1]), None, target.job.output.name
     if target.job.input.path is not None:
-        root = _real(files_for(spark, target.job.input.path)[1])
+        root = _real(_absolute(spark, target.job.input.path))
         if _lies_in(work, root):
             raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
     if location is None:
@@ -59,6 +60,11 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Sequence
         raise OutputError(f"the output {name} lies in the input's folder; name another one")
     if _lies_in(work, output):
         raise OutputError(f"work_dir {work} lies in the output {name}; name two folders side by side")
+
+
+def _absolute(spark: SparkSession, path: str) -> str:
+    """A path of the job made absolute. A store's URI is that: Spark may read it where this process has no rights."""
+    return files_for(spark, path)[1] if urlparse(path).scheme in ("", "file", "dbfs") else path
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -76,6 +82,9 @@ def _location(spark: SparkSession, table: str) -> str | None:
 def _real(path: str) -> str:
     """A path with its links, `//` and `..` resolved where this process can see it, else normalised as text."""
     parsed = urlparse(path)
+    plain = unquote(f"{parsed.scheme}:{parsed.path}") if parsed.scheme else path
+    if (found := mounted(plain)) is not None:
+        return str(found[0].plain(found[1]))
     if parsed.scheme in ("", "file"):
-        return os.path.realpath(unquote(parsed.path) if parsed.scheme else path)
+        return os.path.realpath(plain.removeprefix("file:"))
     return f"{parsed.scheme}://{parsed.netloc}{posixpath.normpath(parsed.path)}"
