@@ -1,6 +1,5 @@
 """The audit compares planned keys with published rows: a run is complete when none is missing and none repeated."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -22,7 +21,7 @@ from dolly_batch.spark.decisions import (
 )
 from dolly_batch.spark.plan.existing import KEYS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.publish import snapshot
+from dolly_batch.spark.publish import planned_at, snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 
@@ -44,25 +43,32 @@ def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
     """Compare planned keys with published ones. Raises AuditError, with the counts, for a missing or a repeated row.
 
     The table is looked at as the plan's commit has left it, where the format can tell: what others delete or add later
-    is theirs.
+    is theirs. Where nobody else has added rows between the plan and its commit, the plan's own rows are compared, and
+    the rest of the table, which planning has seen, is not read. Where those are not all, it is: others may have brought
+    what this plan was to bring.
     """
-    table = target.format.committed(target, plan)
+    table, was_alone = target.format.committed(target, folder, plan)
     table = target.read() if table is None else table
     if table is None:
         raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} does not exist")
-    keys = identified_by(target.job.output.mode)
-    num_rows, missing, repeated, by_status, tokens = _compare(
-        _planned_keys(target, folder, plan), _read_rows(target, table), keys
-    )
     num_expected = plan.num_planned + plan.num_carried_over
-    if not is_complete(num_expected, num_rows, missing, repeated):
-        raise AuditError(
-            f"plan {plan.plan_id}: of {num_expected} planned rows {missing} are missing and "
-            f"{repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}. "
-            "Put the table right and run the same command; or close the plan with --abandon, and the next run answers "
-            "what is missing"
-        )
-    return Findings(num_rows, missing, repeated, by_status, tokens)
+    own = [_own_rows(target, plan, table)] if was_alone and not plan.num_carried_over else []
+    for rows in (*own, table):
+        found = _compare(_planned_keys(target, folder, plan), _read_rows(target, rows), target.job.output.mode)
+        if is_complete(num_expected, found.num_rows, found.num_missing, found.num_repeated):
+            return found
+    raise AuditError(
+        f"plan {plan.plan_id}: of {num_expected} planned rows {found.num_missing} are missing and {found.num_repeated} "
+        f"are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}. Put the table "
+        "right and run the same command; or close the plan with --abandon, and the next run answers what is missing"
+    )
+
+
+def _own_rows(target: OutputTable, plan: Plan, table: DataFrame) -> DataFrame:
+    """The rows that this plan has written. Folders or files' statistics say where they are: the time too, since files
+    that were put together hold the names of many plans, but none of this one's time."""
+    plan_id, created_at = (F.col(quoted_path(target.output_name(name))) for name in ("plan_id", "created_at"))
+    return table.filter((plan_id == plan.plan_id) & (created_at == planned_at(plan)))
 
 
 def audit_table(target: OutputTable, table: DataFrame) -> Findings:
@@ -81,14 +87,12 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
     return {row[0]: row[1] for row in counted}, sum(row[2] or 0 for row in counted)
 
 
-def _compare(
-    planned: DataFrame, published: DataFrame, keys: Sequence[str]
-) -> tuple[int, int, int, dict[str, int], int]:
+def _compare(planned: DataFrame, published: DataFrame, mode: str) -> Findings:
     """Count planned rows, missing ones and repeated ones, and the statuses and tokens of the published ones.
 
     Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
     """
-    none = F.lit(None)
+    none, keys = F.lit(None), identified_by(mode)
     sides = planned.select(*keys, F.lit(1).alias("want"), none.cast("string").alias("status"), F.lit(0).alias("tokens"))
     sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
     by_key = sides.groupBy(*keys).agg(
@@ -102,7 +106,7 @@ def _compare(
     totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in [*counts, *(F.col(name) for name in STATUSES)]))
     num_rows, missing, repeated, tokens, *statuses = (count or 0 for count in totals.collect()[0])
     by_status = {status: count for status, count in zip(STATUSES, statuses, strict=True) if count}
-    return num_rows, missing, repeated, by_status, tokens
+    return Findings(num_rows, missing, repeated, by_status, tokens)
 
 
 def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:

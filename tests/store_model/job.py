@@ -85,14 +85,16 @@ class Running:
         return None if opened is None else Opened(*opened)
 
     def make_plan(self, check: Callable[[], None]) -> Opened | None:
-        beside = self.output.parts_beside()
+        seen = self.output.seen()
         rows, planned_at = self.read_input(), self.stamp()
         draft = f"{WORK}/.planning-{self.name}-{uuid.uuid4().hex[:12]}"
         try:
-            if beside is not None:
-                self.files.write(f"{draft}/{BESIDE}", json.dumps({"folders": beside}))
             self.files.write(f"{draft}/keyed/part", "")
-            states = self._states(key_rows(rows))
+            table = self.output.read()
+            states = self._states(key_rows(rows), table or Rows())
+            if seen is not None:
+                only_adds = self._only_adds(states, table or Rows())
+                self.files.write(f"{draft}/{BESIDE}", json.dumps({**seen, "only_adds": only_adds}))
             plan = self._plan(states, planned_at)
             before = Said("complete", plan, planned_at, rows)
             if plan.num_rows == plan.num_answered_before and self._is_up_to_date(states):
@@ -107,9 +109,14 @@ class Running:
         finally:
             self.files.delete(draft)
 
-    def _states(self, keyed: Rows) -> list[tuple[str, Row]]:
+    def _only_adds(self, states: list[tuple[str, Row]], table: Rows) -> bool:
+        there = {row.row_key for row in table}
+        meets = any(row.row_key in there for state, row in states if state in (TODO, SKIPPED))
+        return not self.retry and (self.output.mode == "append" or (self.output.mode == "merge" and not meets))
+
+    def _states(self, keyed: Rows, table: Rows) -> list[tuple[str, Row]]:
         held: dict[tuple[str, ...], Row] = {}
-        for row in self.output.read() or []:
+        for row in table:
             if row.key() not in held or (row.attempt, row.status) > (held[row.key()].attempt, held[row.key()].status):
                 held[row.key()] = row
         states = []
@@ -208,10 +215,14 @@ class Running:
             planned.update(row.key(names) for row in (self._part(opened, part) if count else []))
         for wave in plan.waves:
             planned.update(row.key(names) for row in self._part(opened, f"{TODO}/wave={wave.number}"))
-        have = Counter(row.key(names) for row in self.output.committed(plan) or [])
-        counts = [miscounted(want, have[key], max) for key, want in planned.items()]
-        missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
-        if not is_complete(plan.num_planned + plan.num_carried_over, planned.total(), missing, repeated):
-            raise AuditError(f"{missing} are missing, {repeated} are repeated; or close the plan with --abandon")
-        opened.folder.mark(COMPLETE, {})
-        self.say(self.planned[plan.created_at])
+        table, was_alone = self.output.committed(opened.folder, plan)
+        own = Rows(row for row in table if (row.plan_id, row.created_at) == (plan.plan_id, plan.created_at))
+        for rows in (own, table) if was_alone and not plan.num_carried_over else (table,):
+            have = Counter(row.key(names) for row in rows)
+            counts = [miscounted(want, have[key], max) for key, want in planned.items()]
+            missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
+            if is_complete(plan.num_planned + plan.num_carried_over, planned.total(), missing, repeated):
+                opened.folder.mark(COMPLETE, {})
+                self.say(self.planned[plan.created_at])
+                return
+        raise AuditError(f"{missing} are missing, {repeated} are repeated; or close the plan with --abandon")
