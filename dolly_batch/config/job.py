@@ -209,14 +209,14 @@ class EngineConfig(Section):
 
 
 class PlanConfig(Section):
-    """How the rows are laid out. A shard is one task; a wave is one Spark job of about `shards_per_slot` a slot."""
+    """How the rows are laid out. A shard is one task; a wave is one Spark job: 2 x `shards_per_slot` shards or more."""
 
     shard_minutes: float = Field(default=3.0, gt=0)
     max_shard_rows: int = Field(default=20_000, ge=1)
     shards_per_slot: int = Field(default=4, ge=1)
     waves_in_flight: int = Field(default=2, ge=1, le=8)
     slots: int | None = Field(default=None, ge=1)
-    """Tasks that run at once; by default what Spark reports."""
+    """Tasks that run at once, and so the size of a wave; by default what Spark reports as it runs."""
     tokens_per_s: float | None = Field(default=None, gt=0)
     """Answer tokens per second of one slot, for the estimate; by default reckoned from the model and the device."""
 

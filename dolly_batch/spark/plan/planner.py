@@ -34,7 +34,7 @@ from dolly_batch.spark.plan.existing import Retry, check_row_keys, find_retryabl
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.known_answers import known_answers, known_questions, with_known
-from dolly_batch.spark.plan.layout import count_shards, write_questions
+from dolly_batch.spark.plan.layout import count_shards, count_wave_shards, write_questions
 from dolly_batch.spark.plan.lookup import FEW_ROWS, found_of_few, found_rows, meets_none
 from dolly_batch.spark.plan.manifest import BESIDE, MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.measured import measured_factor, rate_name
@@ -124,7 +124,7 @@ def make_plan(
         plan = replace(plan, prefix_share=round(sharing.share, 4))
         if dry:
             return Planned(plan, None)
-        snapshot, per_wave = f"{draft.path}/snapshot", job.plan.shards_per_slot * plan.slots
+        snapshot, per_wave = f"{draft.path}/snapshot", count_wave_shards(num_shards, job.plan)
         _write_rows(rows, plan, files, snapshot)
         if known is not None:
             write_part(files, known, f"{snapshot}/{ANSWERS}")
