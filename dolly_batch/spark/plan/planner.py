@@ -191,9 +191,8 @@ def _rate_factor(job: JobConfig, model: ModelFacts, files: Files, work: str) -> 
 def _work_s(target: OutputTable, model: ModelFacts, prepared: PreparedTask, facts: Facts) -> float:
     """Seconds that one slot would take for all rows to answer."""
     job = target.job
-    rate = slot_rate(
-        model.num_parameters, model.on_gpu, job.engine.kind == "echo", prepared.num_new_tokens, job.plan.tokens_per_s
-    )
+    given, is_echo = job.plan.tokens_per_s, job.engine.kind == "echo"
+    rate = slot_rate(model.num_parameters, model.on_gpu, is_echo, prepared.num_new_tokens, given, model.gpu_names)
     return rate.seconds(facts.num_questions, facts.num_prompt_tokens)
 
 
