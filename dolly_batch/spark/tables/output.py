@@ -1,6 +1,7 @@
 """The output as it stands: whether it can take this job's rows, and which of them it holds already."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -130,7 +131,7 @@ def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> Outp
     target = output_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
     check_partition_columns(job, target.schema)
     try:
-        refuse_overlaps(spark, target, input_files(source.df, job.input))
+        refuse_overlaps(spark, target, partial(input_files, source.df, job.input))
         table = target.read()
     except AnalysisException as error:
         raise OutputError(f"output {job.output.name}: {reason(error)}") from error
