@@ -184,10 +184,7 @@ class LimitsConfig(Section):
 
 
 class EngineConfig(Section):
-    """The engine of each executor. `auto` is the fast one where it runs, which is for GPT-NeoX, else `plain`.
-
-    `echo` answers with the instruction itself: a dry run without a model.
-    """
+    """The engine of each executor: `auto` is the fast one where it runs, else `plain`; `echo` is a dry run."""
 
     kind: EngineName = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
@@ -205,6 +202,8 @@ class EngineConfig(Section):
     step_timeout_s: float = Field(default=600.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
     load_timeout_s: float = Field(default=1800.0, gt=0)
+    local_dir: str | None = None
+    """A folder on each node's own disk, which the model is copied to once a node and loaded from."""
     echo_delay_s: float = Field(default=0.0, ge=0)
 
 
