@@ -72,6 +72,7 @@ def make_output(spark: SparkSession, folder: Path, num_rows: int, hashed: bool) 
 
 def scanned_rows(spark: Any, path: Path) -> dict[int, int]:
     """Rows that scans of the table have read so far, by Spark's execution."""
+    spark.sparkContext._jsc.sc().listenerBus().waitUntilEmpty()
     store = spark._jsparkSession.sharedState().statusStore()
     executions, found = store.executionsList(), {}
     for i in range(executions.size()):
@@ -105,7 +106,6 @@ def main() -> None:
         put(folder, "new.jsonl", int(time.time() * 1000) * 1000, options.new, hashed)
         before = scanned_rows(spark, folder / "out")
         report = run_job(job_of(folder, "new.jsonl", options.sampled))
-        time.sleep(1)  # Spark's listeners come later
         after = scanned_rows(spark, folder / "out")
         num_read = sum(after.values()) - sum(before.values())
         seconds = {step: round(report.seconds[step], 1) for step in STEPS}

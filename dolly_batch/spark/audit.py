@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import reduce
+from operator import and_
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -15,9 +16,11 @@ from dolly_batch.spark.decisions import (
     COPIED,
     SKIPPED,
     TODO,
+    UPDATE,
     identified_by,
     is_complete,
     miscounted,
+    publishing,
 )
 from dolly_batch.spark.plan.existing import KEYS
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder
@@ -25,7 +28,9 @@ from dolly_batch.spark.publish import planned_at, snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 
-_KEY_SCHEMA = T.StructType([T.StructField(key, T.StringType()) for key in KEYS])
+_PLANNED_SCHEMA = T.StructType(
+    [*(T.StructField(key, T.StringType()) for key in KEYS), T.StructField("attempt", T.IntegerType())]
+)
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,18 @@ def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
 
     The table is looked at as the plan's commit has left it, where the format can tell: what others delete or add later
     is theirs. Where nobody else has added rows between the plan and its commit, the plan's own rows are compared, and
-    the rest of the table, which planning has seen, is not read. Where those are not all, it is: others may have brought
-    what this plan was to bring.
+    the rest of the table, which planning has seen, is not read. Where those are not all, it is: another plan's row may
+    rightly stand in the place of one of this plan's.
     """
     table, was_alone = target.format.committed(target, folder, plan)
     table = target.read() if table is None else table
     if table is None:
         raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} does not exist")
+    planned, published = _planned_rows(target, folder, plan), _read_rows(target, table)
     num_expected = plan.num_planned + plan.num_carried_over
-    own = [_own_rows(target, plan, table)] if was_alone and not plan.num_carried_over else []
-    for rows in (*own, table):
-        found = _compare(_planned_keys(target, folder, plan), _read_rows(target, rows), target.job.output.mode)
+    own = [published.filter(_is_own(plan))] if was_alone and not plan.num_carried_over else []
+    for rows in (*own, _rightly_there(target, plan, planned, published)):
+        found = _compare(planned, rows, target.job.output.mode)
         if is_complete(num_expected, found.num_rows, found.num_missing, found.num_repeated):
             return found
     raise AuditError(
@@ -64,11 +70,26 @@ def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
     )
 
 
-def _own_rows(target: OutputTable, plan: Plan, table: DataFrame) -> DataFrame:
-    """The rows that this plan has written. Folders or files' statistics say where they are: the time too, since files
-    that were put together hold the names of many plans, but none of this one's time."""
-    plan_id, created_at = (F.col(quoted_path(target.output_name(name))) for name in ("plan_id", "created_at"))
-    return table.filter((plan_id == plan.plan_id) & (created_at == planned_at(plan)))
+def _is_own(plan: Plan) -> Column:
+    """Whether this plan has written a row. Folders or files' statistics say where such rows are: the time too, since
+    files that were put together hold the names of many plans, but none of this one's time."""
+    return (F.col("plan_id") == plan.plan_id) & (F.col("created_at") == planned_at(plan))
+
+
+def _rightly_there(target: OutputTable, plan: Plan, planned: DataFrame, published: DataFrame) -> DataFrame:
+    """The published rows without those that this plan should have replaced."""
+    mode = target.job.output.mode
+    rule = publishing(mode, plan.retries) if mode != "overwrite" else None
+    if rule is None or not rule.replaces.may_be(UPDATE):
+        return published
+    wanted = planned.select(*(F.col(name).alias(f"planned_{name}") for name in planned.columns))
+    is_met = reduce(and_, (F.col(key) == F.col(f"planned_{key}") for key in rule.keys))
+    decision = rule.replaces.column(
+        later=F.col("planned_attempt") > F.col("attempt"),
+        changed=F.col("planned_request_key") != F.col("request_key"),
+        newer_there=F.col("created_at") > planned_at(plan),
+    )
+    return published.join(wanted, is_met).filter(_is_own(plan) | (decision != UPDATE)).select(*published.columns)
 
 
 def audit_table(target: OutputTable, table: DataFrame) -> Findings:
@@ -115,10 +136,11 @@ def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
         F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
         F.col(quoted_path(target.output_name("status"))).alias("status"),
         F.coalesce(F.col(quoted_path(target.output_name("num_completion_tokens"))), F.lit(0)).alias("tokens"),
+        *(F.col(quoted_path(target.output_name(name))).alias(name) for name in ("attempt", "plan_id", "created_at")),
     )
 
 
-def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+def _planned_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     to_answer = ASKING if plan.num_shared else TODO
     counts = {
         to_answer: plan.num_todo,
@@ -126,5 +148,5 @@ def _planned_keys(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFr
         CARRIED_OVER: plan.num_carried_over,
         COPIED: plan.num_copied,
     }
-    parts = [snapshot(target, folder, state).select(*KEYS) for state, count in counts.items() if count]
-    return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, _KEY_SCHEMA)
+    parts = [snapshot(target, folder, state).select(*KEYS, "attempt") for state, count in counts.items() if count]
+    return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, _PLANNED_SCHEMA)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.sql import DataFrame
 
 from dolly_batch.errors import AlreadyRunning
 from dolly_batch.spark.files import LocalFiles
 from dolly_batch.spark.publish import publish, published_rows
-from dolly_batch.spark.tables import parquet
+from dolly_batch.spark.tables import delta_commit, parquet
+from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk, questions
 from tests.spark.staging_desk import Staged, staged
 
@@ -82,6 +84,23 @@ def test_plans_with_overlapping_keys_are_published_one_after_another(delta_desk:
 def test_plans_with_overlapping_keys_are_published_at_once(delta_desk: Desk, mode: str) -> None:
     one, two = overlapping(delta_desk, mode)
     at_once(one.publish, two.publish, one.publish)
+    assert ids(delta_desk) == expected(questions(15))
+    assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+
+
+def test_a_plan_overtaken_between_its_look_and_its_commit_looks_again(
+    delta_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = overlapping(delta_desk, "append")
+    append, late = delta_commit._append, [two.publish]
+
+    def overtaken(output: OutputTable, rows: DataFrame) -> None:
+        if late:
+            late.pop()()
+        append(output, rows)
+
+    monkeypatch.setattr(delta_commit, "_append", overtaken)
+    one.publish()
     assert ids(delta_desk) == expected(questions(15))
     assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
 

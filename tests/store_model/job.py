@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dolly_batch.errors import AuditError, Refused, Stopped
-from dolly_batch.spark.decisions import ASKED, CARRIED_OVER, DONE, EXISTING, SKIPPED, TODO, is_complete, miscounted
+from dolly_batch.spark.decisions import (
+    ASKED,
+    CARRIED_OVER,
+    DONE,
+    EXISTING,
+    SKIPPED,
+    TODO,
+    UPDATE,
+    is_complete,
+    miscounted,
+    publishing,
+)
 from dolly_batch.spark.generate.jobs import whole_folder
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.plan.manifest import BESIDE, COMPLETE, Plan, PlanFolder, Wave, open_plan
@@ -208,6 +219,29 @@ class Running:
             rows += carried
         return rows
 
+    def _rightly_there(self, opened: Opened, table: Rows) -> Rows:
+        """As the audit's: without rows that the plan should have replaced."""
+        plan = opened.plan
+        if self.output.mode == "overwrite":
+            return table
+        rule, planned = publishing(self.output.mode, plan.retries), Rows()
+        for part in ([SKIPPED] if plan.num_skipped else []) + [f"{TODO}/wave={wave.number}" for wave in plan.waves]:
+            planned += self._part(opened, part)
+        wanted = {row.key(rule.keys): row for row in planned}
+
+        def is_old(row: Row) -> bool:
+            ours = wanted.get(row.key(rule.keys))
+            if ours is None or (row.plan_id, row.created_at) == (plan.plan_id, plan.created_at):
+                return False
+            facts = {
+                "later": ours.attempt > row.attempt,
+                "changed": ours.request_key != row.request_key,
+                "newer_there": row.created_at > plan.created_at,
+            }
+            return rule.replaces.decide(**facts) == UPDATE
+
+        return Rows(row for row in table if not is_old(row))
+
     def audit(self, opened: Opened) -> None:
         plan, names = opened.plan, self.output.keys
         planned = Counter[tuple[str, ...]]()
@@ -217,7 +251,8 @@ class Running:
             planned.update(row.key(names) for row in self._part(opened, f"{TODO}/wave={wave.number}"))
         table, was_alone = self.output.committed(opened.folder, plan)
         own = Rows(row for row in table if (row.plan_id, row.created_at) == (plan.plan_id, plan.created_at))
-        for rows in (own, table) if was_alone and not plan.num_carried_over else (table,):
+        right = self._rightly_there(opened, table)
+        for rows in (own, right) if was_alone and not plan.num_carried_over else (right,):
             have = Counter(row.key(names) for row in rows)
             counts = [miscounted(want, have[key], max) for key, want in planned.items()]
             missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
