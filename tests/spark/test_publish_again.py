@@ -103,6 +103,17 @@ def test_a_plan_overtaken_between_its_look_and_its_commit_looks_again(
     one.publish()
     assert ids(delta_desk) == expected(questions(15))
     assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
+    # What adds no rows stops no append: files put together, rows deleted.
+    delta_desk.put(questions(3, start=20))
+    three = staged(delta_desk, name="three")
+    table = f"delta.`{delta_desk.out}`"
+    delta_desk.spark.sql(f"OPTIMIZE {table}")
+    delta_desk.spark.sql(f"DELETE FROM {table} WHERE id < 'r00003'")
+    three.publish()
+    history = delta_desk.spark.sql(f"DESCRIBE HISTORY {table}").select("version", "operation").orderBy("version")
+    assert [row[1] for row in history.collect()][1:] == ["WRITE", "MERGE", "OPTIMIZE", "DELETE", "WRITE"]
+    assert three.audit().num_rows == 3
+    assert ids(delta_desk) == expected([*questions(12, start=3), *questions(3, start=20)])
 
 
 def test_jobs_with_overlapping_keys_share_a_parquet_output(desk: Desk) -> None:
