@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from benchmarks.daily import scanned_rows
-from dolly_batch.spark.plan.lookup import id_range
+from dolly_batch.spark.tables.id_range import id_range
 from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk, asked_again, questions
 

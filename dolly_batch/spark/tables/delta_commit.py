@@ -6,7 +6,7 @@ there; else they are merged, which reads the table.
 
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import reduce
@@ -25,10 +25,12 @@ from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import partitioned, sized, sized_writer
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.delta_log import Log, application, log_of, seen_by, take_turns, versions_since
+from dolly_batch.spark.tables.id_range import id_range
 from dolly_batch.spark.tables.output import OutputTable
 
 NEW = "__new_"
 TRIES = 10
+FEW_ROWS = 200_000  # their ids are worth a look, since files without such ids are not read then
 NOTE = "spark.databricks.delta.commitInfo.userMetadata"
 """What the log says of a commit; here, of which plan it is."""
 APPLICATION, VERSION = "spark.databricks.delta.write.txnAppId", "spark.databricks.delta.write.txnVersion"
@@ -107,7 +109,9 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     request, attempt, created = map(output.output_name, ("request_key", "attempt", "created_at"))
     values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
     names = [*output.id_names, *([request] if REQUEST_KEY in rule.keys else [])]
-    merge = new.mergeInto(_identifier(output), _all(map(_same, names))).whenNotMatched().insert(values)
+    ids = id_range(output, rows.select(*map(quoted_path, output.id_names))) if plan.num_planned <= FEW_ROWS else None
+    conditions = [*map(_same, names), *([] if ids is None else [ids])]
+    merge = new.mergeInto(_identifier(output), reduce(and_, conditions)).whenNotMatched().insert(values)
     if rule.replaces.may_be(UPDATE):  # a MERGE that only inserts reads and writes less
         decision = rule.replaces.column(
             later=F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt)),
@@ -171,7 +175,3 @@ def _identifier(output: OutputTable) -> str:
 
 def _same(name: str) -> Column:
     return F.col(quoted_path(name)).eqNullSafe(F.col(quoted_path(NEW + name)))
-
-
-def _all(conditions: Iterable[Column]) -> Column:
-    return reduce(and_, conditions, F.lit(True))
