@@ -1,7 +1,8 @@
 """What ends a run at the end of a wave: engines busy for longer than the budget, or too many rows that fail."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -70,6 +71,34 @@ class Budget:
     def hours(self) -> float:
         """Hours for which engines have had tasks, added up over engines; time that tasks shared counts once."""
         return sum(ended_s - began_s for spans in self._busy.values() for began_s, ended_s in spans) / 3600
+
+
+@dataclass
+class Limits:
+    """What is judged whenever a wave is finished, in that wave's own thread: the others are not kept waiting."""
+
+    errors: ErrorLimit
+    budget: Budget
+    num_rows: Mapping[int, int]
+    """Rows of each wave of the plan."""
+    answers: Callable[[Iterable[int]], DataFrame]
+    """The staged answers of waves."""
+    _counted: set[int] = field(default_factory=set)
+    _paid: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
+
+    def check(self, staged: set[int]) -> None:
+        """Judge the waves that are staged, each once. Raises Stopped; not when all are: the audit judges the whole."""
+        with self._lock:
+            if len(staged) == len(self.num_rows):
+                return
+            new = staged - self._counted
+            if self.errors.is_due(sum(self.num_rows[wave] for wave in new)):
+                self._counted |= new
+                self.errors.add(self.answers(new))
+            if self.budget.max_hours is not None and (unpaid := staged - self._paid):
+                self._paid |= unpaid
+                self.budget.add(self.answers(unpaid))
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:

@@ -15,7 +15,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
 from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
-from dolly_batch.spark.generate.limits import Budget, ErrorLimit
+from dolly_batch.spark.generate.limits import Budget, ErrorLimit, Limits
 from dolly_batch.spark.generate.progress import PlanProgress
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
@@ -69,14 +69,19 @@ class Generation:
         done = self.folder.staged_waves()
         return [wave for wave in self.plan.waves if wave.number not in done]
 
-    def run(self, tick: Callable[[], None]) -> None:
+    def run(self, tick: Callable[[], None], finished: Callable[[], None] = lambda: None) -> None:
         """Run what is left: `plan.waves_in_flight` waves at a time, so that no slot waits for the end of one; more
         where the slots that there are now, be they more than when it was planned, would not all have work.
 
-        `tick` is called about four times a second. Any exception, KeyboardInterrupt among them, cancels the running
-        jobs; finished waves stay.
+        `tick` is called about four times a second, `finished` when a wave is staged, in its thread. Any exception,
+        KeyboardInterrupt among them, cancels the running jobs; finished waves stay.
         """
-        waves = [Job(partial(self._run_wave, wave), wave.num_shards) for wave in self.left()]
+
+        def run(wave: Wave) -> None:
+            self._run_wave(wave)
+            finished()
+
+        waves = [Job(partial(run, wave), wave.num_shards) for wave in self.left()]
         at_least = self.job.plan.waves_in_flight
         with session_conf(self.spark, ONE_FILE_A_TASK):
             run_watched(self.spark, waves, tick, at_least=at_least, num_wanted=lambda: at_least * self._num_slots())
@@ -115,27 +120,16 @@ def generate(generation: Generation) -> None:
 
     Raises Stopped when its GPU hours are spent or too many rows fail, and whatever ends the run.
     """
-    folder, plan, limits = generation.folder, generation.plan, generation.job.limits
-    errors = ErrorLimit(limits.max_error_share)
-    budget = Budget(limits.max_gpu_hours)
-    counted: set[int] = set()
-    paid: set[int] = set()
+    folder, plan, job = generation.folder, generation.plan, generation.job
     num_rows = {wave.number: wave.num_rows for wave in plan.waves}
     progress = PlanProgress([*num_rows.items()], folder.progress)
+    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits.max_gpu_hours)
+    limits = Limits(errors, budget, num_rows, generation.answers)
+    limits.check(folder.staged_waves())  # those of earlier starts
     with ProgressLine(plan.num_todo) as line:
 
         def tick() -> None:
-            staged = folder.staged_waves()
             if line.is_live:
-                line.update(*progress.read(staged))
-            if len(staged) == len(plan.waves):
-                return
-            new = staged - counted
-            if errors.is_due(sum(num_rows[wave] for wave in new)):
-                counted.update(new)
-                errors.add(generation.answers(new))
-            if limits.max_gpu_hours is not None and (unpaid := staged - paid):
-                paid.update(unpaid)
-                budget.add(generation.answers(unpaid))
+                line.update(*progress.read(folder.staged_waves()))
 
-        generation.run(tick)
+        generation.run(tick, lambda: limits.check(folder.staged_waves()))
