@@ -34,14 +34,14 @@ def operations(desk: Desk) -> list[str]:
     return [entry["operation"] for entry in reversed(RustDeltaTable(str(desk.out)).history())]
 
 
-def test_append_is_one_insert_only_merge_and_never_adds_a_row_twice(delta_desk: Desk) -> None:
+def test_append_is_one_commit_and_never_adds_a_row_twice(delta_desk: Desk) -> None:
     delta_desk.put(questions(12))
     delta_desk.run(output={"keep": ["context"]}, plan={"max_shard_rows": 4})
     delta_desk.put(questions(20))
     report = delta_desk.run(output={"keep": ["context"]})
     assert report.num_published_rows == 8
     assert delta_desk.run(output={"keep": ["context"]}).outcome == "nothing_to_do"
-    assert operations(delta_desk)[1:] == ["MERGE", "MERGE"]
+    assert operations(delta_desk)[1:] == ["WRITE", "WRITE"]
     rust = read_by_rust(delta_desk.out)
     assert Counter(row["id"] for row in rust) == Counter(row["id"] for row in questions(20))
     spark = delta_desk.rows("delta")
