@@ -61,6 +61,11 @@ class ProgressLine:
         self._task = self._progress.add_task(label, total=total, speed="")
         self._first: tuple[float, int] | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether anybody sees it."""
+        return not self._progress.disable
+
     def __enter__(self) -> "ProgressLine":
         """Start drawing."""
         self._progress.start()

@@ -164,7 +164,7 @@ class EngineSpec:
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
     and activations have theirs. `gpus` share one model, each with some of its layers. `max_positions` is the window in
-    use, None for the model's own.
+    use, None for the model's own. `local_dir` is a folder on the node's own disk to copy the model to.
     """
 
     kind: EngineName
@@ -177,6 +177,7 @@ class EngineSpec:
     step_timeout_s: float = 600.0
     idle_timeout_s: float = 600.0
     load_timeout_s: float = 1800.0
+    local_dir: str | None = None
     echo_delay_s: float = 0.0
     prompt_format: Literal["model", "none"] = "model"
     processes: int | None = None

@@ -2,12 +2,15 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dolly_batch.config.job import PlanConfig
 from dolly_batch.engine.waiting import MIN_COMMON, WaitingOrder
 from dolly_batch.spark.plan.beginnings import LENGTHS, Length, Sharing, choose_sharing
-from dolly_batch.spark.plan.layout import shards_of_buckets
+from dolly_batch.spark.plan.estimate import gpu_flops
+from dolly_batch.spark.plan.layout import count_wave_shards, shards_of_buckets
 
 
 def sharing_of(texts: list[str], offset: int = 0) -> Sharing:
@@ -68,6 +71,20 @@ def test_shards_cost_about_the_same(costs: list[float], num_shards: int) -> None
     largest_piece = max(cost / len(found) for cost, found in zip(costs, shards, strict=True))
     assert largest_piece <= 1.5 * target * (1 + 1e-9) or target == 0
     assert max(loads) <= (target + largest_piece) * (1 + 1e-9)
+
+
+def test_a_wave_is_a_hundredth_of_the_work_or_the_slots_that_the_job_names() -> None:
+    config = PlanConfig()
+    assert [count_wave_shards(num, config) for num in (1, 800, 801, 657_778)] == [8, 8, 9, 6578]
+    assert count_wave_shards(657_778, PlanConfig(slots=3, shards_per_slot=2)) == 6
+
+
+def test_the_slowest_gpu_that_is_there_decides_what_a_shard_takes() -> None:
+    by_name = {"Tesla T4": 320, "NVIDIA A10G": 600, "NVIDIA A100-SXM4-40GB": 1555, "NVIDIA H100 80GB HBM3": 3350}
+    for name, gb_per_s in by_name.items():
+        assert gpu_flops([name]) == pytest.approx(2e13 * gb_per_s / 600)
+    assert gpu_flops(["NVIDIA H100 80GB HBM3", "Tesla T4"]) == gpu_flops(["Tesla T4"])
+    assert gpu_flops([]) == gpu_flops(["NVIDIA RTX A4000"]) == pytest.approx(2e13)
 
 
 def test_requests_wait_longest_first_with_those_that_begin_alike_side_by_side() -> None:

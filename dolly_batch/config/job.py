@@ -184,10 +184,7 @@ class LimitsConfig(Section):
 
 
 class EngineConfig(Section):
-    """The engine of each executor. `auto` is the fast one where it runs, which is for GPT-NeoX, else `plain`.
-
-    `echo` answers with the instruction itself: a dry run without a model.
-    """
+    """The engine of each executor: `auto` is the fast one where it runs, else `plain`; `echo` is a dry run."""
 
     kind: EngineName = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
@@ -205,18 +202,20 @@ class EngineConfig(Section):
     step_timeout_s: float = Field(default=600.0, gt=0)
     idle_timeout_s: float = Field(default=600.0, gt=0)
     load_timeout_s: float = Field(default=1800.0, gt=0)
+    local_dir: str | None = None
+    """A folder on each node's own disk, which the model is copied to once a node and loaded from."""
     echo_delay_s: float = Field(default=0.0, ge=0)
 
 
 class PlanConfig(Section):
-    """How the rows are laid out. A shard is one task; a wave is one Spark job of about `shards_per_slot` a slot."""
+    """How the rows are laid out. A shard is one task; a wave is one Spark job: 2 x `shards_per_slot` shards or more."""
 
     shard_minutes: float = Field(default=3.0, gt=0)
     max_shard_rows: int = Field(default=20_000, ge=1)
     shards_per_slot: int = Field(default=4, ge=1)
     waves_in_flight: int = Field(default=2, ge=1, le=8)
     slots: int | None = Field(default=None, ge=1)
-    """Tasks that run at once; by default what Spark reports."""
+    """Tasks that run at once, and so the size of a wave; by default what Spark reports as it runs."""
     tokens_per_s: float | None = Field(default=None, gt=0)
     """Answer tokens per second of one slot, for the estimate; by default reckoned from the model and the device."""
 

@@ -23,7 +23,7 @@ from dolly_batch.host.client import EngineClient
 from dolly_batch.records import EngineSpec, ScoreRow
 from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.generate.device import task_device
-from dolly_batch.spark.generate.jobs import run_watched, whole_folder
+from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
 from dolly_batch.spark.generate.progress import TaskProgress, read_progress
 from dolly_batch.spark.generate.shard import ROWS_PER_BATCH
 from dolly_batch.spark.preflight.gpus import generation_slots, gpu_profile
@@ -150,7 +150,7 @@ class Scoring:
                 answered.write.parquet(draft)
 
             try:
-                run_watched(self.spark, [work], 1, lambda: line.update(*read_progress(progress)))
+                run_watched(self.spark, [Job(work)], lambda: line.update(*read_progress(progress)))
             finally:
                 if progress is not None:
                     self.files.delete(progress)

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
+from dolly_batch.engine.local_copy import discard_local_copy, with_local_copy
 from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.acceptor import Acceptor
 from dolly_batch.host.connection import Connection, IncomingRows
@@ -83,7 +84,14 @@ class HostServer:
         device = self._record.device
         # The environment shows the process its one GPU, whose number here is 0.
         device = "cuda:0" if device is not None and device.startswith("cuda") else device
-        engine = load_engine(self._record.spec, device, self._watchdog.beat)
+        spec = self._record.spec
+        try:
+            engine = load_engine(spec if spec.kind == "echo" else with_local_copy(spec), device, self._watchdog.beat)
+        except ModelError:
+            if spec.local_dir is None or spec.kind == "echo":
+                raise
+            discard_local_copy(spec)  # it may be the copy that is spoilt
+            engine = load_engine(spec, device, self._watchdog.beat)
         if self._record.spec.prompt_format == "model" and not isinstance(engine.encoder, PromptEncoder):
             raise ModelError(f"{self._record.spec.model_folder}: it has no prompt format; name an instruction model")
         self._encoder = RowEncoder(engine.encoder, engine.max_positions)

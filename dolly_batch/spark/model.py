@@ -10,7 +10,6 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config.job import EngineConfig, ModelConfig
 from dolly_batch.engine.load import choose_engine
-from dolly_batch.engine.processes.machine import may_have_gpu
 from dolly_batch.errors import ConfigError, EngineError, ModelError
 from dolly_batch.host.address import default_root, make_private
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
@@ -18,7 +17,7 @@ from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
 from dolly_batch.spark.files import files_for
 from dolly_batch.spark.plan.manifest import Plan
-from dolly_batch.spark.preflight.gpus import has_gpus
+from dolly_batch.spark.preflight.gpus import gpus_of, has_gpus
 from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.staging.sources import TINY
@@ -49,6 +48,8 @@ class ModelFacts:
     max_positions: int
     num_parameters: int
     on_gpu: bool
+    gpu_names: tuple[str, ...] = ()
+    """Kinds of GPUs that are there, as far as they could be asked."""
     max_cores: int | None = None
 
     def device(self, job: UsesModel) -> str:
@@ -91,7 +92,7 @@ def resolve_model(spark: SparkSession, job: UsesModel, work: str, log: Callable[
     if staged.warning:
         log(staged.warning)
     folder = _checked(staged.folder, job)
-    return _runnable(_facts(spark, folder, staged.revision, staged.identity), folder, job)
+    return _runnable(_facts(spark, folder, staged.revision, staged.identity, _runs_model(job)), folder, job)
 
 
 def _checked(path: str | Path, job: UsesModel) -> ModelFolder:
@@ -142,17 +143,24 @@ def planned_model(spark: SparkSession, plan: Plan, job: UsesModel) -> ModelFacts
             f"{plan.model_folder}: it is not the model that the open plan {plan.plan_id} was made with; "
             "put that one back, or close the plan with --abandon"
         )
-    return _runnable(_facts(spark, folder, plan.model_revision, plan.model_identity), folder, job)
+    return _runnable(_facts(spark, folder, plan.model_revision, plan.model_identity, _runs_model(job)), folder, job)
 
 
-def _facts(spark: SparkSession, folder: ModelFolder, revision: str | None, identity: str) -> ModelFacts:
+def _runs_model(job: UsesModel) -> bool:
+    return job.engine.kind != "echo"
+
+
+def _facts(
+    spark: SparkSession, folder: ModelFolder, revision: str | None, identity: str, runs_model: bool
+) -> ModelFacts:
     return ModelFacts(
         folder=str(folder.path),
         revision=revision,
         identity=identity,
         max_positions=folder.max_positions,
         num_parameters=num_parameters(folder.config),
-        on_gpu=has_gpus(spark) or (is_local(spark) and may_have_gpu()),
+        on_gpu=runs_model and has_gpus(spark),
+        gpu_names=tuple(gpu.name for gpu in gpus_of(spark)) if runs_model else (),
         max_cores=_executor_cores(spark),
     )
 

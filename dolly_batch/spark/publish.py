@@ -139,10 +139,13 @@ def _copied_rows(target: OutputTable, folder: PlanFolder) -> DataFrame:
     return snapshot(target, folder, COPIED).join(snapshot(target, folder, ANSWERS), "request_key")
 
 
+def planned_at(plan: Plan) -> Column:
+    """The `created_at` of the plan's rows."""
+    return F.timestamp_micros(F.lit(int(datetime.fromisoformat(plan.created_at).timestamp() * 1_000_000)))
+
+
 def _plan_columns(plan: Plan) -> dict[str, Column]:
-    created_at = datetime.fromisoformat(plan.created_at)
-    micros = F.lit(int(created_at.timestamp() * 1_000_000))
-    return {"plan_id": F.lit(plan.plan_id), "created_at": F.timestamp_micros(micros)}
+    return {"plan_id": F.lit(plan.plan_id), "created_at": planned_at(plan)}
 
 
 def _as_output(target: OutputTable, plan: Plan, rows: DataFrame) -> DataFrame:

@@ -49,6 +49,32 @@ spark.stop()
 """
 
 
+ASKED = """
+import json
+from pyspark.sql import SparkSession
+from dolly_batch.spark.preflight.gpus import gpus_of, has_gpus
+
+builder = SparkSession.builder.config("spark.master", "local-cluster[2,1,1024]").config("spark.executor.memory", "512m")
+spark = builder.getOrCreate()
+print(json.dumps([has_gpus(spark), [gpu.name for gpu in gpus_of(spark)]]))
+spark.stop()
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("has", [True, False])
+def test_where_spark_names_no_gpus_executors_are_asked(tmp_path: Path, has: bool) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA A10, 23028, 8.6'\n" if has else "#!/bin/sh\nexit 9\n", encoding="ascii")
+    driver.chmod(0o755)
+    env = {**environment(PYTHONPATH=str(PROJECT)), "PYSPARK_PYTHON": sys.executable}
+    env["PATH"] = f"{tmp_path}:{env.get('PATH', '')}"
+    command = [sys.executable, "-c", ASKED]
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert json.loads(ended.stdout.splitlines()[-1]) == ([True, ["NVIDIA A10"]] if has else [False, []])
+
+
 @pytest.mark.chaos
 def test_a_task_gets_as_many_whole_gpus_as_share_the_model(tmp_path: Path) -> None:
     script = tmp_path / "gpus.sh"

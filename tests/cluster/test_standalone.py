@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from tests.cluster.standalone import Cluster, Ended, run_command, submit, submit_several
@@ -51,6 +52,7 @@ def run_locally(job: Path) -> Ended:
     return run_command([sys.executable, "-m", "dolly_batch.cli", "run", str(job), "--json", *settings], job.parent)
 
 
+@pytest.mark.chaos
 def test_executors_with_gpus_and_without_a_shared_folder(
     cluster: Cluster, wheel: Path, hidden: Path | None, tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ def test_large_requests_and_large_answers_do_not_wait_for_each_other(pool: Worke
     assert {len(answer.log_probs) for answer in found if isinstance(answer, Scores)} == {800}
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.chaos), 1])
 def test_a_process_that_dies_ends_the_engine(pool: WorkerPool, which: int) -> None:
     pids = processes_of(pool)
     for row in range(8):
@@ -121,7 +121,7 @@ def test_a_process_that_dies_ends_the_engine(pool: WorkerPool, which: int) -> No
     assert within(10, lambda: not any(map(is_running, pids)))
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.chaos), 1])
 def test_no_heartbeat_comes_from_a_stuck_process(spec: EngineSpec, which: int) -> None:
     beats: list[float] = []
     engine = load_engine(spec, "cpu", lambda: beats.append(time.monotonic()))

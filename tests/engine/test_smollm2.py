@@ -87,6 +87,7 @@ def test_no_answer_depends_on_its_company_in_the_dtype_of_this_cpu(caplog: pytes
     assert answer(engine, few) == {row.key: together[row.key] for row in few}
 
 
+@pytest.mark.chaos
 def test_rows_with_seeds_of_their_own_are_the_same_in_any_batch(loaded: LoadedModel) -> None:
     params = GenerationParams(max_new_tokens=8, do_sample=True)
     table = [{"instruction": f"Say something about the number {number}."} for number in range(6)]

@@ -48,7 +48,7 @@ def sample_questions(name: str) -> list[Question]:
     return [read_row(BENCHMARKS[name], json.loads(line)) for line in lines]
 
 
-@pytest.mark.parametrize("model", ["tiny", "pythia-70m"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("pythia-70m", marks=pytest.mark.chaos)])
 def test_log_likelihoods_of_300_requests_equal_the_harness(
     model: str, recording: dict[str, Any], shared_data: Path, request: pytest.FixtureRequest
 ) -> None:

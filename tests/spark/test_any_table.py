@@ -240,12 +240,13 @@ PARQUET = {"format": "parquet", "mode": "overwrite"}
 DELTA = {"format": "delta", "mode": "append"}
 
 
-@examples(2)
+@examples(1)
 @given(example=typed_tables())
 def test_any_parquet_table_comes_back(new_desk: Callable[[], Desk], example: Example) -> None:
     check(new_desk(), example, write_parquet, PARQUET)
 
 
+@pytest.mark.chaos
 @examples(1)
 @given(example=typed_tables())
 def test_any_parquet_table_comes_back_from_delta(
@@ -256,7 +257,7 @@ def test_any_parquet_table_comes_back_from_delta(
     check(new_desk(), example, write_parquet, DELTA)
 
 
-@examples(2)
+@examples(1)
 @given(example=text_tables(), write=st.sampled_from([write_csv, write_json]))
 def test_any_table_of_text_comes_back(new_desk: Callable[[], Desk], example: Example, write: Write) -> None:
     check(new_desk(), example, write, PARQUET)

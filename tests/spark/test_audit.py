@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from dolly_batch import Options, Stopped
 from dolly_batch.errors import AuditError
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan
+from dolly_batch.spark.status import read_status
 from dolly_batch.spark.tables import delta_commit
 from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk, questions
@@ -107,11 +108,11 @@ def test_what_others_do_to_a_delta_table_after_the_commit_is_theirs(delta_desk: 
 
 
 def test_rows_that_a_commit_lost_or_doubled_are_found(delta_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+    def plain(output: OutputTable, rows: DataFrame) -> None:
         few = rows.orderBy("id").limit(11)
         few.unionByName(few.limit(3)).write.format("delta").mode("append").save(str(output.path))
 
-    monkeypatch.setattr(delta_commit, "_merge", plain)
+    monkeypatch.setattr(delta_commit, "_append", plain)
     delta_desk.put(questions(12))
     error = delta_desk.refused()
     assert isinstance(error, AuditError)
@@ -139,8 +140,61 @@ def test_rows_that_an_overwrite_carries_over_and_are_gone_stop_it_before_the_com
     assert len(delta_desk.rows("delta")) == 9
 
 
-def test_a_parquet_file_copied_into_the_output_is_found(desk: Desk) -> None:
+def test_an_older_answer_that_was_to_be_replaced_is_found(delta_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta_desk.document["output"]["mode"] = "merge"
+    delta_desk.put(questions(4))
+    delta_desk.run()
+
+    def adds_alone(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+        rows.where("id > 'r00003'").write.format("delta").mode("append").save(str(output.path))
+
+    delta_desk.put([{"id": "r00000", "instruction": "Changed.", "context": None}, *questions(5, start=1)])
+    with monkeypatch.context() as without_updates:
+        without_updates.setattr(delta_commit, "_merge", adds_alone)
+        error = delta_desk.refused()
+    assert isinstance(error, AuditError)
+    assert "of 3 planned rows 1 are missing and 0 are repeated" in str(error)
+    delta_desk.run(Options(abandon=True))
+    assert delta_desk.run().num_published_rows == 1
+    assert {row["id"]: row["response"] for row in delta_desk.rows("delta")}["r00000"] == "Changed."
+
+
+def test_rows_that_others_add_while_a_plan_runs_are_looked_at_and_later_only_in_full(
+    delta_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the plan's rows come in by hand, in the moment between its look at the log and its commit."""
+    append = delta_commit._append
+
+    def overtaken(output: OutputTable, rows: DataFrame) -> None:
+        rows.limit(2).write.format("delta").mode("append").save(str(output.path))
+        append(output, rows)
+
+    delta_desk.put(questions(4))
+    with monkeypatch.context() as late:
+        late.setattr(delta_commit, "_append", overtaken)
+        error = delta_desk.refused()
+    assert "0 are missing and 2 are repeated" in str(error)
+    delta_desk.run(Options(abandon=True))
+    delta_desk.put(questions(6))
+    assert delta_desk.run().outcome == "complete"  # its own two rows are all there
+    with pytest.raises(AuditError, match="2 of them repeated"):
+        read_status(delta_desk.job(), full=True)
+
+
+def test_a_parquet_file_copied_into_the_output_is_found_by_a_look_at_the_whole_table(desk: Desk) -> None:
+    desk.document["output"]["mode"] = "append"
+    published(desk)
+    shutil.copytree(next(desk.out.glob("plan_id=*")), desk.out / "plan_id=by_hand")
+    assert desk.run().outcome == "complete"  # the plan's own rows are as they should be
+    with pytest.raises(AuditError, match="12 of them repeated"):
+        read_status(desk.job(), full=True)
+
+
+def test_rows_that_are_missing_among_the_plans_own_are_looked_for_in_the_whole_table(desk: Desk) -> None:
     desk.document["output"]["mode"] = "append"
     work = published(desk)
-    shutil.copytree(next(desk.out.glob("plan_id=*")), desk.out / "plan_id=by_hand")
+    (own,) = desk.out.glob("plan_id=*")
+    other = shutil.move(own, desk.out / "plan_id=another")
+    assert work.audit().num_rows == 12
+    shutil.copytree(other, desk.out / "plan_id=third")
     is_not_complete(desk, work, "0 are missing", "12 are repeated")

@@ -1,4 +1,4 @@
-"""The job files of conf/ run as they are, on the small model: one row out for each row in."""
+"""The job files of conf/ run as they are, on the small model: one row out for each row in. demo.yaml: test_demo.py."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dolly_batch.spark.run import run_job
 from tests.conftest import PROJECT
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-delta", "classify", "summarize", "extract"])
+@pytest.mark.parametrize("name", ["demo-delta", "classify", "summarize", "extract"])
 def test_a_job_file_of_conf_answers_its_sample_table(
     name: str,
     session: tuple[SparkSession, str | None],

@@ -12,6 +12,7 @@ from pyspark.sql import types as T
 from dolly_batch.spark import decisions
 from dolly_batch.spark.decisions import ASKED, KEEP, REQUEST_KEY, TruthTable, miscounted, publishing
 from dolly_batch.spark.plan.keys import numbered_key, request_key, row_key
+from dolly_batch.spark.plan.manifest import BESIDE
 from dolly_batch.spark.plan.row_status import mark_bad_ids
 from dolly_batch.spark.publish import published_rows
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -86,7 +87,7 @@ def test_delta_merges_as_the_truth_table_says(delta_desk: Desk, mode: str) -> No
                                            ELSE INTERVAL -1 DAY END"""
     )
     again = replace(work.plan, plan_id="another", retries=True)
-    commit(work.target, again, published_rows(work.target, work.folder, work.plan))
+    commit(work.target, again, published_rows(work.target, work.folder, work.plan), work.folder.facts(BESIDE))
     found = Counter((row["id"], row["response"] == "old") for row in delta_desk.rows("delta"))
     rule, expected = publishing(mode, retries=True), Counter[tuple[str, bool]]()
     for i in range(8):

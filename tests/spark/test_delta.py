@@ -34,14 +34,14 @@ def operations(desk: Desk) -> list[str]:
     return [entry["operation"] for entry in reversed(RustDeltaTable(str(desk.out)).history())]
 
 
-def test_append_is_one_insert_only_merge_and_never_adds_a_row_twice(delta_desk: Desk) -> None:
+def test_append_is_one_commit_and_never_adds_a_row_twice(delta_desk: Desk) -> None:
     delta_desk.put(questions(12))
     delta_desk.run(output={"keep": ["context"]}, plan={"max_shard_rows": 4})
     delta_desk.put(questions(20))
     report = delta_desk.run(output={"keep": ["context"]})
     assert report.num_published_rows == 8
     assert delta_desk.run(output={"keep": ["context"]}).outcome == "nothing_to_do"
-    assert operations(delta_desk)[1:] == ["MERGE", "MERGE"]
+    assert operations(delta_desk)[1:] == ["WRITE", "WRITE"]
     rust = read_by_rust(delta_desk.out)
     assert Counter(row["id"] for row in rust) == Counter(row["id"] for row in questions(20))
     spark = delta_desk.rows("delta")
@@ -152,6 +152,7 @@ def test_retry_goes_on_with_truncated_rows_alone_and_the_daily_run_finds_nothing
     assert delta_desk.run(**twelve).outcome == "nothing_to_do"
 
 
+@pytest.mark.chaos
 def test_partitioned_tables(delta_desk: Desk) -> None:
     delta_desk.put([{**row, "tag": f"t{i % 3}"} for i, row in enumerate(questions(9))])
     for _ in range(2):
@@ -192,6 +193,7 @@ def by_name(table: str) -> dict[str, str | None]:
     return {"path": None, "format": None, "table": table}
 
 
+@pytest.mark.chaos
 def test_a_parquet_output_is_not_taken_for_delta(delta_desk: Desk) -> None:
     delta_desk.put(questions(2))
     delta_desk.run()

@@ -9,11 +9,15 @@ from pyspark.sql import types as T
 
 from dolly_batch.spark.decisions import EXISTING, SKIPPED, TODO
 from dolly_batch.spark.plan.existing import PARTIAL_COLUMNS, Retry, with_existing
+from dolly_batch.spark.plan.lookup import found_rows
 from dolly_batch.spark.tables.output import OutputTable
 from tests.spark.desk import Desk
 
 MAX_POSITIONS = 100
-TABLE = "id string, response string, status string, num_completion_tokens int, request_key string, attempt int"
+TABLE = (
+    "id string, response string, status string, num_completion_tokens int, request_key string, attempt int, "
+    "plan_id string"
+)
 KEYED = (
     "row_key string, request_key string, status string, error string, num_prompt_tokens int, "
     "earlier_0_row_key string, earlier_0_request_key string"
@@ -66,7 +70,7 @@ CASES = {
 def target(desk: Desk) -> GivenOutput:
     job = desk.job(output={"mode": "append"}, generation={"max_new_tokens": 20})
     rows = [
-        (name, f"text of {name}", status, tokens, f"{key} {name}", attempt)
+        (name, f"text of {name}", status, tokens, f"{key} {name}", attempt, "plan")
         for name, (key, status, attempt, tokens) in (
             (name, case.existing) for name, case in CASES.items() if case.existing
         )
@@ -84,7 +88,8 @@ def test_each_kind_of_row_is_done_retried_resumed_or_skipped(desk: Desk, target:
         for name, case in CASES.items()
     ]
     keyed = desk.spark.createDataFrame(rows, KEYED)
-    matched = with_existing(keyed, target, Retry(("truncated",), ("{}",)), MAX_POSITIONS).collect()
+    retry = Retry(("truncated",), ("{}",))
+    matched = with_existing(keyed, found_rows(target, retry), target, retry, MAX_POSITIONS).collect()
     assert len(matched) == len(CASES)
     by_name: dict[str, dict[str, Any]] = {row["row_key"][1:]: row.asDict() for row in matched}
     for name, case in CASES.items():
@@ -101,7 +106,7 @@ def test_each_kind_of_row_is_done_retried_resumed_or_skipped(desk: Desk, target:
 def test_without_retry_all_existing_rows_are_done_and_none_is_resumed(desk: Desk, target: GivenOutput) -> None:
     rows = [(f"s{name}", f"now {name}", None, None, 30) for name in CASES]
     keyed = desk.spark.createDataFrame(rows, KEYED.rpartition(", earlier_0_row")[0])
-    matched = with_existing(keyed, target, Retry(), MAX_POSITIONS)
+    matched = with_existing(keyed, found_rows(target, Retry()), target, Retry(), MAX_POSITIONS)
     assert not set(matched.columns) & set(PARTIAL_COLUMNS)
     existing = {name for name, case in CASES.items() if case.existing and case.existing[0] == "now"}
     assert {row["row_key"][1:] for row in matched.collect() if row["state"] == EXISTING} == existing

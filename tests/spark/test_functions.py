@@ -129,6 +129,7 @@ print(json.dumps([type(spark).__module__, rows]))
 """
 
 
+@pytest.mark.chaos
 def test_over_spark_connect_they_give_the_same(job_desk: Desk, tmp_path: Path) -> None:
     pytest.importorskip("grpc")
     register(job_desk.spark)

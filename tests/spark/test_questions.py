@@ -147,6 +147,7 @@ def test_a_question_that_the_output_answers_already_is_not_asked_again(desk: Des
     assert desk.run(output=append).outcome == "nothing_to_do"
 
 
+@pytest.mark.chaos
 def test_all_rows_copied_take_no_model(desk: Desk) -> None:
     desk.put(repeated(1, 5))
     desk.run(output={"mode": "append"})

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from dolly_batch import Options, Report, Stopped, run_job
 from dolly_batch.errors import ConfigError
-from dolly_batch.spark.generate.limits import ErrorLimit, busy_hours
+from dolly_batch.spark.generate.limits import Budget, ErrorLimit
 from tests.spark.desk import Desk, questions
 
 OURS = [
@@ -215,10 +216,16 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(desk: Desk)
 
 
 def test_an_engines_time_counts_once_however_many_tasks_share_it(spark: SparkSession) -> None:
-    tasks = [("a", 0.0, 7200.0), ("a", 0.0, 3600.0), ("a", 3600.0, 9000.0), ("a", 10800.0, 12600.0), ("b", 0.0, 3600.0)]
-    rows = spark.createDataFrame([*tasks, ("a", None, None)], "engine_id string, began_s double, ended_s double")
-    assert busy_hours(rows) == pytest.approx((9000 + 1800 + 3600) / 3600)
-    assert busy_hours(rows.where("false")) == 0.0
+    waves = [
+        [("a", 3600.0, 9000.0), ("b", 0.0, 3600.0), ("a", None, None)],
+        [("a", 0.0, 7200.0), ("a", 0.0, 3600.0), ("a", 10800.0, 12600.0)],
+    ]
+    budget = Budget(3.9)
+    for tasks, hours in zip(waves, (2.5, 4.0), strict=True):
+        rows = spark.createDataFrame(tasks, "engine_id string, began_s double, ended_s double")
+        with nullcontext() if hours < 3.9 else pytest.raises(Stopped, match="busy for 4 hours"):
+            budget.add(rows)
+        assert budget.hours == hours
 
 
 def test_a_run_whose_rows_fail_is_stopped_at_the_end_of_a_wave(spark: SparkSession) -> None:

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dolly_batch.errors import AuditError, Refused, Stopped
-from dolly_batch.spark.decisions import ASKED, CARRIED_OVER, DONE, EXISTING, SKIPPED, TODO, is_complete, miscounted
+from dolly_batch.spark.decisions import (
+    ASKED,
+    CARRIED_OVER,
+    DONE,
+    EXISTING,
+    SKIPPED,
+    TODO,
+    UPDATE,
+    is_complete,
+    miscounted,
+    publishing,
+)
 from dolly_batch.spark.generate.jobs import whole_folder
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.plan.manifest import BESIDE, COMPLETE, Plan, PlanFolder, Wave, open_plan
@@ -85,14 +96,16 @@ class Running:
         return None if opened is None else Opened(*opened)
 
     def make_plan(self, check: Callable[[], None]) -> Opened | None:
-        beside = self.output.parts_beside()
+        seen = self.output.seen()
         rows, planned_at = self.read_input(), self.stamp()
         draft = f"{WORK}/.planning-{self.name}-{uuid.uuid4().hex[:12]}"
         try:
-            if beside is not None:
-                self.files.write(f"{draft}/{BESIDE}", json.dumps({"folders": beside}))
             self.files.write(f"{draft}/keyed/part", "")
-            states = self._states(key_rows(rows))
+            table = self.output.read()
+            states = self._states(key_rows(rows), table or Rows())
+            if seen is not None:
+                only_adds = self._only_adds(states, table or Rows())
+                self.files.write(f"{draft}/{BESIDE}", json.dumps({**seen, "only_adds": only_adds}))
             plan = self._plan(states, planned_at)
             before = Said("complete", plan, planned_at, rows)
             if plan.num_rows == plan.num_answered_before and self._is_up_to_date(states):
@@ -107,9 +120,14 @@ class Running:
         finally:
             self.files.delete(draft)
 
-    def _states(self, keyed: Rows) -> list[tuple[str, Row]]:
+    def _only_adds(self, states: list[tuple[str, Row]], table: Rows) -> bool:
+        there = {row.row_key for row in table}
+        meets = any(row.row_key in there for state, row in states if state in (TODO, SKIPPED))
+        return not self.retry and (self.output.mode == "append" or (self.output.mode == "merge" and not meets))
+
+    def _states(self, keyed: Rows, table: Rows) -> list[tuple[str, Row]]:
         held: dict[tuple[str, ...], Row] = {}
-        for row in self.output.read() or []:
+        for row in table:
             if row.key() not in held or (row.attempt, row.status) > (held[row.key()].attempt, held[row.key()].status):
                 held[row.key()] = row
         states = []
@@ -201,6 +219,29 @@ class Running:
             rows += carried
         return rows
 
+    def _rightly_there(self, opened: Opened, table: Rows) -> Rows:
+        """As the audit's: without rows that the plan should have replaced."""
+        plan = opened.plan
+        if self.output.mode == "overwrite":
+            return table
+        rule, planned = publishing(self.output.mode, plan.retries), Rows()
+        for part in ([SKIPPED] if plan.num_skipped else []) + [f"{TODO}/wave={wave.number}" for wave in plan.waves]:
+            planned += self._part(opened, part)
+        wanted = {row.key(rule.keys): row for row in planned}
+
+        def is_old(row: Row) -> bool:
+            ours = wanted.get(row.key(rule.keys))
+            if ours is None or (row.plan_id, row.created_at) == (plan.plan_id, plan.created_at):
+                return False
+            facts = {
+                "later": ours.attempt > row.attempt,
+                "changed": ours.request_key != row.request_key,
+                "newer_there": row.created_at > plan.created_at,
+            }
+            return rule.replaces.decide(**facts) == UPDATE
+
+        return Rows(row for row in table if not is_old(row))
+
     def audit(self, opened: Opened) -> None:
         plan, names = opened.plan, self.output.keys
         planned = Counter[tuple[str, ...]]()
@@ -208,10 +249,15 @@ class Running:
             planned.update(row.key(names) for row in (self._part(opened, part) if count else []))
         for wave in plan.waves:
             planned.update(row.key(names) for row in self._part(opened, f"{TODO}/wave={wave.number}"))
-        have = Counter(row.key(names) for row in self.output.committed(plan) or [])
-        counts = [miscounted(want, have[key], max) for key, want in planned.items()]
-        missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
-        if not is_complete(plan.num_planned + plan.num_carried_over, planned.total(), missing, repeated):
-            raise AuditError(f"{missing} are missing, {repeated} are repeated; or close the plan with --abandon")
-        opened.folder.mark(COMPLETE, {})
-        self.say(self.planned[plan.created_at])
+        table, was_alone = self.output.committed(opened.folder, plan)
+        own = Rows(row for row in table if (row.plan_id, row.created_at) == (plan.plan_id, plan.created_at))
+        right = self._rightly_there(opened, table)
+        for rows in (own, right) if was_alone and not plan.num_carried_over else (right,):
+            have = Counter(row.key(names) for row in rows)
+            counts = [miscounted(want, have[key], max) for key, want in planned.items()]
+            missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
+            if is_complete(plan.num_planned + plan.num_carried_over, planned.total(), missing, repeated):
+                opened.folder.mark(COMPLETE, {})
+                self.say(self.planned[plan.created_at])
+                return
+        raise AuditError(f"{missing} are missing, {repeated} are repeated; or close the plan with --abandon")

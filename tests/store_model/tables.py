@@ -4,7 +4,7 @@ The Parquet commit is the package's own, over lists of rows in place of data fra
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
@@ -15,8 +15,10 @@ import pytest
 from dolly_batch.errors import Stopped
 from dolly_batch.spark.decisions import UPDATE, identified_by, publishing
 from dolly_batch.spark.files import Files
-from dolly_batch.spark.plan.manifest import Plan, PlanFolder
-from dolly_batch.spark.tables import parquet
+from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
+from dolly_batch.spark.tables import delta_log, parquet
+from dolly_batch.spark.tables.delta_commit import TRIES
+from dolly_batch.spark.tables.delta_log import Log, Version, application, own_version
 
 OUT = "/out"
 
@@ -56,23 +58,39 @@ class Rows(list[Row]):
 
 @dataclass
 class DeltaTable:
-    """Versions of a table, each with the plan that made it; commits are atomic."""
+    """Versions of a table, each with its note; commits are atomic."""
 
     versions: list[tuple[str, Rows]] = field(default_factory=list)
     transactions: dict[str, str] = field(default_factory=dict)
+    turn: int = -1
 
     @property
     def rows(self) -> Rows | None:
         return self.versions[-1][1] if self.versions else None
 
-    def commit(self, plan: Plan, mode: str, rows: Rows) -> None:
-        """What `delta_commit.commit` has Delta do, with Delta's transactions."""
-        tag = f"{plan.plan_id} {plan.created_at}"
-        application, version = ("overwrite", plan.created_at) if mode == "overwrite" else (tag, "1")
-        if self.transactions.get(application, "") >= version:
-            return
-        self.transactions[application] = version
-        self.versions.append((tag, rows if mode == "overwrite" else self._merged(plan, mode, rows)))
+    def create(self) -> None:
+        if not self.versions:
+            self.versions.append(("CREATE", Rows()))
+
+    def overwrite(self, plan: Plan, rows: Rows) -> None:
+        """What `delta_commit` has Delta do, with Delta's transactions."""
+        if self.transactions.get("overwrite", "") < plan.created_at:
+            self.transactions["overwrite"] = plan.created_at
+            self.versions.append((application(plan), rows))
+
+    def write(self, plan: Plan, mode: str, rows: Rows, log: Log, only_adds: bool) -> None:
+        """The same for rows that are appended or merged; nothing where the turn is taken."""
+        if not self.is_taken(log.turn):
+            self.turn = log.turn
+            found = [*(self.rows or []), *rows] if log.knows and only_adds else self._merged(plan, mode, rows)
+            self.versions.append((f"{application(plan)} {log.turn}", Rows(found)))
+
+    def is_taken(self, turn: int) -> bool:
+        return self.turn >= turn
+
+    def since(self, seen: Mapping[str, Any]) -> list[Version]:
+        found = [Version(at, note, note not in ("CREATE", "DELETE")) for at, (note, _) in enumerate(self.versions)]
+        return [version for version in reversed(found) if version.number > seen["version"]]
 
     def _merged(self, plan: Plan, mode: str, rows: Rows) -> Rows:
         rule, table = publishing(mode, plan.retries), Rows(self.rows or [])
@@ -90,10 +108,6 @@ class DeltaTable:
                 if rule.replaces.decide(**facts) == UPDATE:
                     table[i] = row
         return Rows([*table, *inserted])
-
-    def committed(self, plan: Plan) -> Rows | None:
-        tag = f"{plan.plan_id} {plan.created_at}"
-        return next((rows for of, rows in self.versions if of == tag), None)
 
 
 @dataclass
@@ -129,26 +143,48 @@ class Output:
             rows += [replace(row, plan_id=name.partition("=")[2] or row.plan_id) for row in found]
         return rows
 
-    def parts_beside(self) -> list[str] | None:
-        return None if self.format == "delta" else parquet.FORMAT.parts_beside(self)  # type: ignore[arg-type]
+    def seen(self) -> dict[str, Any] | None:
+        if self.format == "delta":
+            return {"version": len(self.delta.versions) - 1, "turn": self.delta.turn if self.delta.versions else None}
+        return parquet.FORMAT.seen(self)  # type: ignore[arg-type]
 
     def is_committed(self, folder: PlanFolder, plan: Plan) -> bool:
         if self.format == "delta":
-            return self.delta.committed(plan) is not None
+            return own_version(plan, self.delta.since(folder.facts(BESIDE))) is not None
         return parquet.FORMAT.finish_commit(self, folder, plan)  # type: ignore[arg-type]
 
     def commit(self, folder: PlanFolder, plan: Plan, rows: Rows, loses_reply: Callable[[], bool]) -> None:
         if self.format == "parquet":
             parquet.FORMAT.commit(self, folder, plan, rows)  # type: ignore[arg-type]
             return
-        self.files.exists("/out/_delta_log")
-        self.delta.commit(plan, self.mode, rows)
+        self.files.exists("/out/_delta_log")  # a start may be stopped here
+        if self.mode == "overwrite":
+            self.delta.overwrite(plan, rows)
+        elif not self._in_turn(plan, rows, folder.facts(BESIDE)):
+            raise Stopped("others were first each time")
         if loses_reply():
             raise Stopped("the reply of a commit was lost")
 
-    def committed(self, plan: Plan) -> Rows | None:
-        found = self.delta.committed(plan) if self.format == "delta" else None
-        return self.read() if found is None else found
+    def _in_turn(self, plan: Plan, rows: Rows, seen: Mapping[str, Any]) -> bool:
+        """As `delta_commit` does it, with a place to be stopped between the look and the commit."""
+        self.delta.create()
+
+        def look() -> Log:
+            return delta_log.log_of(plan, seen, self.delta.since(seen))
+
+        def write(log: Log) -> None:
+            self.files.exists("/out/_delta_log")
+            self.delta.write(plan, self.mode, rows, log, seen["only_adds"])
+
+        return delta_log.take_turns(look, write, TRIES)
+
+    def committed(self, folder: PlanFolder, plan: Plan) -> tuple[Rows, bool]:
+        """The table as the plan's commit has left it, and whether it alone has added rows since it was planned."""
+        since = self.delta.since(folder.facts(BESIDE)) if self.format == "delta" else []
+        own = own_version(plan, since)
+        if own is None:
+            return self.read() or Rows(), self.format == "parquet"
+        return self.delta.versions[own][1], delta_log.was_alone(plan, since)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The machine of machine.py over many schedules; and that it finds what each guard keeps out, when that is off."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,9 +12,10 @@ from dolly_batch.spark import decisions
 from dolly_batch.spark.decisions import TruthTable
 from dolly_batch.spark.plan.manifest import PlanFolder
 from dolly_batch.spark.plan.planner import _Draft
-from dolly_batch.spark.tables import parquet
+from dolly_batch.spark.tables import delta_log, parquet
 from tests.store_model import keys
 from tests.store_model.machine import FORMATS, StoreMachine
+from tests.store_model.tables import DeltaTable
 
 SETTINGS = settings(
     max_examples=300,
@@ -58,10 +60,21 @@ def rows_of_other_plans_are_added_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(parquet, "_without", lambda output, rows, folders: rows)
 
 
+def commits_rely_on_an_old_look(patch: pytest.MonkeyPatch) -> None:
+    log_of = delta_log.log_of
+    patch.setattr(delta_log, "log_of", lambda *given: replace(log_of(*given), knows=True))
+
+
+def commits_take_no_turns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DeltaTable, "is_taken", lambda table, turn: False)
+
+
 GUARDS: dict[str, Guard] = {
     "A1": ([("delta", "append"), *APPENDS_PARQUET], equal_rows_share_a_key, "is missing"),
     "A4": (MERGES, older_answers_replace_newer_ones, "older answer"),
     "A5": (FORMATS, plans_are_opened_without_a_look, "cannot be finished"),
+    "A3, the look": ([("delta", "append")], commits_rely_on_an_old_look, r"is there \d+ times"),
+    "A3, the turns": ([("delta", "append")], commits_take_no_turns, r"is there \d+ times"),
     "A14": (APPENDS_PARQUET, rows_of_other_plans_are_added_again, r"is there \d+ times"),
 }
 

@@ -1,8 +1,9 @@
 """Spark jobs that run in threads, are watched and cancelled together, and leave whole folders or none."""
 
+import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,35 +14,71 @@ from pyspark.sql import SparkSession
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.session.session import is_connect
 
+MAX_IN_FLIGHT = 100
+TICK_S = 0.25
+LOOK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function that starts Spark jobs, and how many tasks they have."""
+
+    run: Callable[[], None]
+    num_tasks: int = 1
+
 
 def run_watched(
-    spark: SparkSession, jobs: Iterable[Callable[[], None]], max_in_flight: int, tick: Callable[[], None]
+    spark: SparkSession,
+    jobs: Sequence[Job],
+    tick: Callable[[], None],
+    *,
+    at_least: int = 1,
+    num_wanted: Callable[[], int] = lambda: 1,
 ) -> None:
-    """Run functions that start Spark jobs, `max_in_flight` at a time and in their order, each in a thread.
+    """Run jobs in their order, each in a thread: `at_least` so many at a time, and more while they have fewer tasks
+    than `num_wanted` says, which is asked again and again.
 
-    `tick` is called about four times a second. Any exception, of a job, of `tick` or KeyboardInterrupt, cancels the
-    running jobs and is raised when their threads have ended.
+    `tick` is called about four times a second, in a thread of its own: however long it takes, jobs are started. Any
+    exception, of a job, of `tick` or KeyboardInterrupt, cancels the running jobs and is raised when their threads have
+    ended.
     """
     tag = JobTag(spark)
 
-    def tagged(job: Callable[[], None]) -> None:
+    def tagged(work: Callable[[], None]) -> None:
         tag.mark()
-        job()
+        work()
 
-    waiting = deque(jobs)
-    running: set[Future[None]] = set()
-    with ThreadPoolExecutor(max_in_flight) as pool:
+    over = threading.Event()
+    with ThreadPoolExecutor(MAX_IN_FLIGHT + 1) as pool:
+        watch = pool.submit(tagged, lambda: _watch(over, tick))
+        running: dict[Future[None], int] = {}
         try:
+            waiting = deque(jobs)
             while waiting or running:
-                while waiting and len(running) < max_in_flight:
-                    running.add(pool.submit(tagged, waiting.popleft()))
-                finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-                for future in finished:
+                while waiting and _has_room(running, at_least, num_wanted):
+                    job = waiting.popleft()
+                    running[pool.submit(tagged, job.run)] = job.num_tasks
+                for future in wait({*running, watch}, timeout=LOOK_S, return_when=FIRST_COMPLETED).done:
                     future.result()
-                tick()
+                    del running[future]
+            over.set()
+            watch.result()
         except BaseException:
-            tag.cancel_all(running)
+            over.set()
+            tag.cancel_all({*running, watch})
             raise
+
+
+def _watch(over: threading.Event, tick: Callable[[], None]) -> None:
+    while not over.wait(TICK_S):
+        tick()
+    tick()
+
+
+def _has_room(running: dict[Future[None], int], at_least: int, num_wanted: Callable[[], int]) -> bool:
+    if len(running) < at_least:
+        return True
+    return len(running) < MAX_IN_FLIGHT and sum(running.values()) < num_wanted()
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """What ends a run at the end of a wave: engines busy for longer than the budget, or too many rows that fail."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.errors import Stopped
 from dolly_batch.records import ERROR_STATUSES
 
 MIN_JUDGED_ROWS = 500  # fewer may fail by chance
+_TASK = ("engine_id", "began_s", "ended_s")
+Span = tuple[float, float]
 
 
 @dataclass
@@ -44,21 +48,65 @@ class ErrorLimit:
         )
 
 
-def check_budget(staged: DataFrame, max_gpu_hours: float) -> None:
-    """Raise Stopped when the engines that wrote these answers were busy for longer than the budget."""
-    hours = busy_hours(staged)
-    if hours > max_gpu_hours:
-        raise Stopped(
-            f"stopped: engines have been busy for {hours:.3g} hours, more than limits.max_gpu_hours = {max_gpu_hours}; "
-            "raise it and run the same command to resume"
-        )
+@dataclass
+class Budget:
+    """Counts the time of engines, each finished wave once, against `limits.max_gpu_hours`."""
+
+    max_hours: float | None
+    _busy: dict[str, list[Span]] = field(default_factory=dict)
+    """When each engine was busy, in seconds of its machine's clock, in order and without overlaps."""
+
+    def add(self, staged: DataFrame) -> None:
+        """Count the tasks of further waves. Raises Stopped when the engines were busy for longer than the budget."""
+        for engine, began_s, ended_s in staged.where("ended_s is not null").select(*_TASK).collect():
+            self._busy.setdefault(engine, []).append((began_s, ended_s))
+        self._busy = {engine: merged(spans) for engine, spans in self._busy.items()}
+        if self.max_hours is not None and self.hours > self.max_hours:
+            raise Stopped(
+                f"stopped: engines have been busy for {self.hours:.3g} hours, more than limits.max_gpu_hours = "
+                f"{self.max_hours}; raise it and run the same command to resume"
+            )
+
+    @property
+    def hours(self) -> float:
+        """Hours for which engines have had tasks, added up over engines; time that tasks shared counts once."""
+        return sum(ended_s - began_s for spans in self._busy.values() for began_s, ended_s in spans) / 3600
 
 
-def busy_hours(staged: DataFrame) -> float:
-    """Hours for which engines have had tasks, added up over engines; the time of tasks that shared one counts once."""
-    earlier = Window.partitionBy("engine_id").orderBy("began_s", "ended_s").rowsBetween(Window.unboundedPreceding, -1)
-    busy_until = F.max("ended_s").over(earlier)  # null for an engine's first task, which `greatest` ignores
-    added = F.col("ended_s") - F.greatest("began_s", busy_until)
-    tasks = staged.where("ended_s is not null").select(F.greatest(added, F.lit(0.0)).alias("added_s"))
-    row = tasks.agg(F.sum("added_s")).first()
-    return (row[0] or 0.0) / 3600 if row is not None else 0.0
+@dataclass
+class Limits:
+    """What is judged whenever a wave is finished, in that wave's own thread: the others are not kept waiting."""
+
+    errors: ErrorLimit
+    budget: Budget
+    num_rows: Mapping[int, int]
+    """Rows of each wave of the plan."""
+    answers: Callable[[Iterable[int]], DataFrame]
+    """The staged answers of waves."""
+    _counted: set[int] = field(default_factory=set)
+    _paid: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
+
+    def check(self, staged: set[int]) -> None:
+        """Judge the waves that are staged, each once. Raises Stopped; not when all are: the audit judges the whole."""
+        with self._lock:
+            if len(staged) == len(self.num_rows):
+                return
+            new = staged - self._counted
+            if self.errors.is_due(sum(self.num_rows[wave] for wave in new)):
+                self._counted |= new
+                self.errors.add(self.answers(new))
+            if self.budget.max_hours is not None and (unpaid := staged - self._paid):
+                self._paid |= unpaid
+                self.budget.add(self.answers(unpaid))
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """The same times, in order, those that overlap or touch as one."""
+    found: list[Span] = []
+    for began_s, ended_s in sorted(spans):
+        if found and began_s <= found[-1][1]:
+            found[-1] = (found[-1][0], max(ended_s, found[-1][1]))
+        else:
+            found.append((began_s, ended_s))
+    return found

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pyspark import TaskContext
 
 WRITE_EVERY_S = 1.0
+MAX_READ = 8  # waves, the first ones that are not finished: more may run, and count when they are
 
 
 @dataclass
@@ -42,6 +45,25 @@ class TaskProgress:
             partial = path.with_name(f".{path.name}.{context.taskAttemptId()}")
             partial.write_text(f"{self.num_rows} {self.num_tokens}", encoding="ascii")
             os.replace(partial, path)
+
+
+@dataclass
+class PlanProgress:
+    """How far a plan is, over all its waves, in their order. Only the files of waves that may be running are read."""
+
+    num_rows: Sequence[tuple[int, int]]
+    """The number of each wave, and its rows."""
+    folder: Callable[[int], str | None]
+    _num_tokens: dict[int, int] = field(default_factory=dict)
+
+    def read(self, finished: Collection[int]) -> tuple[int, int]:
+        """Rows answered, and tokens generated since this start; `finished` are numbers of waves."""
+        total_rows = sum(num_rows for wave, num_rows in self.num_rows if wave in finished)
+        unfinished = ((wave, num_rows) for wave, num_rows in self.num_rows if wave not in finished)
+        for wave, in_wave in islice(unfinished, MAX_READ):
+            num_rows, self._num_tokens[wave] = read_progress(self.folder(wave))
+            total_rows += min(num_rows, in_wave)
+        return total_rows, sum(self._num_tokens.values())
 
 
 def read_progress(folder: str | None) -> tuple[int, int]:

@@ -14,15 +14,16 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
 from dolly_batch.spark.files import literal
-from dolly_batch.spark.generate.jobs import run_watched, whole_folder
-from dolly_batch.spark.generate.limits import ErrorLimit, check_budget
-from dolly_batch.spark.generate.progress import read_progress
+from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
+from dolly_batch.spark.generate.limits import Budget, ErrorLimit, Limits
+from dolly_batch.spark.generate.progress import PlanProgress
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import prepare_task
-from dolly_batch.spark.preflight.gpus import gpu_profile
+from dolly_batch.spark.preflight.gpus import generation_slots, gpu_profile
 from dolly_batch.spark.session.conf import session_conf
+from dolly_batch.spark.session.session import is_connect
 from dolly_batch.tasks.base import PreparedTask
 
 TODO_SCHEMA = T.StructType(
@@ -68,25 +69,28 @@ class Generation:
         done = self.folder.staged_waves()
         return [wave for wave in self.plan.waves if wave.number not in done]
 
-    def run(self, tick: Callable[[], None]) -> None:
-        """Run what is left, `plan.waves_in_flight` waves at a time, so that no slot waits for the end of one.
+    def run(self, tick: Callable[[], None], finished: Callable[[], None] = lambda: None) -> None:
+        """Run what is left: `plan.waves_in_flight` waves at a time, so that no slot waits for the end of one; more
+        where the slots that there are now, be they more than when it was planned, would not all have work.
 
-        `tick` is called about four times a second. Any exception, KeyboardInterrupt among them, cancels the running
-        jobs; finished waves stay.
+        `tick` is called about four times a second, `finished` when a wave is staged, in its thread. Any exception,
+        KeyboardInterrupt among them, cancels the running jobs; finished waves stay.
         """
-        waves = [partial(self._run_wave, wave) for wave in self.left()]
-        with session_conf(self.spark, ONE_FILE_A_TASK):
-            run_watched(self.spark, waves, self.job.plan.waves_in_flight, tick)
 
-    def progress(self) -> tuple[int, int]:
-        """Rows answered and tokens generated so far."""
-        total_rows = total_tokens = 0
-        staged = self.folder.staged_waves()
-        for wave in self.plan.waves:
-            num_rows, num_tokens = read_progress(self.folder.progress(wave.number))
-            total_rows += wave.num_rows if wave.number in staged else min(num_rows, wave.num_rows)
-            total_tokens += num_tokens
-        return total_rows, total_tokens
+        def run(wave: Wave) -> None:
+            self._run_wave(wave)
+            finished()
+
+        waves = [Job(partial(run, wave), wave.num_shards) for wave in self.left()]
+        at_least = self.job.plan.waves_in_flight
+        with session_conf(self.spark, ONE_FILE_A_TASK):
+            run_watched(self.spark, waves, tick, at_least=at_least, num_wanted=lambda: at_least * self._num_slots())
+
+    def _num_slots(self) -> int:
+        """Tasks that can run at once now; where that cannot be asked at no cost, when it was planned."""
+        if self.job.plan.slots or is_connect(self.spark):
+            return self.plan.slots
+        return generation_slots(self.spark, self.job.model.gpus)
 
     def answers(self, waves: Iterable[int]) -> DataFrame:
         """The answers of finished waves, in the current schema: an earlier version's lack some columns."""
@@ -116,24 +120,16 @@ def generate(generation: Generation) -> None:
 
     Raises Stopped when its GPU hours are spent or too many rows fail, and whatever ends the run.
     """
-    folder, plan, limits = generation.folder, generation.plan, generation.job.limits
-    errors = ErrorLimit(limits.max_error_share)
-    counted: set[int] = set()
-    paid: set[int] = set()
+    folder, plan, job = generation.folder, generation.plan, generation.job
     num_rows = {wave.number: wave.num_rows for wave in plan.waves}
+    progress = PlanProgress([*num_rows.items()], folder.progress)
+    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits.max_gpu_hours)
+    limits = Limits(errors, budget, num_rows, generation.answers)
+    limits.check(folder.staged_waves())  # those of earlier starts
     with ProgressLine(plan.num_todo) as line:
 
         def tick() -> None:
-            line.update(*generation.progress())
-            staged = folder.staged_waves()
-            if len(staged) == len(plan.waves):
-                return
-            new = staged - counted
-            if errors.is_due(sum(num_rows[wave] for wave in new)):
-                counted.update(new)
-                errors.add(generation.answers(new))
-            if limits.max_gpu_hours is not None and not staged <= paid:
-                paid.update(staged)
-                check_budget(generation.answers(staged), limits.max_gpu_hours)
+            if line.is_live:
+                line.update(*progress.read(folder.staged_waves()))
 
-        generation.run(tick)
+        generation.run(tick, lambda: limits.check(folder.staged_waves()))

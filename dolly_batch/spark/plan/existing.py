@@ -18,6 +18,7 @@ from dolly_batch.spark.plan.keys import (
     NULL_KEY,
     content_row_key,
     kept_values_hash,
+    numbered_key,
     request_header,
     request_key,
     shown_ids,
@@ -91,8 +92,12 @@ def with_earlier_keys(keyed: DataFrame, retry: Retry, kept: Sequence[ColumnRef],
     return keyed
 
 
-def with_existing(keyed: DataFrame, target: OutputTable, retry: Retry, max_positions: int) -> DataFrame:
+def with_existing(
+    keyed: DataFrame, found: DataFrame | None, target: OutputTable, retry: Retry, max_positions: int
+) -> DataFrame:
     """Add `state` and `attempt` to keyed rows, and to those that are resumed what they resume. Is a row asked again?
+
+    `found` has the output's rows, as `OutputTable.key_rows` gives them; None without an output.
 
         in the output                                 the row can run | is too_long | has another status
         ------------------------------------------------------------------------------------------------
@@ -126,7 +131,7 @@ def with_existing(keyed: DataFrame, target: OutputTable, retry: Retry, max_posit
     state = F.when(asked == DONE, done).otherwise(asked)
     fits_resumed = resumable & F.coalesce(status == "too_long", F.lit(False))
     partial = (existing["text"], existing["num_tokens"], limit)
-    return _matched(keyed, target, retry).select(
+    return _matched(keyed, found, target.job, retry).select(
         *(
             F.when(~fits_resumed, F.col(name)).alias(name) if resumes and name in ("status", "error") else F.col(name)
             for name in keyed.columns
@@ -154,15 +159,28 @@ def _partial_answer(existing: Column, max_new_tokens: int, max_positions: int) -
     return has_tokens & has_room, has_tokens & ~has_room, limit
 
 
-def _matched(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
+def _latest(found: DataFrame, numbered: bool) -> DataFrame:
+    """(row_key, request_key, existing) of the output's rows, one each, the latest attempt where there are several.
+
+    With `numbered`, rows of equal keys, as earlier versions have written them for repeated ids, are there once for
+    each, under the keys that `numbered_key` gives them.
+    """
+    existing = F.struct("attempt", "status", "num_tokens", "text")
+    rows = found.groupBy(*KEYS).agg(F.max(existing).alias("existing"), F.count("*").alias("count"))
+    if not numbered:
+        return rows.drop("count")
+    rows = rows.withColumn("number", F.explode(F.sequence(F.lit(1), F.col("count").cast("int"))))
+    key = numbered_key(F.col("request_key"), F.col("number")).alias("request_key")
+    return rows.select("row_key", key, "existing")
+
+
+def _matched(keyed: DataFrame, found: DataFrame | None, job: JobConfig, retry: Retry) -> DataFrame:
     """The rows with `existing`, a struct that is null where the output does not hold them, and its keys if it does."""
-    table = target.read()
-    if table is None:
+    if found is None:
         none = "struct<status:string,attempt:int,num_tokens:int,text:string>"
         return keyed.withColumn("existing", F.lit(None).cast(none))
-    job = target.job
     numbered = job.input.on_bad_id == "status" and job.output.mode != "overwrite"
-    answers = target.existing_rows(table, retry.resumes_truncated(job), numbered).toDF(*KEYS, "existing")
+    answers = _latest(found, numbered)
     rows = keyed.join(answers, [*KEYS], "left")
     earlier = [f"earlier_{i}" for i in range(len(retry.earlier))]
     for name in earlier:
@@ -179,13 +197,11 @@ def _matched(keyed: DataFrame, target: OutputTable, retry: Retry) -> DataFrame:
     return rows.select(*others, *map(key_in_output, KEYS), F.coalesce("existing", *earlier).alias("existing"))
 
 
-def check_row_keys(target: OutputTable) -> None:
-    """Raise OutputError for `merge` into a table that holds a row key twice: the new row would replace both rows."""
-    table = target.read() if target.job.output.mode == "merge" else None
-    if table is None:
+def check_row_keys(target: OutputTable, found: DataFrame | None) -> None:
+    """Raise OutputError for `merge` where a row key is `found` twice: the new row would replace both rows."""
+    if found is None or target.job.output.mode != "merge":
         return
-    keys = table.select(target.row_key().alias("row_key"))
-    repeated = keys.groupBy("row_key").count().filter(F.col("count") > 1).orderBy("row_key").limit(3).collect()
+    repeated = found.groupBy("row_key").count().filter(F.col("count") > 1).orderBy("row_key").limit(3).collect()
     if repeated:
         shown = shown_ids(map(tuple, repeated), max(1, target.num_ids))
         raise OutputError(

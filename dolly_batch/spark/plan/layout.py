@@ -20,6 +20,8 @@ from dolly_batch.tasks.base import PREFILL_SPEEDUP
 MIN_SHARD_ROWS = 32  # a small table is spread over the slots, but not in smaller shards than this
 _BUCKETS_PER_SHARD = 16
 _PIECES = 1024
+MIN_WAVE_SLOTS = 2
+MAX_WAVES = 100
 
 
 def count_shards(num_questions: int, work_s: float, slots: int, config: PlanConfig) -> int:
@@ -28,6 +30,17 @@ def count_shards(num_questions: int, work_s: float, slots: int, config: PlanConf
     by_rows = math.ceil(num_questions / config.max_shard_rows)
     for_all_slots = min(slots, math.ceil(num_questions / MIN_SHARD_ROWS))
     return max(by_time, by_rows, for_all_slots, 1)
+
+
+def count_wave_shards(num_shards: int, config: PlanConfig) -> int:
+    """How many shards make a wave: a hundredth of the work, which is what a crash may cost, or some minutes of it.
+
+    How many slots there are at this moment says nothing: a cluster that grows runs more waves at once. A job that names
+    its slots has waves of their size.
+    """
+    if config.slots is not None:
+        return config.shards_per_slot * config.slots
+    return max(MIN_WAVE_SLOTS * config.shards_per_slot, math.ceil(num_shards / MAX_WAVES))
 
 
 def write_questions(

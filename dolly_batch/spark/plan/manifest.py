@@ -8,7 +8,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/reused/   rows whose answers are carried over from the old output (mode overwrite)
                    snapshot/copied/   rows whose answers are copied from other rows of the output; answers/ holds them
                    snapshot/*.schema.json   the columns of each
-                   beside.json        the folders of a Parquet output to append to, as they were before planning
+                   beside.json        the output before planning: a Parquet output's folders, a Delta table's version
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
                    swapping.json      a Parquet output is being replaced: by which folder

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -33,7 +34,8 @@ from dolly_batch.spark.plan.existing import Retry, check_row_keys, find_retryabl
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
 from dolly_batch.spark.plan.keys import input_settings, request_header, task_settings
 from dolly_batch.spark.plan.known_answers import known_answers, known_questions, with_known
-from dolly_batch.spark.plan.layout import count_shards, write_questions
+from dolly_batch.spark.plan.layout import count_shards, count_wave_shards, write_questions
+from dolly_batch.spark.plan.lookup import FEW_ROWS, found_of_few, found_rows, meets_none
 from dolly_batch.spark.plan.manifest import BESIDE, MANIFEST, Plan, PlanFolder
 from dolly_batch.spark.plan.measured import measured_factor, rate_name
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
@@ -88,18 +90,20 @@ def make_plan(
             keyed = draft.saved(key_input(source, job, model, prepared, retry), "keyed")
         if source.ids:
             check_ids(keyed, source, job)
-        check_row_keys(target)
-        beside = target.format.parts_beside(target)  # before the output is read
-        if beside is not None:
-            files.write(f"{draft.path}/{BESIDE}", json.dumps({"folders": beside}))
-        limited = limit_rows(keyed, source, job, options.limit)
-        rows = with_existing(limited, target, retry, model.max_positions)
-        if limited is not keyed or target.exists():  # else nothing was joined or sorted that were to be kept
-            rows = draft.saved(rows, "rows")
-        check_rows(target, rows)
+        seen = None if dry else target.format.seen(target)  # before the output is read
         shares = shares_answers(job, prepared, retry)
+        reuses = shares and job.output.reuse_answers
+        is_few = target.exists() and keyed.count() <= FEW_ROWS
+        found = _found(draft, keyed, target, retry, reuses) if is_few else found_rows(target, retry)
+        check_row_keys(target, found)
+        limited = limit_rows(keyed, source, job, options.limit)
+        rows = with_existing(limited, found, target, retry, model.max_positions)
+        if limited is not keyed or found is not None:  # else nothing was joined or sorted that were to be kept
+            rows = draft.saved(rows, "rows")
+        draft.keep(seen, only_adds=_only_adds(job, options, rows, found, is_few))
+        check_rows(target, rows)
         facts = read_facts(rows, shares)
-        known = _known(draft, rows, target, retry, facts) if shares and job.output.reuse_answers else None
+        known = _known(draft, rows, found, target, retry, facts) if reuses and found is not None else None
         if known is not None:
             rows = draft.saved(with_known(rows, known), "known_rows")
             facts = read_facts(rows, shares)
@@ -120,7 +124,7 @@ def make_plan(
         plan = replace(plan, prefix_share=round(sharing.share, 4))
         if dry:
             return Planned(plan, None)
-        snapshot, per_wave = f"{draft.path}/snapshot", job.plan.shards_per_slot * plan.slots
+        snapshot, per_wave = f"{draft.path}/snapshot", count_wave_shards(num_shards, job.plan)
         _write_rows(rows, plan, files, snapshot)
         if known is not None:
             write_part(files, known, f"{snapshot}/{ANSWERS}")
@@ -152,6 +156,11 @@ class _Draft:
         write_part(self.files, rows, f"{self.path}/{name}")
         return read_part(self.spark, self.files, f"{self.path}/{name}")
 
+    def keep(self, seen: dict[str, Any] | None, *, only_adds: bool) -> None:
+        """Keep what was seen of the output, for the commit; and whether that will only add rows to those."""
+        if seen is not None:
+            self.files.write(f"{self.path}/{BESIDE}", json.dumps({**seen, "only_adds": only_adds}))
+
     def opened(self, plan: Plan, work: str, check: Callable[[], None]) -> Planned:
         """Rename the draft to the plan's name: from here on the plan exists.
 
@@ -182,18 +191,32 @@ def _rate_factor(job: JobConfig, model: ModelFacts, files: Files, work: str) -> 
 def _work_s(target: OutputTable, model: ModelFacts, prepared: PreparedTask, facts: Facts) -> float:
     """Seconds that one slot would take for all rows to answer."""
     job = target.job
-    rate = slot_rate(
-        model.num_parameters, model.on_gpu, job.engine.kind == "echo", prepared.num_new_tokens, job.plan.tokens_per_s
-    )
+    given, is_echo = job.plan.tokens_per_s, job.engine.kind == "echo"
+    rate = slot_rate(model.num_parameters, model.on_gpu, is_echo, prepared.num_new_tokens, given, model.gpu_names)
     return rate.seconds(facts.num_questions, facts.num_prompt_tokens)
 
 
-def _known(draft: _Draft, rows: DataFrame, target: OutputTable, retry: Retry, facts: Facts) -> DataFrame | None:
+def _found(draft: _Draft, keyed: DataFrame, target: OutputTable, retry: Retry, reuses: bool) -> DataFrame | None:
+    """What few rows find in the output; kept where it is looked at twice."""
+    found = found_of_few(target, keyed, retry, reuses)
+    return found if found is None else draft.saved(found, "found")
+
+
+def _only_adds(job: JobConfig, options: Options, rows: DataFrame, found: DataFrame | None, is_few: bool) -> bool:
+    """Whether no row that is planned replaces one of the output, as far as that is known at no cost."""
+    if options.retry or job.output.mode == "overwrite":
+        return False
+    return job.output.mode == "append" or found is None or (is_few and meets_none(rows, found))
+
+
+def _known(
+    draft: _Draft, rows: DataFrame, found: DataFrame, target: OutputTable, retry: Retry, facts: Facts
+) -> DataFrame | None:
     """The answers that the output has to what rows are to ask, None where it has none."""
     table = target.read() if facts.num_questions else None
     if table is None:
         return None
-    known = draft.saved(known_questions(rows, target, table, retry, facts.num_questions), "known")
+    known = draft.saved(known_questions(rows, found, retry, facts.num_questions), "known")
     num_known = known.count()
     if not num_known:
         return None

@@ -4,7 +4,6 @@ Tried before any work: they import the package, look for the model, and write wh
 """
 
 import socket
-import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,10 +16,10 @@ from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.folder import read_config
-from dolly_batch.models.sizing import QUERY, parse_gpus, why_not_fits
+from dolly_batch.models.sizing import why_not_fits
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.local_files import LocalFiles
-from dolly_batch.spark.preflight.gpus import check_enough_gpus, has_gpus
+from dolly_batch.spark.preflight.gpus import check_enough_gpus, gpus_of, has_gpus
 from dolly_batch.spark.preflight.package import check_package, check_versions
 from dolly_batch.spark.session.session import is_local, num_slots
 from dolly_batch.spark.tables.output import OutputTable
@@ -96,24 +95,14 @@ def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folde
     Raises ConfigError, which names the GPU and what would do.
     """
     model = job.model
-    if is_local(spark) or not has_gpus(spark) or job.engine.kind == "echo":
+    if is_local(spark) or job.engine.kind == "echo" or not has_gpus(spark):
         return
     check_enough_gpus(spark, model.gpus)
-    slots, config = num_slots(spark), read_config(Path(model_folder), model.max_positions)
-    described = spark.range(0, slots, 1, slots).mapInPandas(_describe_gpus, "gpus string").distinct().collect()
-    for gpu in sorted({gpu for row in described for gpu in parse_gpus(row[0])}, key=lambda gpu: gpu.name):
+    config = read_config(Path(model_folder), model.max_positions)
+    for gpu in gpus_of(spark):
         fault = why_not_fits([gpu] * model.gpus, config, model.dtype, model.quantization)
         if fault:
             raise ConfigError(f"{model.path}: {fault}")
-
-
-def _describe_gpus(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    for _ in batches:
-        try:
-            text = subprocess.run(QUERY, capture_output=True, text=True, timeout=60, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            text = ""  # no NVIDIA driver here, or none that this process may ask
-        yield pd.DataFrame({"gpus": [text]})
 
 
 def _try_on_executors(spark: SparkSession, name: str, shared: dict[str, str], model_folder: str | None) -> set[str]:

@@ -96,12 +96,13 @@ class OutputFormat(InputFormat, ABC):
         """Finish a commit that an earlier start has begun; False, with nothing done, where there is none."""
         return False
 
-    def committed(self, output: "OutputTable", plan: "Plan") -> DataFrame | None:
-        """The table as the plan's commit has left it; None where that is not known."""
-        return None
+    def committed(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan") -> tuple[DataFrame | None, bool]:
+        """The table as the plan's commit has left it, None where that is not known; and whether its rows were all that
+        was added between the plan and its commit, as far as the plan's keys go."""
+        return None, True
 
-    def parts_beside(self, output: "OutputTable") -> list[str] | None:
-        """Names of the parts that the table has now, where a commit must look for what was added since; else None."""
+    def seen(self, output: "OutputTable") -> dict[str, Any] | None:
+        """What the table is now, by which the plan's commit will know what others have added since; else None."""
         return None
 
     @abstractmethod
@@ -115,14 +116,21 @@ def has_no_data(names: Sequence[str]) -> bool:
 
 
 @contextmanager
-def sized_writer(output: "OutputTable", rows: DataFrame) -> Iterator[Any]:
-    """A writer of rows in the output's partitions, in files of about `output.target_file_mb` (to be used inside).
+def sized(output: "OutputTable", rows: DataFrame) -> Iterator[DataFrame]:
+    """The rows, to be written inside: in files of about `output.target_file_mb`.
 
     Spark counts the bytes of the rows before they are compressed to about half.
     """
     size = f"{output.job.output.target_file_mb * 2}m"
     with session_conf(output.spark, {"spark.sql.adaptive.advisoryPartitionSizeInBytes": size}):
-        yield partitioned(output, rows.hint("rebalance").write)
+        yield rows.hint("rebalance")
+
+
+@contextmanager
+def sized_writer(output: "OutputTable", rows: DataFrame) -> Iterator[Any]:
+    """A writer of rows in the output's partitions, in files of about `output.target_file_mb` (to be used inside)."""
+    with sized(output, rows) as rebalanced:
+        yield partitioned(output, rebalanced.write)
 
 
 def partitioned(output: "OutputTable", writer: Any) -> Any:

@@ -14,12 +14,13 @@ from dolly_batch.config.job import JobConfig, ReadableTable
 from dolly_batch.errors import OutputError, Refused, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.local_files import in_volume
-from dolly_batch.spark.plan.manifest import Plan, PlanFolder
+from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
 from dolly_batch.spark.tables.columns import no_rows, schema_difference
-from dolly_batch.spark.tables.delta_commit import commit, committed_version, save
+from dolly_batch.spark.tables.delta_commit import commit, save
+from dolly_batch.spark.tables.delta_log import own_version, see, seen_by, versions_since, was_alone
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import partition_names
@@ -136,20 +137,31 @@ class Delta(OutputFormat):
 
     def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
         """Whether the plan is in the log: a start was killed after its commit. What was deleted since stays so."""
-        return committed_version(output, plan) is not None
+        if is_connect(output.spark) or not output.exists():
+            return False
+        return own_version(plan, versions_since(output, seen_by(output, folder.facts(BESIDE)))) is not None
 
-    def committed(self, output: OutputTable, plan: Plan) -> DataFrame | None:
-        """The version that the plan's commit made; None where the log no longer tells."""
-        version = committed_version(output, plan)
+    def committed(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> tuple[DataFrame | None, bool]:
+        """The version that the plan's commit made, None where the log no longer tells; and whether it followed the one
+        that the plan has seen, or others that added nothing."""
+        if is_connect(output.spark) or not output.exists():
+            return None, False
+        since = versions_since(output, seen_by(output, folder.facts(BESIDE)))
+        version = own_version(plan, since)
         if version is None:
-            return None
+            return None, False
         reader = output.spark.read.format("delta").option("versionAsOf", version)
-        return reader.load(output.path) if output.path is not None else reader.table(str(output.job.output.table))
+        table = reader.load(output.path) if output.path is not None else reader.table(str(output.job.output.table))
+        return table, was_alone(plan, since)
+
+    def seen(self, output: OutputTable) -> dict[str, Any] | None:
+        """The version that the table has."""
+        return see(output)
 
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Publish the rows in one commit of the table."""
         try:
-            commit(output, plan, rows)
+            commit(output, plan, rows, folder.facts(BESIDE))
         except (PySparkException, Py4JJavaError) as error:
             if constraint := violated(error):
                 raise Stopped(

@@ -1,8 +1,12 @@
-"""The one commit that a plan makes to a Delta table, and which of the table's versions that is."""
+"""The one commit that a plan makes to a Delta table.
+
+New rows are appended where the log says that nobody has added any since the plan was made, for then none of them is
+there; else they are merged, which reads the table.
+"""
 
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import reduce
@@ -13,57 +17,75 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from dolly_batch.errors import Stopped
 from dolly_batch.spark.decisions import REQUEST_KEY, UPDATE, publishing
 from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.session.session import is_connect
-from dolly_batch.spark.tables.base import partitioned, sized_writer
+from dolly_batch.spark.tables.base import partitioned, sized, sized_writer
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
+from dolly_batch.spark.tables.delta_log import Log, application, log_of, seen_by, take_turns, versions_since
+from dolly_batch.spark.tables.id_range import id_range
 from dolly_batch.spark.tables.output import OutputTable
 
 NEW = "__new_"
-WRITE_RETRIES = 8
+TRIES = 10
+FEW_ROWS = 200_000  # their ids are worth a look, since files without such ids are not read then
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 NOTE = "spark.databricks.delta.commitInfo.userMetadata"
 """What the log says of a commit; here, of which plan it is."""
 APPLICATION, VERSION = "spark.databricks.delta.write.txnAppId", "spark.databricks.delta.write.txnVersion"
 """Delta remembers this pair with a commit, and skips one with the same application and the same or a lower version."""
-NUM_SEARCHED = 1000
-"""Versions, the latest ones, among which a plan's own commit is looked for."""
+OPTIMIZED, OPTIMIZED_SIZE = (f"spark.databricks.delta.optimizeWrite.{key}" for key in ("enabled", "binSize"))
 
 
-def commit(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
-    """Publish the rows in one commit; an empty table is made first where there is none to append to."""
-    replaces = output.job.output.mode == "overwrite"
-    if not replaces:
-        _create(output)
-    with _said(output, {NOTE: _application(plan)}):
-        if replaces:
+def commit(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str, Any]) -> None:
+    """Publish the rows in one commit; an empty table is made first where there is none to append to.
+
+    `seen` is what the plan has kept of the table that it was made for (`delta_log.see`).
+    """
+    if output.job.output.mode == "overwrite":
+        with _said(output, {NOTE: application(plan)}):
             _overwrite(output, plan, rows)
-        else:
-            _merge(output, plan, rows)
+        return
+    _create(output)
+    if is_connect(output.spark):
+        _with_retries(output, plan, rows)
+    else:
+        _in_turn(output, plan, rows, seen_by(output, seen))
+
+
+def _in_turn(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str, Any]) -> None:
+    # None of a plan's rows is in the table that it has seen, unless it replaces some.
+    only_adds = bool(seen.get("only_adds"))
+
+    def look() -> Log:
+        return log_of(plan, seen, versions_since(output, seen))
+
+    def write(log: Log) -> None:
+        settings = {NOTE: f"{application(plan)} {log.turn}"}
+        settings |= {APPLICATION: f"dolly_batch {seen['table']}", VERSION: str(log.turn)}
+        try:
+            with _said(output, settings):
+                if log.knows and only_adds:
+                    _append(output, rows)
+                else:
+                    _merge(output, plan, rows)
+        except PySparkException as error:
+            if not _is_conflict(error):
+                raise
+            time.sleep(random.uniform(0.1, 1))  # noqa: S311
+
+    if not take_turns(look, write, TRIES):
+        raise Stopped(
+            f"others have written to {output.job.output.name} at each of {TRIES} tries to commit; the answers are "
+            "kept: run the same command to publish them"
+        )
 
 
 def _said(output: OutputTable, settings: Mapping[str, str]) -> AbstractContextManager[None]:
     """Commits made inside say this. Over Connect they do not: other threads may use the session's settings."""
     return nullcontext() if is_connect(output.spark) else session_conf(output.spark, settings)
-
-
-def _application(plan: Plan) -> str:
-    """What the log knows a plan by: planned again, the same rows are another plan."""
-    return f"dolly_batch {plan.plan_id} {plan.created_at}"
-
-
-def committed_version(output: OutputTable, plan: Plan) -> int | None:
-    """The version that the plan has committed, None where the latest ones of the log are others'."""
-    from delta.tables import DeltaTable
-
-    if is_connect(output.spark) or not output.exists():
-        return None
-    of = DeltaTable.forPath if output.path is not None else DeltaTable.forName
-    history = of(output.spark, str(output.path or output.job.output.table)).history(NUM_SEARCHED)
-    row = history.filter(F.col("userMetadata") == _application(plan)).agg(F.max("version")).first()
-    return None if row is None else row[0]
 
 
 def _overwrite(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
@@ -75,6 +97,11 @@ def _overwrite(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
         save(output, writer)
 
 
+def _append(output: OutputTable, rows: DataFrame) -> None:
+    with sized(output, rows) as rebalanced:
+        save(output, rebalanced.write.format("delta").mode("append"))
+
+
 def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
     columns = [field.name for field in output.schema.fields]
@@ -83,7 +110,9 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     request, attempt, created = map(output.output_name, ("request_key", "attempt", "created_at"))
     values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
     names = [*output.id_names, *([request] if REQUEST_KEY in rule.keys else [])]
-    merge = new.mergeInto(_identifier(output), _all(map(_same, names))).whenNotMatched().insert(values)
+    ids = id_range(output, rows.select(*map(quoted_path, output.id_names))) if plan.num_planned <= FEW_ROWS else None
+    conditions = [*map(_same, names), *([] if ids is None else [ids])]
+    merge = new.mergeInto(_identifier(output), reduce(and_, conditions)).whenNotMatched().insert(values)
     if rule.replaces.may_be(UPDATE):  # a MERGE that only inserts reads and writes less
         decision = rule.replaces.column(
             later=F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt)),
@@ -91,17 +120,18 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
             newer_there=F.col(quoted_path(created)) > F.col(quoted_path(NEW + created)),
         )
         merge = merge.whenMatched(decision == UPDATE).update(values)
-    with _said(output, {APPLICATION: _application(plan), VERSION: "1"}):
-        _with_retries(merge)
+    size = {OPTIMIZED: "true", OPTIMIZED_SIZE: f"{output.job.output.target_file_mb * 2}m"}
+    with _said(output, size):
+        merge.merge()
 
 
-def _with_retries(merge: Any) -> None:
-    """Commit, again after a conflict with another writer: the MERGE then sees what that one wrote."""
-    for attempt in range(1, WRITE_RETRIES + 1):
+def _with_retries(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+    """Merge, again after a conflict with another writer: the MERGE then sees what that one wrote."""
+    for attempt in range(1, TRIES + 1):
         try:
-            return merge.merge()  # type: ignore[no-any-return]
+            return _merge(output, plan, rows)
         except PySparkException as error:
-            if attempt == WRITE_RETRIES or not _is_conflict(error):
+            if attempt == TRIES or not _is_conflict(error):
                 raise
         time.sleep(pause_s(attempt))
 
@@ -131,13 +161,13 @@ def _create(output: OutputTable) -> None:
         return
     empty = no_rows(output.spark, output.schema)
     writer = partitioned(output, empty.write.format("delta").mode("ignore"))
-    for attempt in range(1, WRITE_RETRIES + 1):
+    for attempt in range(1, TRIES + 1):
         try:
             return save(output, writer)
         except PySparkException:
             if output.exists():  # another start was first
                 return None
-            if attempt == WRITE_RETRIES:
+            if attempt == TRIES:
                 raise
             time.sleep(0.2 * attempt)  # it may be at it this moment, and its log not there yet
 
@@ -157,7 +187,3 @@ def _identifier(output: OutputTable) -> str:
 
 def _same(name: str) -> Column:
     return F.col(quoted_path(name)).eqNullSafe(F.col(quoted_path(NEW + name)))
-
-
-def _all(conditions: Iterable[Column]) -> Column:
-    return reduce(and_, conditions, F.lit(True))

@@ -1,6 +1,7 @@
 """The output as it stands: whether it can take this job's rows, and which of them it holds already."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -11,7 +12,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import OutputError
 from dolly_batch.spark.causes import reason
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.plan.keys import NULL_KEY, numbered_key, row_key
+from dolly_batch.spark.plan.keys import NULL_KEY, row_key
 from dolly_batch.spark.tables.base import OutputFormat
 from dolly_batch.spark.tables.columns import (
     ColumnRef,
@@ -85,29 +86,25 @@ class OutputTable:
         except PySparkException as error:
             raise OutputError(f"output {self.path} cannot be read: {reason(error)}") from error
 
-    def existing_rows(self, table: DataFrame, with_text: bool, numbered: bool = False) -> DataFrame:
-        """(row_key, request_key, held) of the rows it holds, one each, the latest attempt where there are several.
+    def key_rows(self, table: DataFrame, with_text: bool) -> DataFrame:
+        """(row_key, request_key, attempt, status, num_tokens, text, plan_id) of the rows that it holds.
 
-        `held` is a struct of status, attempt, num_tokens, and text: the response of a truncated row, if asked for.
-        With `numbered`, rows of equal keys, as earlier versions have written them for repeated ids, are there once for
-        each, under the keys that `numbered_key` gives them.
+        `text` is the response of a truncated row, if asked for.
         """
-        attempt, status, num_tokens = (
-            F.col(quoted_path(self.output_name(n))) for n in ("attempt", "status", "num_completion_tokens")
+        names = ("request_key", "attempt", "status", "num_completion_tokens", "response", "plan_id")
+        request_key, attempt, status, num_tokens, response, plan_id = (
+            F.col(quoted_path(self.output_name(name))) for name in names
         )
-        response = F.col(quoted_path(self.output_name("response")))
         text = F.when(status == "truncated", response) if with_text else F.lit(None)
-        values = {"attempt": attempt, "status": status, "num_tokens": num_tokens, "text": text.cast("string")}
-        keys = table.select(
+        return table.select(
             self.row_key().alias("row_key"),
-            F.col(quoted_path(self.output_name("request_key"))).alias("request_key"),
-            F.struct(*(value.alias(name) for name, value in values.items())).alias("held"),
+            request_key.alias("request_key"),
+            attempt.alias("attempt"),
+            status.alias("status"),
+            num_tokens.alias("num_tokens"),
+            text.cast("string").alias("text"),
+            plan_id.alias("plan_id"),
         )
-        rows = keys.groupBy("row_key", "request_key").agg(F.max("held").alias("held"), F.count("*").alias("count"))
-        if not numbered:
-            return rows.drop("count")
-        rows = rows.withColumn("number", F.explode(F.sequence(F.lit(1), F.col("count").cast("int"))))
-        return rows.select("row_key", numbered_key(F.col("request_key"), F.col("number")).alias("request_key"), "held")
 
     def row_key(self) -> Column:
         """The row key of an output row, from its own columns."""
@@ -134,7 +131,7 @@ def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> Outp
     target = output_of(spark, job, output_schema(job, source.ids, source.kept), len(source.ids))
     check_partition_columns(job, target.schema)
     try:
-        refuse_overlaps(spark, target, input_files(source.df, job.input))
+        refuse_overlaps(spark, target, partial(input_files, source.df, job.input))
         table = target.read()
     except AnalysisException as error:
         raise OutputError(f"output {job.output.name}: {reason(error)}") from error

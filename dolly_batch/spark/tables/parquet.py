@@ -4,6 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Collection
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -71,9 +72,9 @@ class Parquet(OutputFormat):
         _swap(*_folder_of(output), folder, plan)
         return True
 
-    def parts_beside(self, output: OutputTable) -> list[str] | None:
+    def seen(self, output: OutputTable) -> dict[str, Any] | None:
         """The folders of other plans."""
-        return _folders(output, *_folder_of(output)) if output.job.output.mode == "append" else None
+        return {"folders": _folders(output, *_folder_of(output))} if output.job.output.mode == "append" else None
 
     def commit(self, output: OutputTable, folder: PlanFolder, plan: Plan, rows: DataFrame) -> None:
         """Write the rows into a folder of this call's own, and rename it."""

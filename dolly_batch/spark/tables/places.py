@@ -3,7 +3,8 @@
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
@@ -16,6 +17,7 @@ from dolly_batch.spark.local_files import mounted
 if TYPE_CHECKING:
     from dolly_batch.spark.tables.output import OutputTable
 
+_LETTERS_OF_PATTERNS = {*"*?[{"}
 _PART = r"(?:[A-Za-z0-9_]+|`(?:[^`]|``)+`)"
 
 
@@ -43,20 +45,25 @@ def check_catalog_stays(spark: SparkSession, table: str) -> None:
         )
 
 
-def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Sequence[str]) -> None:
-    """Raise OutputError where the output holds input files or the work folder, or lies in the input's folder."""
+def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Callable[[], Sequence[str]]) -> None:
+    """Raise OutputError where the output holds input files or the work folder, or lies in the input's folder.
+
+    The roots of the tables are compared. `inputs`, which lists every file of the input, is called where it has none, or
+    a pattern.
+    """
     location = target.path or _location(spark, str(target.job.output.table))
-    work, root, name = _real(files_for(spark, target.job.work_dir)[1]), None, target.job.output.name
-    if target.job.input.path is not None:
-        root = _real(_absolute(spark, target.job.input.path))
-        if _lies_in(work, root):
-            raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
+    work, name, config = _real(files_for(spark, target.job.work_dir)[1]), target.job.output.name, target.job.input
+    root = _location(spark, str(config.table)) if config.path is None else _absolute(spark, config.path)
+    root = None if root is None else _real(root)
+    if root is not None and _lies_in(work, root):
+        raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
     if location is None:
         return
     output = _real(location)
-    if any(_lies_in(_real(file), output) for file in inputs):
+    has_root = root is not None and not _LETTERS_OF_PATTERNS & {*root}
+    if any(_lies_in(file, output) for file in ([str(root)] if has_root else map(_real, inputs()))):
         raise OutputError(f"the output {name} holds the input's files; name another folder")
-    if root is not None and _lies_in(output, root):
+    if root is not None and (_lies_in(output, root) or _is_matched(output, root)):
         raise OutputError(f"the output {name} lies in the input's folder; name another one")
     if _lies_in(work, output):
         raise OutputError(f"work_dir {work} lies in the output {name}; name two folders side by side")
@@ -71,12 +78,20 @@ def _lies_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
+def _is_matched(path: str, pattern: str) -> bool:
+    """Whether a pattern of paths matches a path, or a folder that it lies in."""
+    names, patterns = path.split("/"), pattern.split("/")
+    return len(names) >= len(patterns) and all(map(fnmatchcase, names, patterns))
+
+
 def _location(spark: SparkSession, table: str) -> str | None:
-    """Where a catalog table's files lie, None for one that does not exist yet."""
+    """Where a catalog table's files lie, None for one that does not exist yet, and for a view."""
     if not spark.catalog.tableExists(table):
         return None
-    rows = spark.table(table).inputFiles()
-    return posixpath.dirname(rows[0]) if rows else None
+    described = spark.sql("DESCRIBE TABLE EXTENDED IDENTIFIER(:name)", args={"name": table})
+    rows = [(row[0], row[1]) for row in described.collect()]
+    details = next((i for i, row in enumerate(rows) if row[0].startswith("# Detailed Table")), len(rows))
+    return next((where for what, where in rows[details:] if what == "Location"), None)
 
 
 def _real(path: str) -> str:

@@ -1,7 +1,7 @@
 """The CPU kernels that numba compiles, each compared with torch before it is used; None where one is not available.
 
-Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once in a
-process, in some seconds; processes that are forked later have them too.
+Without them torch's own products and passes do the same, more slowly. They are compiled for the CPU at hand, once, in
+some twenty seconds, and kept on disk (`kept`); processes that are forked later have them too.
 """
 
 import functools
@@ -67,10 +67,11 @@ def find_row_kernels(
 
     def compile_and_check() -> RowKernels:
         from dolly_batch.engine.kernels.cpu.int8_rows import compile_finish, compile_quantize
+        from dolly_batch.engine.kernels.cpu.kept import kept
 
         kernels = RowKernels(
-            compile_quantize(smallest, zero_point, is_bfloat16=input_dtype == torch.bfloat16),
-            compile_finish(is_bfloat16=output_dtype == torch.bfloat16),
+            kept(compile_quantize, smallest, zero_point, is_bfloat16=input_dtype == torch.bfloat16),
+            kept(compile_finish, is_bfloat16=output_dtype == torch.bfloat16),
         )
         _check_row_kernels(kernels, input_dtype, output_dtype, zero_point)
         return kernels
@@ -84,9 +85,10 @@ def find_rms_norm() -> Kernel | None:
     """`rms_norm` in bfloat16."""
 
     def compile_and_check() -> Kernel:
+        from dolly_batch.engine.kernels.cpu.kept import kept
         from dolly_batch.engine.kernels.cpu.rms_norm import compile_rms_norm
 
-        normalize = compile_rms_norm(is_bfloat16=True)
+        normalize: Kernel = kept(compile_rms_norm, is_bfloat16=True)
         _check_rms_norm(normalize)
         return normalize
 
@@ -100,12 +102,13 @@ def find_layer_kernels(dtype: torch.dtype, smallest: float, zero_point: int) -> 
 
     def compile_and_check() -> LayerKernels:
         from dolly_batch.engine.kernels.cpu import layer_checks, layer_rows
+        from dolly_batch.engine.kernels.cpu.kept import kept
 
         kernels = LayerKernels(
-            layer_rows.compile_add_norm(smallest, zero_point),
-            layer_rows.compile_rotate(is_bfloat16=dtype == torch.bfloat16),
-            layer_rows.compile_quantize(smallest, zero_point),
-            layer_rows.compile_gate(smallest, zero_point),
+            kept(layer_rows.compile_add_norm, smallest, zero_point),
+            kept(layer_rows.compile_rotate, is_bfloat16=dtype == torch.bfloat16),
+            kept(layer_rows.compile_quantize, smallest, zero_point),
+            kept(layer_rows.compile_gate, smallest, zero_point),
         )
         layer_checks.LayerChecks(kernels, dtype, zero_point).run()
         return kernels
@@ -117,10 +120,12 @@ def find_layer_kernels(dtype: torch.dtype, smallest: float, zero_point: int) -> 
 def _tile_multiply() -> Kernel | None:
     def compile_and_check() -> Kernel | None:
         from dolly_batch.engine.kernels.cpu.amx import TileWeights, compile_multiply, is_available
+        from dolly_batch.engine.kernels.cpu.kept import kept
 
         if not is_available():
             return None
-        multiply, weights = compile_multiply(), TileWeights(np.ones((3, 64), np.int8), np.ones(3, np.float32), 1)
+        multiply: Kernel = kept(compile_multiply)
+        weights = TileWeights(np.ones((3, 64), np.int8), np.ones(3, np.float32), 1)
         found = np.zeros((2, 3), np.float32)
         multiply(*weights.arrays, np.full((2, 64), 3, np.uint8), found)
         assert_close(torch.from_numpy(found), torch.full((2, 3), 128.0), 0.0)
@@ -148,13 +153,14 @@ def as_words(tensor: Tensor) -> Any:
 @functools.cache
 def _pool_kernels(num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> PoolKernels | None:
     def compile_and_check() -> PoolKernels:
+        from dolly_batch.engine.kernels.cpu.kept import kept
         from dolly_batch.engine.kernels.cpu.pool_decode import compile_decode
         from dolly_batch.engine.kernels.cpu.pool_prefill import compile_prefill
 
         is_bfloat16 = dtype == torch.bfloat16
         kernels = PoolKernels(
-            compile_decode(num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
-            compile_prefill(num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
+            kept(compile_decode, num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
+            kept(compile_prefill, num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
         )
         _check_pool_kernels(kernels, (num_heads, num_kv_heads), head_size, dtype)
         return kernels

@@ -1,0 +1,129 @@
+"""What a day costs: some new rows into a Delta table of many, by the seconds of each step and the rows that are read.
+
+    python -m benchmarks.daily 1000000 /tmp/daily [--new 1000] [--days 3] [--ids hashed] [--sampled]
+
+The output is made once in the folder and stays there: ROWS rows of 50 plans, in 8 files. Each day's input holds the new
+rows alone. Rows of the output that are read are counted by Spark's own metrics of its scans. The engine is an echo:
+plan, publish and audit are the package's own.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from dolly_batch import JobConfig, load_job, run_job
+from dolly_batch.spark.session.session import open_session
+
+STEPS = ("plan", "publish", "audit")
+SCANNED = "number of output rows"
+
+
+def job_of(folder: Path, source: str, sampled: bool) -> JobConfig:
+    """The job over one of the folder's inputs."""
+    document = {
+        "name": "daily",
+        "model": {"path": "tiny", "stage_dir": str(folder / "models")},
+        "engine": {"kind": "echo"},
+        "input": {"path": str(folder / source), "format": "json", "id": "id"},
+        "output": {"path": str(folder / "out"), "format": "delta", "mode": "append"},
+        "generation": {"do_sample": sampled},
+        "work_dir": str(folder / "work"),
+        "spark": {"master": "local[2]", "conf": {"spark.driver.memory": "2500m"}},
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return load_job(path)
+
+
+def id_of(number: int, hashed: bool) -> str:
+    """An id: one that grows, or one that says nothing of its time."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:16] if hashed else f"r{number:012d}"
+
+
+def put(folder: Path, name: str, start: int, count: int, hashed: bool) -> None:
+    """An input of new rows."""
+    rows = ({"id": id_of(i, hashed), "instruction": f"Say the number {i}."} for i in range(start, start + count))
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_output(spark: SparkSession, folder: Path, num_rows: int, hashed: bool) -> None:
+    """The output as the first run makes it, and `num_rows` more like its rows."""
+    put(folder, "first.jsonl", 0, 100, hashed)
+    run_job(job_of(folder, "first.jsonl", False))
+    table = spark.read.format("delta").load(str(folder / "out"))
+    number = F.col("number").cast("string")
+    id = F.substring(F.sha2(number, 256), 1, 16) if hashed else F.format_string("r%012d", "number")
+    plan = F.concat(F.lit("p"), F.substring(F.sha2((F.col("number") % 50).cast("string"), 256), 1, 31))
+    made = {"id": id, "request_key": F.substring(F.sha2(F.concat(F.lit("q"), number), 256), 1, 32), "plan_id": plan}
+    like = table.limit(1).drop(*made)
+    many = spark.range(1000, num_rows + 1000, numPartitions=8).withColumnRenamed("id", "number")
+    rows = many.crossJoin(F.broadcast(like)).select(
+        *(made.get(name, F.col(name)).alias(name) for name in table.columns)
+    )
+    rows.write.format("delta").mode("append").save(str(folder / "out"))
+
+
+def scanned_rows(spark: Any, path: Path) -> dict[int, int]:
+    """Rows that scans of the table have read so far, by Spark's execution."""
+    spark.sparkContext._jsc.sc().listenerBus().waitUntilEmpty()
+    store = spark._jsparkSession.sharedState().statusStore()
+    executions, found = store.executionsList(), {}
+    for i in range(executions.size()):
+        execution = executions.apply(i).executionId()
+        values, nodes = store.executionMetrics(execution), store.planGraph(execution).allNodes()
+        for node in (nodes.apply(k) for k in range(nodes.size())):
+            if node.name().startswith("Scan") and f"{path}]" in node.desc():
+                metrics = [node.metrics().apply(k) for k in range(node.metrics().size())]
+                read = (values.get(m.accumulatorId()) for m in metrics if m.name() == SCANNED)
+                counts = (int(value.get().replace(",", "")) for value in read if value.isDefined())
+                found[execution] = found.get(execution, 0) + sum(counts)
+    return found
+
+
+def main() -> None:
+    """Make the output where it is not there, and add the days."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--new", type=int, default=1000)
+    parser.add_argument("--days", type=int, default=3)
+    parser.add_argument("--ids", choices=["growing", "hashed"], default="growing")
+    parser.add_argument("--sampled", action="store_true", help="no answer is copied from other rows")
+    options = parser.parse_args()
+    folder, hashed = options.folder, options.ids == "hashed"
+    folder.mkdir(parents=True, exist_ok=True)
+    spark = open_session(job_of(folder, "first.jsonl", False))
+    if not (folder / "out").exists():
+        make_output(spark, folder, options.rows, hashed)
+    for _ in range(options.days):
+        put(folder, "new.jsonl", int(time.time() * 1000) * 1000, options.new, hashed)
+        before = scanned_rows(spark, folder / "out")
+        report = run_job(job_of(folder, "new.jsonl", options.sampled))
+        after = scanned_rows(spark, folder / "out")
+        num_read = sum(after.values()) - sum(before.values())
+        seconds = {step: round(report.seconds[step], 1) for step in STEPS}
+        print(
+            json.dumps(
+                {
+                    **{
+                        "rows": options.rows,
+                        "outcome": report.outcome,
+                        **seconds,
+                        "sum": round(sum(seconds.values()), 1),
+                    },
+                    **{"read": num_read, "of the output": round(num_read / options.rows, 2)},
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

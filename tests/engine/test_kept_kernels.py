@@ -1,0 +1,87 @@
+"""Compiled kernels are kept between processes: the same numbers, nothing compiled twice, nothing of others run."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+pytest.importorskip("numba")
+from dolly_batch.engine.kernels.cpu.kept import _folder
+from dolly_batch.system.user_cache import private_cache
+
+# Loads kernels, and says how many were compiled here, and what they compute.
+PROGRAM = """
+    import json, sys
+    import numpy as np, torch
+    from numba.core import event
+    from dolly_batch.engine.kernels.cpu.compiled import find_row_kernels
+    with event.install_recorder("numba:compile") as recorder:
+        rows = find_row_kernels(torch.float32, torch.float32, 1e-20, 128)
+    assert rows
+    numbers = np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)
+    quantized, scales = np.empty(numbers.shape, np.uint8), np.empty(3, np.float32)
+    rows.quantize(numbers, quantized, scales)
+    print(json.dumps([len(recorder.buffer), quantized.tolist(), scales.tolist()]))
+"""
+
+
+def load(cache: Path, **environment: str) -> tuple[int, list[object]]:
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        cwd=PROJECT,
+        env={"PATH": "", "HOME": str(cache), "XDG_CACHE_HOME": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    num_compiled, *computed = json.loads(ran.stdout)
+    return num_compiled, computed
+
+
+def files(cache: Path) -> list[Path]:
+    return [path for path in (cache / "dolly-batch" / "kernels").rglob("*") if path.is_file()]
+
+
+def test_a_later_process_compiles_nothing_and_computes_the_same(tmp_path: Path) -> None:
+    num_compiled, computed = load(tmp_path)
+    assert num_compiled > 0
+    kept = {path: path.read_bytes() for path in files(tmp_path)}
+    assert kept
+    assert load(tmp_path) == (0, computed)
+    assert {path: path.read_bytes() for path in files(tmp_path)} == kept
+    # A file that was cut off, and one of other bytes, are compiled again and put right.
+    for path, text in zip(sorted(kept), (b"", b"x" * 500), strict=False):
+        path.write_bytes(text)
+    assert load(tmp_path) == (num_compiled, computed)
+    assert {path for path in files(tmp_path) if path.stat().st_size < 1_000} == set()
+    # Other settings of numba have a folder of their own.
+    assert load(tmp_path, NUMBA_OPT="2") == (num_compiled, computed)
+    assert len({path.parent for path in files(tmp_path)}) == 2
+
+
+def test_nothing_is_taken_from_a_folder_that_others_may_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "dolly-batch" / "kernels"
+    assert private_cache("kernels") == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert private_cache("kernels") is None
+    (tmp_path / "dolly-batch" / "link").symlink_to(tmp_path)
+    assert private_cache("link") is None
+    (tmp_path / "dolly-batch" / "file").write_text("")
+    assert private_cache("file") is None
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _folder.__wrapped__() is not None
+    monkeypatch.setenv("DOLLY_BATCH_KERNEL_CACHE", "off")
+    assert _folder.__wrapped__() is None
