@@ -176,27 +176,33 @@ def test_versions_are_asked_for_as_pyproject_has_them() -> None:
     assert "pandas" not in fault
 
 
-class Conflicting:
-    """A MERGE that meets another writer a number of times."""
+@pytest.mark.parametrize("num_conflicts", [0, 3, delta_commit.TRIES])
+def test_a_commit_waits_longer_after_each_conflict(monkeypatch: pytest.MonkeyPatch, num_conflicts: int) -> None:
+    left, pauses = [PySparkException("[DELTA_CONCURRENT_APPEND] files were added")] * num_conflicts, list[float]()
 
-    def __init__(self, num_conflicts: int, text: str = "[DELTA_CONCURRENT_APPEND] files were added") -> None:
-        self.left, self.text = num_conflicts, text
+    def merge(*_: Any) -> None:
+        if left:
+            raise left.pop()
 
-    def merge(self) -> None:
-        if self.left:
-            self.left -= 1
-            raise PySparkException(self.text)
-
-
-def test_a_commit_waits_longer_after_each_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
+    monkeypatch.setattr(delta_commit, "_merge", merge)
     monkeypatch.setattr(time, "sleep", pauses.append)
-    delta_commit._with_retries(Conflicting(delta_commit.WRITE_RETRIES - 1))
-    assert len(pauses) == delta_commit.WRITE_RETRIES - 1
-    assert all(0.25 * 2**i <= pause <= 0.5 * 2**i for i, pause in enumerate(pauses))
-    with pytest.raises(PySparkException):
-        delta_commit._with_retries(Conflicting(delta_commit.WRITE_RETRIES))
-    pauses.clear()
-    with pytest.raises(PySparkException):
-        delta_commit._with_retries(Conflicting(1, "[DELTA_TABLE_NOT_FOUND] gone"))
-    assert pauses == []
+    nothing: Any = None
+    if num_conflicts < delta_commit.TRIES:
+        delta_commit._with_retries(nothing, nothing, nothing)
+        assert len(pauses) == num_conflicts
+    else:
+        with pytest.raises(PySparkException):
+            delta_commit._with_retries(nothing, nothing, nothing)
+    assert all(min(15, 0.25 * 2**i) <= pause <= min(30, 0.5 * 2**i) for i, pause in enumerate(pauses))
+    assert sum(pauses) < 125
+
+
+def test_what_is_no_conflict_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def merge(*_: Any) -> None:
+        raise PySparkException("[DELTA_TABLE_NOT_FOUND] gone")
+
+    monkeypatch.setattr(delta_commit, "_merge", merge)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    nothing: Any = None
+    with pytest.raises(PySparkException, match="gone"):
+        delta_commit._with_retries(nothing, nothing, nothing)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import reduce
+from itertools import count
 from operator import and_
 from typing import Any
 
@@ -57,7 +58,7 @@ def commit(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str, 
 
 def _in_turn(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str, Any]) -> None:
     # None of a plan's rows is in the table that it has seen, unless it replaces some.
-    only_adds = bool(seen.get("only_adds"))
+    only_adds, conflicts = bool(seen.get("only_adds")), count(1)
 
     def look() -> Log:
         return log_of(plan, seen, versions_since(output, seen))
@@ -74,7 +75,7 @@ def _in_turn(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str
         except PySparkException as error:
             if not _is_conflict(error):
                 raise
-            time.sleep(random.uniform(0.1, 1))  # noqa: S311
+            time.sleep(pause_s(next(conflicts)))
 
     if not take_turns(look, write, TRIES):
         raise Stopped(
@@ -140,7 +141,7 @@ def pause_s(attempt: int) -> float:
     """How long to wait after a conflict: twice as long each time, and by chance less, so that two writers part.
 
     What compacts a table in the background (auto compaction, predictive optimization) takes seconds to minutes; all
-    pauses together are about a minute.
+    pauses together are a minute or two.
     """
     pause: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
     return pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
