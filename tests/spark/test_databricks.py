@@ -191,12 +191,12 @@ class Conflicting:
 def test_a_commit_waits_longer_after_each_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    delta_commit._with_retries(Conflicting(delta_commit.WRITE_RETRIES - 1))
-    assert len(pauses) == delta_commit.WRITE_RETRIES - 1
-    assert all(0.25 * 2**i <= pause <= 0.5 * 2**i for i, pause in enumerate(pauses))
+    delta_commit._with_retries(Conflicting(delta_commit.TRIES - 1).merge)
+    assert len(pauses) == delta_commit.TRIES - 1
+    assert all(0.5 <= pause / min(30.0, 0.5 * 2**i) <= 1 for i, pause in enumerate(pauses))
     with pytest.raises(PySparkException):
-        delta_commit._with_retries(Conflicting(delta_commit.WRITE_RETRIES))
+        delta_commit._with_retries(Conflicting(delta_commit.TRIES).merge)
     pauses.clear()
     with pytest.raises(PySparkException):
-        delta_commit._with_retries(Conflicting(1, "[DELTA_TABLE_NOT_FOUND] gone"))
+        delta_commit._with_retries(Conflicting(1, "[DELTA_TABLE_NOT_FOUND] gone").merge)
     assert pauses == []
