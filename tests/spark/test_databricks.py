@@ -176,33 +176,27 @@ def test_versions_are_asked_for_as_pyproject_has_them() -> None:
     assert "pandas" not in fault
 
 
-@pytest.mark.parametrize("num_conflicts", [0, 3, delta_commit.TRIES])
-def test_a_commit_waits_longer_after_each_conflict(monkeypatch: pytest.MonkeyPatch, num_conflicts: int) -> None:
-    left, pauses = [PySparkException("[DELTA_CONCURRENT_APPEND] files were added")] * num_conflicts, list[float]()
+class Conflicting:
+    """A MERGE that meets another writer a number of times."""
 
-    def merge(*_: Any) -> None:
-        if left:
-            raise left.pop()
+    def __init__(self, num_conflicts: int, text: str = "[DELTA_CONCURRENT_APPEND] files were added") -> None:
+        self.left, self.text = num_conflicts, text
 
-    monkeypatch.setattr(delta_commit, "_merge", merge)
+    def merge(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise PySparkException(self.text)
+
+
+def test_a_commit_waits_longer_after_each_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    nothing: Any = None
-    if num_conflicts < delta_commit.TRIES:
-        delta_commit._with_retries(nothing, nothing, nothing)
-        assert len(pauses) == num_conflicts
-    else:
-        with pytest.raises(PySparkException):
-            delta_commit._with_retries(nothing, nothing, nothing)
-    assert all(min(15, 0.25 * 2**i) <= pause <= min(30, 0.5 * 2**i) for i, pause in enumerate(pauses))
-    assert sum(pauses) < 125
-
-
-def test_what_is_no_conflict_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def merge(*_: Any) -> None:
-        raise PySparkException("[DELTA_TABLE_NOT_FOUND] gone")
-
-    monkeypatch.setattr(delta_commit, "_merge", merge)
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
-    nothing: Any = None
-    with pytest.raises(PySparkException, match="gone"):
-        delta_commit._with_retries(nothing, nothing, nothing)
+    delta_commit._with_retries(Conflicting(delta_commit.TRIES - 1).merge)
+    assert len(pauses) == delta_commit.TRIES - 1
+    assert all(0.5 <= pause / min(30.0, 0.5 * 2**i) <= 1 for i, pause in enumerate(pauses))
+    with pytest.raises(PySparkException):
+        delta_commit._with_retries(Conflicting(delta_commit.TRIES).merge)
+    pauses.clear()
+    with pytest.raises(PySparkException):
+        delta_commit._with_retries(Conflicting(1, "[DELTA_TABLE_NOT_FOUND] gone").merge)
+    assert pauses == []

@@ -6,10 +6,10 @@ there; else they are merged, which reads the table.
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from functools import reduce
+from functools import partial, reduce
 from itertools import count
 from operator import and_
 from typing import Any
@@ -51,7 +51,7 @@ def commit(output: OutputTable, plan: Plan, rows: DataFrame, seen: Mapping[str, 
         return
     _create(output)
     if is_connect(output.spark):
-        _with_retries(output, plan, rows)
+        _with_retries(partial(_merge, output, plan, rows))
     else:
         _in_turn(output, plan, rows, seen_by(output, seen))
 
@@ -126,11 +126,11 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
         merge.merge()
 
 
-def _with_retries(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+def _with_retries(merge: Callable[[], None]) -> None:
     """Merge, again after a conflict with another writer: the MERGE then sees what that one wrote."""
     for attempt in range(1, TRIES + 1):
         try:
-            return _merge(output, plan, rows)
+            return merge()
         except PySparkException as error:
             if attempt == TRIES or not _is_conflict(error):
                 raise
@@ -141,7 +141,7 @@ def pause_s(attempt: int) -> float:
     """How long to wait after a conflict: twice as long each time, and by chance less, so that two writers part.
 
     What compacts a table in the background (auto compaction, predictive optimization) takes seconds to minutes; all
-    pauses together are a minute or two.
+    pauses together are some minute and a half.
     """
     pause: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
     return pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
