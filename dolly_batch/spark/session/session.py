@@ -27,6 +27,8 @@ LOCAL_CONF = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.memory": "2g",
     "spark.sql.shuffle.partitions": "8",
+    # The state of a Delta table's log, which each new version has to be put together: by default in 50 tasks.
+    "spark.databricks.delta.snapshotPartitions": "4",
     "spark.ui.enabled": "false",
 }
 
