@@ -1,4 +1,7 @@
-"""From which confidence on a proxy may answer: for each label a bound, so that what the job promises holds.
+"""From which margin on a proxy may answer: for each label a bound, so that what the job promises holds.
+
+A margin is the lead of a label's probability over the second; with many labels it tells right answers from wrong ones
+better than the probability itself (docs/log).
 
 The promise: of the answers that the proxy gives in a group of labels, at least the share `agreement` is what the
 teacher (the model, or a gold label) says; in all groups at once, with 95 % confidence over the drawing of the sample.
@@ -9,7 +12,7 @@ proxy was not trained on, and holds for any proxy, good or bad:
 - the bounds of a group: fixed-sequence testing (Angelopoulos et al. 2021, "Learn then Test"). Training rows choose
   where to begin; then lower and lower bounds are tested until one fails. So none is chosen by the rows that it is
   tested on, and each test has the whole error of its group;
-- the groups: Bonferroni, the error is split among them.
+- the groups: Bonferroni; the error is split among them by the rows that training rows let expect.
 """
 
 import math
@@ -21,20 +24,22 @@ ERROR = 0.05
 ENOUGH = 2.0
 """A label is a group of its own with so many times the rows that, all agreeing, would just do."""
 STEPS = 20
+CHECKED_SHARE = 0.4
+"""Of the sample: rows that the bounds are tested on. The others train the proxy."""
 
 Judged = tuple[float, bool]
-"""A row's confidence in the label that the proxy gives it, and whether the teacher says the same."""
+"""The margin of the label that the proxy gives a row, and whether the teacher says the same."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The labels of a group, by their numbers, and the confidence from which on the proxy answers; None: never.
+    """The labels of a group, by their numbers, and the margin from which on the proxy answers; None: never.
 
     Of the rows that were checked, `num_answered` are at or above it, and `num_agreeing` of those agree.
     """
 
     labels: tuple[int, ...]
-    confidence: float | None = None
+    margin: float | None = None
     num_answered: int = 0
     num_agreeing: int = 0
 
@@ -55,17 +60,21 @@ def fewest_rows(agreement: float, error: float = ERROR) -> int:
     return math.ceil(math.log(error) / math.log(agreement))
 
 
-def grouped(expected: Sequence[float], agreement: float) -> list[tuple[int, ...]]:
-    """The groups of labels, by how many rows of each may be expected where the bounds are tested."""
-    order = sorted(range(len(expected)), key=lambda label: (-expected[label], label))
-    num_alone = len(order)
-    while num_alone:
-        num_groups = num_alone + (num_alone < len(order))
-        if expected[order[num_alone - 1]] >= ENOUGH * fewest_rows(agreement, ERROR / num_groups):
-            break
-        num_alone -= 1
-    rest = tuple(sorted(order[num_alone:]))
-    return [(label,) for label in order[:num_alone]] + ([rest] if rest else [])
+def grouped(expected: Sequence[float], agreement: float) -> list[tuple[tuple[int, ...], float]]:
+    """The groups of labels, and the error of each, by how many rows of each label may be expected where it is tested.
+
+    A group has the part of the error that it has of the rows: that answers the most rows.
+    """
+    total = sum(expected)
+    errors = [ERROR * rows / total if total else 0.0 for rows in expected]
+    alone = [
+        label
+        for label, (rows, error) in enumerate(zip(expected, errors, strict=True))
+        if error and rows >= ENOUGH * fewest_rows(agreement, error)
+    ]
+    rest = tuple(label for label in range(len(expected)) if label not in alone)
+    groups = [((label,), errors[label]) for label in alone]
+    return [*groups, *([(rest, sum(errors[label] for label in rest))] if rest else [])]
 
 
 def sequence(trained: Sequence[Judged], scale: float, agreement: float) -> list[float]:
@@ -90,10 +99,10 @@ def sequence(trained: Sequence[Judged], scale: float, agreement: float) -> list[
 def last_passing(
     labels: tuple[int, ...], bounds: Sequence[float], checked: Sequence[Judged], agreement: float, error: float
 ) -> Bound:
-    """The last bound of the sequence before one fails its test."""
+    """The last bound of the sequence before one fails its test, with an `error` of its group."""
     found = Bound(labels)
     for bound in bounds:
-        answered = [agrees for confidence, agrees in checked if confidence >= bound]
+        answered = [agrees for margin, agrees in checked if margin >= bound]
         if at_least(len(answered), sum(answered), agreement) > error:
             break
         found = Bound(labels, bound, len(answered), sum(answered))

@@ -73,12 +73,11 @@ class Proxy:
 
     def _answer(self, row: np.ndarray) -> ProxyAnswer | None:
         best = int(row.argmax())
-        label, bound, confidence = self.labels[best], self.bounds[best], float(row[best])
-        if label is None or bound is None or confidence < bound:
+        label, bound, margin = self.labels[best], self.bounds[best], margin_of(row)
+        if label is None or bound is None or margin < bound:
             return None
-        second = float(np.delete(row, best).max())
         shares = {name: float(value) for name, value in zip(self.labels, row, strict=True) if name is not None}
-        return ProxyAnswer(label, confidence, confidence - second, shares)
+        return ProxyAnswer(label, float(row[best]), margin, shares)
 
     def to_text(self) -> str:
         """The proxy as JSON."""
@@ -106,6 +105,12 @@ class Proxy:
         if document["format"] != FORMAT or document["hash"] != proxy.hash:
             raise Stopped("the proxy of the cascade is of another version, or was changed")
         return proxy
+
+
+def margin_of(shares: np.ndarray) -> float:
+    """The lead of the largest share over the second one."""
+    second, first = np.partition(shares, -2)[-2:]
+    return round(float(first - second), DIGITS)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:

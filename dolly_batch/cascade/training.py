@@ -2,21 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from dolly_batch.cascade.bounds import ERROR, Bound, Judged, grouped, last_passing, sequence
+from dolly_batch.cascade.bounds import CHECKED_SHARE, Bound, Judged, grouped, last_passing, sequence
 from dolly_batch.cascade.features import hashed, scaled
-from dolly_batch.cascade.proxy import Proxy, softmax
+from dolly_batch.cascade.proxy import Proxy, margin_of, softmax
 
 MIN_LABEL_ROWS = 3
 """A label that fewer training rows have is one with the other rare ones, and its rows go to the model."""
 MIN_TEXTS = 2
 """A hash that fewer training texts have is left out: of one text alone it says little, but too much about it."""
 MAX_WEIGHTS = 1 << 22
-FOLDS = 5
+FOLDS = 4
 PENALTY = 10.0
 """scikit-learn's `C`: the larger, the less the weights are held down."""
 
@@ -37,7 +37,7 @@ class Example:
 def train(
     examples: Sequence[Example], labels: Sequence[str], agreement: float, seed: int, *, against_gold: bool = False
 ) -> Proxy:
-    """Train a proxy on a part of the sample, at least half of it, and set its bounds on the rest.
+    """Train a proxy on a part of the sample, and set its bounds on the rest.
 
     `labels` are those of the task. The split is drawn with the seed; the same examples in the same order give the same
     proxy. `against_gold` checks rows that have a gold label, against that, and trains on it where there is one. A proxy
@@ -45,7 +45,7 @@ def train(
     """
     order = np.random.default_rng(seed).permutation(len(examples)).tolist()
     known = [at for at in order if not against_gold or examples[at].gold is not None]
-    checking = known[: len(examples) // 2]
+    checking = known[: int(len(examples) * CHECKED_SHARE)]
     held_out = set(checking)
     training = [at for at in order if at not in held_out]
     truth = [example.truth(against_gold) for example in examples]
@@ -82,20 +82,11 @@ def _trained(
     checked = _judged(proxy.shares(texts) if texts else np.zeros((0, len(classes))), wanted[list(checking)])
     out_of_fold = _judged(_without_themselves(rows, numbers, len(classes)), numbers)
     bounds = _bounds(out_of_fold, checked, classes, agreement)
-    by_label = {label: bound.confidence for bound in bounds for label in bound.labels}
-    facts = {**facts, "num_answered": sum(bound.num_answered for bound in bounds)}
-    facts |= {"num_agreeing": sum(bound.num_agreeing for bound in bounds)}
-    facts["groups"] = [
-        {
-            "labels": [classes[label] for label in bound.labels],
-            "confidence": bound.confidence,
-            "num_answered": bound.num_answered,
-            "num_agreeing": bound.num_agreeing,
-        }
-        for bound in bounds
-    ]
+    by_label = {label: bound.margin for bound in bounds for label in bound.labels}
     limits = tuple(by_label.get(number) for number in range(len(classes)))
-    return Proxy(tuple(classes), limits, features, scales, weights, intercepts, facts)
+    sums = {name: sum(getattr(bound, name) for bound in bounds) for name in ("num_answered", "num_agreeing")}
+    groups = [{**asdict(bound), "labels": [classes[label] for label in bound.labels]} for bound in bounds]
+    return replace(proxy, bounds=limits, facts={**facts, **sums, "groups": groups})
 
 
 def _chosen(found: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +109,7 @@ def _fit(rows: Any, numbers: np.ndarray, num_classes: int) -> tuple[np.ndarray, 
     if len(there) == 1:
         intercepts[there] = 0.0
         return weights, intercepts
-    fitted = LogisticRegression(C=PENALTY, max_iter=300, tol=1e-4).fit(rows, numbers)
+    fitted = LogisticRegression(C=PENALTY, max_iter=200, tol=1e-3).fit(rows, numbers)
     if len(there) == 2:  # one column, for the second of the two
         weights[:, there[1]], intercepts[there] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
     else:
@@ -137,10 +128,10 @@ def _without_themselves(rows: Any, numbers: np.ndarray, num_classes: int) -> np.
 
 
 def _judged(shares: np.ndarray, wanted: np.ndarray) -> list[tuple[int, Judged]]:
-    """For each row the label that it is given, its confidence, and whether it is the right one."""
+    """For each row the label that it is given, its margin, and whether it is the right one."""
     best = shares.argmax(axis=1) if len(shares) else np.zeros(0, int)
     return [
-        (int(label), (float(row[label]), bool(label == right)))
+        (int(label), (margin_of(row), bool(label == right)))
         for label, row, right in zip(best, shares, wanted, strict=True)
     ]
 
@@ -156,10 +147,10 @@ def _bounds(
     answerable = [number for number, label in enumerate(classes) if label is not None]
     groups = grouped([given[label] * scale for label in answerable], agreement)
     bounds = []
-    for group in groups:
+    for group, error in groups:
         order = sequence([row for label, row in out_of_fold if label in group], scale, agreement)
         rows = [row for label, row in checked if label in group]
-        bounds.append(last_passing(group, order, rows, agreement, ERROR / len(groups)))
+        bounds.append(last_passing(group, order, rows, agreement, error))
     return bounds
 
 

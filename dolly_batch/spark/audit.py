@@ -1,7 +1,7 @@
 """The audit compares planned keys with published rows: a run is complete when none is missing and none repeated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from pyspark.sql import DataFrame
@@ -25,6 +25,7 @@ from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.publish import snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tables.schemas import ANSWERERS
 
 _KEY_SCHEMA = T.StructType([T.StructField(key, T.StringType()) for key in KEYS])
 
@@ -38,6 +39,8 @@ class Findings:
     num_repeated: int
     by_status: dict[str, int]
     num_completion_tokens: int
+    answered_by: dict[str, int] = field(default_factory=dict)
+    """With a cascade: rows by who answered them."""
 
 
 def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
@@ -51,18 +54,17 @@ def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
     if table is None:
         raise AuditError(f"plan {plan.plan_id}: the output {target.job.output.name} does not exist")
     keys = identified_by(target.job.output.mode)
-    num_rows, missing, repeated, by_status, tokens = _compare(
-        _planned_keys(target, folder, plan), _read_rows(target, table), keys
-    )
+    found = _compare(_planned_keys(target, folder, plan), _read_rows(target, table), keys)
     num_expected = plan.num_planned + plan.num_carried_over
-    if not is_complete(num_expected, num_rows, missing, repeated):
+    if not is_complete(num_expected, found.num_rows, found.num_missing, found.num_repeated):
         raise AuditError(
-            f"plan {plan.plan_id}: of {num_expected} planned rows {missing} are missing and "
-            f"{repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in {folder.path}. "
+            f"plan {plan.plan_id}: of {num_expected} planned rows {found.num_missing} are missing and "
+            f"{found.num_repeated} are repeated in {target.job.output.name}; its snapshot and answers are kept in "
+            f"{folder.path}. "
             "Put the table right and run the same command; or close the plan with --abandon, and the next run answers "
             "what is missing"
         )
-    return Findings(num_rows, missing, repeated, by_status, tokens)
+    return found
 
 
 def audit_table(target: OutputTable, table: DataFrame) -> Findings:
@@ -81,36 +83,42 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
     return {row[0]: row[1] for row in counted}, sum(row[2] or 0 for row in counted)
 
 
-def _compare(
-    planned: DataFrame, published: DataFrame, keys: Sequence[str]
-) -> tuple[int, int, int, dict[str, int], int]:
-    """Count planned rows, missing ones and repeated ones, and the statuses and tokens of the published ones.
+def _compare(planned: DataFrame, published: DataFrame, keys: Sequence[str]) -> Findings:
+    """Count planned rows, missing ones and repeated ones; of the published ones statuses, tokens, and who answered.
 
     Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
     """
     none = F.lit(None)
-    sides = planned.select(*keys, F.lit(1).alias("want"), none.cast("string").alias("status"), F.lit(0).alias("tokens"))
-    sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
+    told = [name for name in published.columns if name in ("status", "answered_by")]
+    counted = {"status": STATUSES, "answered_by": ANSWERERS}
+    values = [(name, value) for name in told for value in counted[name]]
+    untold = (none.cast("string").alias(name) for name in told)
+    sides = planned.select(*keys, F.lit(1).alias("want"), *untold, F.lit(0).alias("tokens"))
+    sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), *told, "tokens"))
     by_key = sides.groupBy(*keys).agg(
         F.sum("want").alias("want"),
         F.count("status").alias("have"),
         F.sum("tokens").alias("tokens"),
-        *(F.count(F.when(F.col("status") == status, True)).alias(status) for status in STATUSES),
+        *(F.count(F.when(F.col(name) == value, True)).alias(value) for name, value in values),
     )
     want, have = F.col("want"), F.col("have")
     counts = [want, *miscounted(want, have, F.greatest, F.lit(0)), F.col("tokens")]
-    totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in [*counts, *(F.col(name) for name in STATUSES)]))
-    num_rows, missing, repeated, tokens, *statuses = (count or 0 for count in totals.collect()[0])
-    by_status = {status: count for status, count in zip(STATUSES, statuses, strict=True) if count}
-    return num_rows, missing, repeated, by_status, tokens
+    counts += [F.col(value) for _, value in values]
+    totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in counts))
+    num_rows, missing, repeated, tokens, *numbers = (count or 0 for count in totals.collect()[0])
+    by_value = {value: count for (_, value), count in zip(values, numbers, strict=True) if count}
+    by_status, answered_by = ({v: n for v, n in by_value.items() if v in counted[name]} for name in counted)
+    return Findings(num_rows, missing, repeated, by_status, tokens, answered_by)
 
 
 def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
+    answerer = ["answered_by"] if target.job.task.cascade is not None else []
     return table.select(
         target.row_key().alias("row_key"),
         F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
         F.col(quoted_path(target.output_name("status"))).alias("status"),
         F.coalesce(F.col(quoted_path(target.output_name("num_completion_tokens"))), F.lit(0)).alias("tokens"),
+        *(F.col(quoted_path(target.output_name(name))).alias(name) for name in answerer),
     )
 
 

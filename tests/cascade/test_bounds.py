@@ -35,10 +35,12 @@ def test_with_fewer_rows_than_the_fewest_nothing_can_be_shown(agreement: float, 
     assert at_least(least, least, agreement) <= ERROR < at_least(least - 1, least - 1, agreement)
 
 
-def test_labels_with_rows_enough_are_alone_and_rare_ones_together() -> None:
-    assert grouped([900.0, 300.0, 20.0, 4.0], 0.95) == [(0,), (1,), (2, 3)]
-    assert grouped([500.0, 480.0], 0.95) == [(0,), (1,)]
-    assert grouped([13.0] * 77, 0.95) == [tuple(range(77))]
+def test_labels_with_rows_enough_are_alone_rare_ones_together_and_the_error_is_split_by_rows() -> None:
+    groups = grouped([20.0, 600.0, 300.0, 80.0], 0.95)
+    assert [labels for labels, _ in groups] == [(1,), (2,), (0, 3)]
+    assert [error for _, error in groups] == pytest.approx([0.6 * ERROR, 0.3 * ERROR, 0.1 * ERROR])
+    assert grouped([13.0] * 77, 0.95) == [(tuple(range(77)), pytest.approx(ERROR))]
+    assert grouped([0.0, 0.0], 0.95) == [((0, 1), 0.0)]
     assert grouped([], 0.95) == []
 
 
@@ -65,15 +67,15 @@ def drawn(numbers: random.Random, num_rows: int, share: float) -> list[Judged]:
 
 
 def test_a_proxy_that_agrees_a_little_too_seldom_is_let_through_in_5_of_100_samples_and_no_more() -> None:
-    """Its confidence says nothing, so at whatever bound it agrees in 94.5 %. The best of many bounds,
+    """Its margin says nothing, so at whatever bound it agrees in 94.5 %. The best of many bounds,
     chosen by the rows that it is tested on, lets it through much more often."""
     numbers, num_samples = random.Random(5), 400
     in_sequence = best_of_all = 0
     for _ in range(num_samples):
         trained, checked = drawn(numbers, 300, 0.945), drawn(numbers, 300, 0.945)
-        in_sequence += last_passing((0,), sequence(trained, 1.0, 0.95), checked, 0.95, ERROR).confidence is not None
-        bounds = sorted((confidence for confidence, _ in checked), reverse=True)[59::12]
-        best_of_all += any(last_passing((0,), [bound], checked, 0.95, ERROR).confidence is not None for bound in bounds)
+        in_sequence += last_passing((0,), sequence(trained, 1.0, 0.95), checked, 0.95, ERROR).margin is not None
+        bounds = sorted((margin for margin, _ in checked), reverse=True)[59::12]
+        best_of_all += any(last_passing((0,), [bound], checked, 0.95, ERROR).margin is not None for bound in bounds)
     assert in_sequence <= ERROR * num_samples
     assert best_of_all > 1.5 * ERROR * num_samples
 

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.config.job import JobConfig
-from dolly_batch.errors import ConfigError
+from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.models.folder import read_config
 from dolly_batch.models.sizing import QUERY, parse_gpus, why_not_fits
 from dolly_batch.spark.files import Files, LocalFiles
@@ -25,12 +26,15 @@ from dolly_batch.spark.session.session import is_local, num_slots
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
 
+CASCADE_NEEDS = "sklearn"
+
 
 def check_executors(spark: SparkSession, target: OutputTable, model_folder: str) -> None:
     """Check that executors have this package, what it needs there, and the model. Nothing is written.
 
-    Raises Refused for the package, ConfigError for the model. Nothing to check in local mode.
+    Raises Refused for the package and what it needs, ConfigError for the model. In local mode executors are not asked.
     """
+    _check_driver(target)
     if is_local(spark):
         return
     check_package(spark, num_slots(spark), target.job.engine.kind != "echo", _also_needed(target))
@@ -42,8 +46,9 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: OutputTab
     """As `check_executors`, and check that every plain path of the job means the same on the executors.
 
     Executors write a marker into the work folder and next to the output. Raises ConfigError naming the path that they
-    do not share. Nothing to check in local mode, or where paths are not plain.
+    do not share. Executors are not asked in local mode, nor where paths are not plain.
     """
+    _check_driver(target)
     shared = {"work_dir": work} if isinstance(files, LocalFiles) else {}
     if target.path is not None and isinstance(target.files, LocalFiles):
         shared["output.path"] = str(Path(target.path).parent)
@@ -86,7 +91,16 @@ def check_folders(
 
 
 def _also_needed(target: OutputTable) -> tuple[str, ...]:
-    return KINDS[target.job.task.kind].executor_needs if target.job.engine.kind != "echo" else ()
+    needed = KINDS[target.job.task.kind].executor_needs if target.job.engine.kind != "echo" else ()
+    return needed if target.job.task.cascade is None else (*needed, CASCADE_NEEDS)
+
+
+def _check_driver(target: OutputTable) -> None:
+    if target.job.task.cascade is not None and find_spec(CASCADE_NEEDS) is None:
+        raise Refused(
+            "task.cascade needs scikit-learn, here and on executors, and it is not installed: "
+            "pip install 'dolly-batch[cascade]'"
+        )
 
 
 def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folder: str) -> None:
