@@ -105,6 +105,8 @@ def print_summary(report: Report) -> None:
         )
     if report.num_shared_rows:
         write(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
+    if report.answered_by:
+        write(_cascade_line(report))
     if report.num_continued_rows or report.num_restarted_rows:
         write(
             f"resumed {report.num_continued_rows:,} truncated answers ({report.num_begun_tokens:,} tokens reused); "
@@ -114,6 +116,17 @@ def print_summary(report: Report) -> None:
         write(f"output: {report.output}")
     if report.model in _MODEL_NOTES:
         write(_MODEL_NOTES[report.model])
+
+
+def _cascade_line(report: Report) -> str:
+    """What a cascade has saved: different texts that the model was not asked about."""
+    num_asked = report.num_answered_by_model + report.num_answered_by_proxy
+    share = report.num_answered_by_proxy / num_asked if num_asked else 0.0
+    by = report.answered_by
+    return (
+        f"rows answered by the model: {by.get('model', 0):,}, by the proxy: {by.get('proxy', 0):,}; "
+        f"{report.num_answered_by_proxy:,} of {num_asked:,} calls of the model saved ({share:.1%})"
+    )
 
 
 def print_plan(report: Report) -> None:
@@ -176,6 +189,7 @@ def plans_page(title: str, plans: Sequence[PlanReport]) -> str:
         lengths = sorted(plan.token_histogram.items(), key=lambda item: (item[0][0], int(item[0].split()[-1])))
         parts = (
             _counts("status", "rows", _largest_first(report.get("by_status", {})), bars=True),
+            _counts("answered by", "rows", _largest_first(report.get("answered_by", {})), bars=True),
             _counts("prompt tokens", "rows", dict(lengths), bars=True),
             _counts(
                 "stage", "s", {stage: round(seconds[stage], 1) for stage in _STAGES if stage in seconds}, bars=True

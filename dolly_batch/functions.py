@@ -188,6 +188,8 @@ def _settings(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]
             raise ConfigError(f"tasks.{name}.{twice[0]}: is an argument of dolly_{name}, not of register")
         document = {"kind": name, **kind.sql_placeholders, **given}
         settings[name] = check_task(document, f"dolly_batch.functions.register, tasks.{name}")
+        if settings[name].cascade is not None:
+            raise ConfigError(f"tasks.{name}.cascade: is for jobs; a SQL function asks the model for each text")
     return settings
 
 

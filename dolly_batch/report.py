@@ -50,6 +50,8 @@ class Report(BaseReport):
     num_published_rows: int = 0
     num_answered_by_model: int = 0
     """Of rows that ask the same, one."""
+    num_answered_by_proxy: int = 0
+    """The same, of the proxy of a cascade."""
     num_shared_rows: int = 0
     """Rows that got the answer of another one, which asks the same."""
     num_copied_rows: int = 0
@@ -57,6 +59,10 @@ class Report(BaseReport):
     prefix_share: float = 0.0
     """Which part of the prompts the plan lays out to be computed once for several rows, by an estimate."""
     by_status: dict[str, int] = field(default_factory=dict)
+    answered_by: dict[str, int] = field(default_factory=dict)
+    """With a cascade: published rows by who answered them, `model` or `proxy`; skipped ones have nobody."""
+    cascade: dict[str, Any] = field(default_factory=dict)
+    """How the proxy was trained and checked: its hash, rows, groups of labels with their bounds, drift."""
     error_share: float = 0.0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0

@@ -28,9 +28,10 @@ LAYERS: dict[str, set[str]] = {
     "tokenizer": {"errors"},
     "prompt": {"errors", "prompt_format", "tokenizer"},
     "system": {"errors", "records"},
+    "cascade": {"errors"},
     "models": {"errors", "prompt_format"},
     "tiny": set(),
-    "tasks": {"errors", "records", "prompt"},
+    "tasks": {"errors", "records", "prompt", "cascade"},
     "engine": {"errors", "records", "prompt", "tokenizer", "models", "system"},
     "host": {"errors", "records", "prompt", "tokenizer", "system", "engine", ""},
     "staging": {"errors", "prompt", "prompt_format", "tokenizer", "models", "engine", "system", "tiny", ""},
@@ -38,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "report": {"records"},
     "console": {"records", "report", "evaluate"},
     "spark": {
-        *("errors", "records", "prompt", "models", "engine", "system", "tasks", "host", "staging"),
+        *("errors", "records", "prompt", "models", "engine", "system", "tasks", "host", "staging", "cascade"),
         *("config", "report", "console", ""),
     },
     "evaluate": {
@@ -65,6 +66,7 @@ LIBRARIES: dict[str, set[str]] = {
         "accelerate",
     },
     "staging": {"huggingface_hub", "modelscope", "torch", "transformers", "tokenizers", "safetensors"},
+    "cascade": {"numpy", "scipy", "sklearn", "threadpoolctl"},
     "config": {"pydantic", "yaml"},
     "console": {"rich"},
     "spark": SPARK,

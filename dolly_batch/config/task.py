@@ -3,7 +3,7 @@
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import pydantic
 from pydantic import AfterValidator
@@ -33,12 +33,12 @@ def _field(field: "Field[Any]", hint: Any) -> tuple[Any, Any]:
 
 
 def _annotation(hint: Any) -> Any:
-    """The hint with a section in the place of each dataclass, of which there may be lists."""
+    """The hint with a section in the place of a dataclass, one that may be left out, or a list of them."""
     if is_dataclass(hint):
         return _into(hint)
-    inner = get_args(hint)
+    inner = [one for one in get_args(hint) if one is not type(None)]
     if len(inner) == 1 and is_dataclass(inner[0]):
-        return list[_into(inner[0])]  # type: ignore[misc]
+        return list[_into(inner[0])] if get_origin(hint) is list else _into(inner[0]) | None  # type: ignore[misc]
     return hint
 
 

@@ -1,6 +1,6 @@
 """The audit compares planned keys with published rows: a run is complete when none is missing and none repeated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_
 
@@ -27,7 +27,9 @@ from dolly_batch.spark.plan.manifest import Plan, PlanFolder
 from dolly_batch.spark.publish import planned_at, snapshot
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tables.schemas import ANSWERERS
 
+_ORIGIN = ("attempt", "plan_id", "created_at")
 _PLANNED_SCHEMA = T.StructType(
     [*(T.StructField(key, T.StringType()) for key in KEYS), T.StructField("attempt", T.IntegerType())]
 )
@@ -42,6 +44,8 @@ class Findings:
     num_repeated: int
     by_status: dict[str, int]
     num_completion_tokens: int
+    answered_by: dict[str, int] = field(default_factory=dict)
+    """With a cascade: rows by who answered them."""
 
 
 def audit(target: OutputTable, folder: PlanFolder, plan: Plan) -> Findings:
@@ -109,34 +113,41 @@ def count_statuses(rows: DataFrame) -> tuple[dict[str, int], int]:
 
 
 def _compare(planned: DataFrame, published: DataFrame, mode: str) -> Findings:
-    """Count planned rows, missing ones and repeated ones, and the statuses and tokens of the published ones.
+    """Count planned rows, missing ones and repeated ones; of the published ones statuses, tokens, and who answered.
 
     Both sides go through one exchange: a table of many millions of rows is shuffled once, and nothing is joined.
     """
     none, keys = F.lit(None), identified_by(mode)
-    sides = planned.select(*keys, F.lit(1).alias("want"), none.cast("string").alias("status"), F.lit(0).alias("tokens"))
-    sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), "status", "tokens"))
+    told = [name for name in published.columns if name in ("status", "answered_by")]
+    counted = {"status": STATUSES, "answered_by": ANSWERERS}
+    values = [(name, value) for name in told for value in counted[name]]
+    untold = (none.cast("string").alias(name) for name in told)
+    sides = planned.select(*keys, F.lit(1).alias("want"), *untold, F.lit(0).alias("tokens"))
+    sides = sides.unionByName(published.select(*keys, F.lit(0).alias("want"), *told, "tokens"))
     by_key = sides.groupBy(*keys).agg(
         F.sum("want").alias("want"),
         F.count("status").alias("have"),
         F.sum("tokens").alias("tokens"),
-        *(F.count(F.when(F.col("status") == status, True)).alias(status) for status in STATUSES),
+        *(F.count(F.when(F.col(name) == value, True)).alias(value) for name, value in values),
     )
     want, have = F.col("want"), F.col("have")
     counts = [want, *miscounted(want, have, F.greatest, F.lit(0)), F.col("tokens")]
-    totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in [*counts, *(F.col(name) for name in STATUSES)]))
-    num_rows, missing, repeated, tokens, *statuses = (count or 0 for count in totals.collect()[0])
-    by_status = {status: count for status, count in zip(STATUSES, statuses, strict=True) if count}
-    return Findings(num_rows, missing, repeated, by_status, tokens)
+    counts += [F.col(value) for _, value in values]
+    totals = by_key.filter(want > 0).agg(*(F.sum(count) for count in counts))
+    num_rows, missing, repeated, tokens, *numbers = (count or 0 for count in totals.collect()[0])
+    by_value = {value: count for (_, value), count in zip(values, numbers, strict=True) if count}
+    by_status, answered_by = ({v: n for v, n in by_value.items() if v in counted[name]} for name in counted)
+    return Findings(num_rows, missing, repeated, by_status, tokens, answered_by)
 
 
 def _read_rows(target: OutputTable, table: DataFrame) -> DataFrame:
+    answerer = ["answered_by"] if target.job.task.cascade is not None else []
     return table.select(
         target.row_key().alias("row_key"),
         F.col(quoted_path(target.output_name("request_key"))).alias("request_key"),
         F.col(quoted_path(target.output_name("status"))).alias("status"),
         F.coalesce(F.col(quoted_path(target.output_name("num_completion_tokens"))), F.lit(0)).alias("tokens"),
-        *(F.col(quoted_path(target.output_name(name))).alias(name) for name in ("attempt", "plan_id", "created_at")),
+        *(F.col(quoted_path(target.output_name(name))).alias(name) for name in (*_ORIGIN, *answerer)),
     )
 
 

@@ -48,7 +48,7 @@ def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
 def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """The answers of all waves."""
     paths = [literal(folder.staged(wave.number)) for wave in plan.waves]
-    schema = staged_schema(target.job.task.kind)
+    schema = staged_schema(target.job.task)
     return target.spark.read.schema(schema).parquet(*paths) if paths else no_rows(target.spark, schema)
 
 
@@ -97,7 +97,7 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
         return
     keys = ["wave", "row_key", "request_key"]
     todo = snapshot(target, folder, TODO).select(*keys, F.lit(1).alias("side"))
-    staged = staged_schema(target.job.task.kind)
+    staged = staged_schema(target.job.task)
     with_wave = T.StructType([*staged.fields, T.StructField("wave", T.IntegerType())])
     answers = (
         target.spark.read.schema(with_wave)
@@ -115,13 +115,14 @@ def _check_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
 
 
 def _skipped(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
-    none = F.lit(None)
+    none, task = F.lit(None), target.job.task
+    fields = task_fields(task.kind, cascades=task.cascade is not None)
     skipped = snapshot(target, folder, SKIPPED).select(
         "*",
         none.cast("string").alias("response"),
         none.cast("string").alias("finish_reason"),
         none.cast("int").alias("num_completion_tokens"),
-        *(none.cast(field.dataType).alias(field.name) for field in task_fields(target.job.task.kind)),
+        *(none.cast(field.dataType).alias(field.name) for field in fields),
     )
     return _as_output(target, plan, skipped)
 

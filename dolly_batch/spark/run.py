@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -18,6 +18,7 @@ from dolly_batch.errors import Refused
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.generate.cascade import cascade_facts
 from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
@@ -28,7 +29,7 @@ from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolde
 from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.plan.prepared_task import settled
-from dolly_batch.spark.plan.summary import fill_plan, plan_line, planned_message
+from dolly_batch.spark.plan.summary import cascade_note, fill_plan, plan_line, planned_message
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import count_statuses, publish, staged_answers
 from dolly_batch.spark.session.session import open_session
@@ -207,6 +208,8 @@ def _planned(
         report.outcome, report.exit_code = "nothing_to_do", 0
         report.message = f"{job.name}: all {planned.plan.num_rows:,} rows are already answered; nothing was written"
         return None
+    if note := cascade_note(job, planned.plan.num_todo):
+        say(note)
     return Opened(planned.folder, planned.plan, target, model)
 
 
@@ -234,13 +237,19 @@ def _staged_facts(opened: Opened) -> dict[str, object]:
         resumed = [total + (number or 0) for total, number in zip(resumed, counts, strict=True)]
     if opened.plan.num_shared or opened.plan.num_copied:  # fewer answers than rows
         by_status = count_statuses(opened.target, opened.folder, opened.plan)
+    by_proxy = _num_by_proxy(answers) if opened.plan.num_sample_waves else {}
     return {
         "by_status": by_status,
+        **by_proxy,
         **dict(zip(RESUMED_COUNTS, resumed, strict=True)),
         "model_loads": sum(loads.values()),
         "num_generated_tokens": num_generated,
         "num_published": opened.plan.num_planned,
     }
+
+
+def _num_by_proxy(answers: DataFrame) -> dict[str, object]:
+    return {"num_answered_by_proxy": answers.filter(F.col("answered_by") == "proxy").count()}
 
 
 def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report) -> None:
@@ -252,7 +261,9 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
     for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned
-    report.num_answered_by_model = opened.plan.num_todo
+    report.num_answered_by_proxy = facts.get("num_answered_by_proxy", 0)
+    report.num_answered_by_model = opened.plan.num_todo - report.num_answered_by_proxy
+    report.answered_by, report.cascade = findings.answered_by, cascade_facts(opened.folder)
     report.outcome = "complete"
     report.check_errors(job.limits.max_error_share)
     report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated"
@@ -262,7 +273,8 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
             f"{job.limits.max_error_share:.1%} (exit 3)"
         )
     opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
-    opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows})
+    who = {"answered_by": findings.answered_by} if job.task.cascade is not None else {}
+    opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows, **who})
 
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:

@@ -20,6 +20,11 @@ from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
+_SHOWN_OF_LAST = (
+    *("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"),
+    *("answered_by", "num_answered_by_model", "num_answered_by_proxy"),
+)
+
 
 def read_status(job: JobConfig | str | Path, full: bool = False, *, report: Report | None = None) -> Report:
     """Report how a job stands, and with `full` count the rows of its whole output.
@@ -116,7 +121,7 @@ def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> N
         return
     plan, folder = max(finished, key=lambda pair: pair[0].created_at)
     last = _stored_report(folder)
-    for key in ("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"):
+    for key in _SHOWN_OF_LAST:
         if key in last:
             setattr(report, key, last[key])
     report.plan_id, report.output = plan.plan_id, last.get("output")

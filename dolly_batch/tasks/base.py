@@ -151,6 +151,11 @@ class TaskSettings:
     kind: str
     system: str | None = None
 
+    @property
+    def cascade(self) -> Any:
+        """The settings of a cascade (tasks/cascade.py), for the kind that has one; None without."""
+        return None
+
 
 class TaskKind:
     """A kind of task: everything that the job and the SQL function know of it. One instance each, in `KINDS`."""

@@ -27,6 +27,7 @@ from dolly_batch.tasks.base import (
     check_not_empty,
 )
 from dolly_batch.tasks.blank import is_blank
+from dolly_batch.tasks.cascade import Cascade
 
 MIN_LABELS, MAX_LABELS = 2, 500
 CONTENT_FREE = ("N/A", "[MASK]", "none")
@@ -45,7 +46,8 @@ class ClassifySettings(TaskSettings):
     `labels` is a list, or a mapping of each label to its description. `none_below` gives null under that confidence.
     `instruction` replaces the default one, which lists the labels. `with_end` scores each label with its end marker, so
     that no label wins by being the beginning of another. `calibration` is a method, or a list of texts like the table's
-    own; `auto` is `contextual` for three labels and more in a chat model's prompt format, else `none`.
+    own; `auto` is `contextual` for three labels and more in a chat model's prompt format, else `none`. `cascade` leaves
+    rows to a proxy that is trained on the model's answers to a sample.
     """
 
     kind: Literal["classify"] = "classify"
@@ -55,6 +57,7 @@ class ClassifySettings(TaskSettings):
     normalization: Normalization = "sum"
     calibration: Calibration | list[str] = "auto"
     with_end: bool = True
+    cascade: Cascade | None = None
 
     def __post_init__(self) -> None:
         check_not_empty(self, "instruction")

@@ -126,6 +126,14 @@ def test_the_header_names_what_changes_answers_and_nothing_else(tmp_path: Path) 
         penalized = {"do_sample": do_sample, "repetition_penalty": 1.2}
         assert header(generation={"do_sample": do_sample}) != header(generation=penalized)
     assert header(model={"path": "tiny", "quantization": "int8"}) != usual
+    labels = {"kind": "classify", "labels": ["a", "b"]}
+    reads = {"input": {"path": "in", "format": "parquet"}}
+    one, other = ({"task": {**labels, "cascade": {"agreement": share}}, **reads} for share in (0.95, 0.9))
+    assert "cascade" not in header(task={**labels, "cascade": None}, **reads) == header(task=labels, **reads)
+    assert header(task=labels, generation={"seed": 7}, **reads) == header(task=labels, **reads)
+    assert (
+        len({header(task=labels, **reads), header(**one), header(**other), header(**one, generation={"seed": 7})}) == 4
+    )
 
 
 def test_what_a_task_leaves_to_the_model_is_in_the_key_and_in_dollys_format_as_it_always_was(desk: Desk) -> None:

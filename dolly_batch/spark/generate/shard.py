@@ -1,21 +1,23 @@
 """Inside one task, on an executor: sends a shard's rows to the engine host and stages the answers."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import pandas as pd
 from pyspark.sql import types as T
 
+from dolly_batch.cascade.proxy import Proxy
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.quarantine import RetryingClient
 from dolly_batch.records import EngineSpec, PartialAnswer
+from dolly_batch.spark.generate.by_proxy import answered_by_proxy
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.progress import TaskProgress
 from dolly_batch.spark.tables.schemas import task_fields
-from dolly_batch.tasks.base import Task, TaskInput, TaskResult, row_seed
+from dolly_batch.tasks.base import Task, TaskInput, TaskResult, TaskSettings, row_seed
 from dolly_batch.tasks.queue import QueuedRow, answer_rows, warm_up
 
 # Answers that a task hands to Spark at once: enough to make Arrow worth it, few enough to keep memory flat.
@@ -43,24 +45,28 @@ ORIGIN_FIELDS = (
 _PANDAS_TYPES = {"int": "Int32"}
 
 
-def staged_schema(kind: str) -> T.StructType:
-    """The columns of a wave's staged answers, by the kind of task: `response` is text whatever the task."""
-    return T.StructType([*STAGED_FIELDS, *task_fields(kind), *ORIGIN_FIELDS])
+def staged_schema(settings: TaskSettings) -> T.StructType:
+    """The columns of a wave's staged answers, by the task: `response` is text whatever it is."""
+    fields = task_fields(settings.kind, cascades=settings.cascade is not None)
+    return T.StructType([*STAGED_FIELDS, *fields, *ORIGIN_FIELDS])
 
 
 @dataclass(frozen=True)
 class ShardTask:
     """What crosses to the executors: which engine, the task of each row, and where to report progress.
 
-    `shares` tells whether rows of equal requests get one answer; `progress` is a folder that the driver sees too.
+    `schema` is what it stages. `shares` tells whether rows of equal requests get one answer; `progress` is a folder
+    that the driver sees too. With `cascades` it stages who answered; `proxy` answers what it can before the model does.
     """
 
     spec: EngineSpec
-    kind: str
+    schema: T.StructType
     task: Task
     seed: int
     shares: bool
     progress: str | None
+    cascades: bool = False
+    proxy: Proxy | None = None
 
 
 def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -69,25 +75,50 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
     Rows of a host that ends are asked again. Raises EngineError when that does not help, so that Spark runs the task
     again.
     """
-    rows = _rows(batches)
+    rows, progress = _rows(batches), TaskProgress(task.progress)
+    if task.proxy is not None:
+        rows = iter((yield from _by_proxy(task, task.proxy, rows, progress)))
+    yield from _by_model(task, rows, progress)
+    if progress.num_rows:  # Spark calls for empty partitions too
+        progress.write()
+
+
+def _by_proxy(
+    task: ShardTask, proxy: Proxy, rows: Iterator["ShardRow"], progress: TaskProgress
+) -> Generator[pd.DataFrame, None, list["ShardRow"]]:
+    """Stage what the proxy answers; the rows that it leaves to the model are returned."""
+    left: list[ShardRow] = []
+    hash, nobody = proxy.hash, (None,) * len(ORIGIN_FIELDS)
+    while batch := list(islice(rows, ROWS_PER_BATCH)):
+        staged = []
+        for row, result in answered_by_proxy(proxy, batch):
+            if result is None:
+                left.append(row)
+            else:
+                staged.append((*_staged(row, result), "proxy", hash, *nobody))
+                progress.add(0)
+        if staged:
+            yield _frame(staged, task.schema)
+    return left
+
+
+def _by_model(task: ShardTask, rows: Iterator["ShardRow"], progress: TaskProgress) -> Iterator[pd.DataFrame]:
     first = next(rows, None)
-    if first is None:  # Spark calls for empty partitions too; they need no model
+    if first is None:  # they need no model
         return
     began_s = time.monotonic()
-    schema = staged_schema(task.kind)
     with RetryingClient(task.spec, HostAddress.of_this_executor(task_device(task.spec.gpus))) as client:
         queued = _queued(task, warm_up(client, task.task), chain([first], rows))
-        progress = TaskProgress(task.progress)
+        by = ("model", None) if task.cascades else ()
         staged: list[tuple[object, ...]] = []
         for row, result in answer_rows(client, queued):
-            staged.append((*_staged(row, result), client.engine_id, client.incarnation, None, None))
+            staged.append((*_staged(row, result), *by, client.engine_id, client.incarnation, None, None))
             progress.add(result.num_completion_tokens or 0)
             if len(staged) > ROWS_PER_BATCH:
-                yield _frame(staged[:-1], schema)
+                yield _frame(staged[:-1], task.schema)
                 del staged[:-1]
         staged[-1] = (*staged[-1][:-2], began_s, time.monotonic())
-        yield _frame(staged, schema)
-        progress.write()
+        yield _frame(staged, task.schema)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,18 @@ Each start writes a wave to a folder of its own and renames it to `staging/wave=
 staged wave is complete, and two starts cannot mix their files.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
+from dolly_batch.cascade.proxy import Proxy
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
 from dolly_batch.spark.files import literal
+from dolly_batch.spark.generate.cascade import find_proxy, sampled
 from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
 from dolly_batch.spark.generate.limits import Budget, ErrorLimit, Limits
 from dolly_batch.spark.generate.progress import PlanProgress
@@ -76,15 +78,28 @@ class Generation:
         `tick` is called about four times a second, `finished` when a wave is staged, in its thread. Any exception,
         KeyboardInterrupt among them, cancels the running jobs; finished waves stay.
         """
+        left, sample = self.left(), {wave.number for wave in sampled(self.plan)}
+        run = partial(self._run_waves, tick=tick, finished=finished)
+        with session_conf(self.spark, ONE_FILE_A_TASK):
+            run([wave for wave in left if wave.number in sample], None)
+            others = [wave for wave in left if wave.number not in sample]
+            run(others, self._proxy() if sample and others else None)
 
+    def _run_waves(
+        self, waves: Sequence[Wave], proxy: Proxy | None, tick: Callable[[], None], finished: Callable[[], None]
+    ) -> None:
         def run(wave: Wave) -> None:
-            self._run_wave(wave)
+            self._run_wave(wave, proxy)
             finished()
 
-        waves = [Job(partial(run, wave), wave.num_shards) for wave in self.left()]
+        jobs = [Job(partial(run, wave), wave.num_shards) for wave in waves]
         at_least = self.job.plan.waves_in_flight
-        with session_conf(self.spark, ONE_FILE_A_TASK):
-            run_watched(self.spark, waves, tick, at_least=at_least, num_wanted=lambda: at_least * self._num_slots())
+        run_watched(self.spark, jobs, tick, at_least=at_least, num_wanted=lambda: at_least * self._num_slots())
+
+    def _proxy(self) -> Proxy:
+        """The proxy of the cascade, now that its sample is answered."""
+        answers = self.answers(wave.number for wave in sampled(self.plan))
+        return find_proxy(self.job, self.folder, self.plan, answers, self.check)
 
     def _num_slots(self) -> int:
         """Tasks that can run at once now; where that cannot be asked at no cost, when it was planned."""
@@ -95,21 +110,23 @@ class Generation:
     def answers(self, waves: Iterable[int]) -> DataFrame:
         """The answers of finished waves, in the current schema: an earlier version's lack some columns."""
         paths = [literal(self.folder.staged(wave)) for wave in sorted(waves)]
-        return self.spark.read.schema(staged_schema(self.job.task.kind)).parquet(*paths)
+        return self.spark.read.schema(staged_schema(self.job.task)).parquet(*paths)
 
-    def _run_wave(self, wave: Wave) -> None:
+    def _run_wave(self, wave: Wave, proxy: Proxy | None) -> None:
         source = self.folder.of("snapshot", "todo", f"wave={wave.number}")
         todo = self.spark.read.schema(TODO_SCHEMA).parquet(literal(source)).select(*TODO_SCHEMA.names)
         task = ShardTask(
             spec=self.model.engine_spec(self.job),
-            kind=self.job.task.kind,
+            schema=staged_schema(self.job.task),
             task=self._prepared.task,
             seed=self.job.generation.seed,
             shares=self._prepared.shares,
             progress=self.folder.progress(wave.number),
+            cascades=self.job.task.cascade is not None,
+            proxy=proxy,
         )
         profile = gpu_profile(self.spark, self.job.model.gpus)
-        answered = todo.mapInPandas(partial(answer_shard, task), staged_schema(task.kind), profile=profile)
+        answered = todo.mapInPandas(partial(answer_shard, task), task.schema, profile=profile)
         with whole_folder(self.folder.files, self.folder.staged(wave.number)) as draft:
             answered.write.parquet(draft)
             self.check()

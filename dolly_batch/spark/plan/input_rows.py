@@ -14,6 +14,7 @@ from dolly_batch.errors import InputError
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
 from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key, shown_ids
+from dolly_batch.spark.plan.questions import GOLD
 from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
 from dolly_batch.spark.tables.columns import ColumnRef
 from dolly_batch.spark.tables.input import InputTable
@@ -34,6 +35,7 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
         text.alias("text"),
         F.when(F.length(text) > 0, text).alias("context"),
         _any(~F.is_valid_utf8(kept.column) for kept in source.kept if kept.name in mended).alias("is_mended"),
+        *([source.gold.column.cast("string").alias(GOLD)] if source.gold is not None else []),
     )
     # Keys are made from what the model is asked in the end: a row that did not have to be cut keeps its key.
     rows = assign_status(rows, model.task_model, prepared, job.limits.long_prompt)

@@ -26,6 +26,7 @@ NULL_KEY = ""  # of rows with a null id, which `input.on_bad_id: status` lets th
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _CODE = re.compile(r"(?=\D*\d)[A-Za-z0-9._:/-]{1,40}")
 _SECONDS = "yyyy-MM-dd'T'HH:mm:ss"
+_LATER = {"system", "cascade"}
 
 
 def request_header(job: JobConfig, model_identity: str) -> str:
@@ -45,6 +46,8 @@ def request_header(job: JobConfig, model_identity: str) -> str:
             "top_k": job.generation.top_k,
             "seed": job.generation.seed,
         }
+    if job.task.cascade is not None:  # its sample is drawn with the seed
+        params["seed"] = job.generation.seed
     if job.generation.repetition_penalty != 1.0:  # said only when it is there, so that older keys stay
         params["repetition_penalty"] = job.generation.repetition_penalty
     header = {
@@ -66,9 +69,8 @@ def request_header(job: JobConfig, model_identity: str) -> str:
 
 
 def _settings(job: JobConfig) -> dict[str, Any]:
-    """The task's settings; a system prompt only where there is one, so that older keys and open plans stay."""
-    settings = asdict(job.task)
-    return settings if settings["system"] is not None else {key: settings[key] for key in settings if key != "system"}
+    """The task's settings; what came later only where it is there, so that older keys and open plans stay."""
+    return {key: value for key, value in asdict(job.task).items() if key not in _LATER or value is not None}
 
 
 def task_settings(job: JobConfig) -> str:

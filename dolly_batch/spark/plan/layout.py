@@ -14,6 +14,7 @@ from dolly_batch.spark.files import Files
 from dolly_batch.spark.plan.beginnings import Beginning
 from dolly_batch.spark.plan.estimate import EXPECTED_ANSWER_TOKENS
 from dolly_batch.spark.plan.manifest import Wave
+from dolly_batch.spark.plan.sample import Sample
 from dolly_batch.spark.plan.snapshot import read_part, write_part
 from dolly_batch.tasks.base import PREFILL_SPEEDUP
 
@@ -51,17 +52,22 @@ def write_questions(
     beginning: Beginning | None,
     files: Files,
     path: str,
+    sample: Sample | None = None,
 ) -> list[Wave]:
     """Write the questions as the snapshot's part `path`/todo, and return their waves.
 
     A shard is one file, with the longest prompts first. With a `beginning`, questions that begin alike are in one
-    shard, one behind the other, and shards are about equal in what they take.
+    shard, one behind the other, and shards are about equal in what they take. The questions of a `sample` make waves of
+    their own, before the others.
     """
     if beginning is None:
         shard, group = F.pmod(F.xxhash64("row_key", "request_key"), F.lit(num_shards)), F.lit(0)
     else:
         group = beginning.group()
         shard = _balanced(questions, group, num_shards)
+    if sample is not None:
+        shard = sample.place(shard, shards_per_wave)
+        num_shards += sample.num_waves * shards_per_wave
     laid_out = questions.withColumn("shard", shard.cast("int")).withColumn("group", group)
     laid_out = laid_out.withColumn("wave", F.floor(F.col("shard") / shards_per_wave).cast("int"))
     by_shard = laid_out.repartition(min(num_shards, 1000), "shard")

@@ -9,6 +9,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    snapshot/copied/   rows whose answers are copied from other rows of the output; answers/ holds them
                    snapshot/*.schema.json   the columns of each
                    beside.json        the output before planning: a Parquet output's folders, a Delta table's version
+                   proxy.json         the proxy of a cascade, once its sample is answered
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
                    swapping.json      a Parquet output is being replaced: by which folder
@@ -33,6 +34,7 @@ PUBLISHED = "published.json"
 COMPLETE = "complete.json"
 ABANDONED = "abandoned.json"
 BESIDE = "beside.json"
+PROXY = "proxy.json"
 FORMAT = 1
 
 # Fields whose keys in manifest.json are older than their names.
@@ -45,7 +47,7 @@ _KEYS = {
     "input_settings": "reads",
 }
 # Left out where they say nothing, so that an earlier version can finish the plan.
-_LATER = {"num_shared", "num_copied", "prefix_share", "rate_factor"}
+_LATER = {"num_shared", "num_copied", "prefix_share", "rate_factor", "num_sample_waves"}
 _FIELDS = {key: name for name, key in _KEYS.items()}
 
 
@@ -105,11 +107,18 @@ class Plan:
     """By how much more than the constants say the estimate is, as earlier runs took it; 0 where there were none."""
     prefix_share: float = 0.0
     """Which part of the prompts is computed once for several questions, as the layout expects it."""
+    num_sample_waves: int = 0
+    """The first waves, which hold the sample of a cascade: a proxy that is trained on their answers sees the others."""
 
     @property
     def num_todo(self) -> int:
-        """Rows that the model is to answer; of rows that ask the same, one."""
+        """Rows that the model is to answer, or the proxy of a cascade; of rows that ask the same, one."""
         return sum(wave.num_rows for wave in self.waves)
+
+    @property
+    def num_sampled(self) -> int:
+        """Rows of the sample of a cascade."""
+        return sum(wave.num_rows for wave in self.waves if wave.number < self.num_sample_waves)
 
     @property
     def num_answered_before(self) -> int:

@@ -33,8 +33,8 @@ def measured_factor(files: Files, work: str, name: str) -> float:
 
 
 def remember(files: Files, work: str, plan: Plan, device: str, seconds: float) -> None:
-    """Keep how long a run that was not resumed took to answer; one of few questions says nothing."""
-    if plan.num_todo < MIN_QUESTIONS or plan.estimated_s <= 0:
+    """Keep how long a run that was not resumed took to answer; one of few questions, or with a proxy, says nothing."""
+    if plan.num_todo < MIN_QUESTIONS or plan.estimated_s <= 0 or plan.num_sample_waves:
         return
     took = max(seconds - START_S[device], seconds / 10)
     factor = min(max((plan.rate_factor or 1.0) * took / plan.estimated_s, _BOUNDS[0]), _BOUNDS[1])

@@ -41,6 +41,7 @@ from dolly_batch.spark.plan.measured import measured_factor, rate_name
 from dolly_batch.spark.plan.prepared_task import prepare_task, settled
 from dolly_batch.spark.plan.questions import asking_rows, distinct_questions, shares_answers
 from dolly_batch.spark.plan.row_status import Facts, read_facts
+from dolly_batch.spark.plan.sample import Sample, draw_sample, sample_size
 from dolly_batch.spark.plan.snapshot import read_part, write_part
 from dolly_batch.spark.preflight.gpus import generation_slots
 from dolly_batch.spark.tables.input import InputTable, unreadable_input_named
@@ -125,13 +126,15 @@ def make_plan(
         if dry:
             return Planned(plan, None)
         snapshot, per_wave = f"{draft.path}/snapshot", count_wave_shards(num_shards, job.plan)
+        sample = _sample(job, questions, facts, work_s, plan.slots, per_wave)
         _write_rows(rows, plan, files, snapshot)
         if known is not None:
             write_part(files, known, f"{snapshot}/{ANSWERS}")
         waves = write_questions(
-            questions, facts.num_questions, num_shards, per_wave, sharing.beginning, files, snapshot
+            questions, facts.num_questions, num_shards, per_wave, sharing.beginning, files, snapshot, sample
         )
-        return draft.opened(replace(plan, waves=tuple(waves)), work, check)
+        plan = replace(plan, waves=tuple(waves), num_sample_waves=0 if sample is None else sample.num_waves)
+        return draft.opened(plan, work, check)
     finally:
         files.delete(draft.path)
 
@@ -194,6 +197,17 @@ def _work_s(target: OutputTable, model: ModelFacts, prepared: PreparedTask, fact
     given, is_echo = job.plan.tokens_per_s, job.engine.kind == "echo"
     rate = slot_rate(model.num_parameters, model.on_gpu, is_echo, prepared.num_new_tokens, given, model.gpu_names)
     return rate.seconds(facts.num_questions, facts.num_prompt_tokens)
+
+
+def _sample(
+    job: JobConfig, questions: DataFrame, facts: Facts, work_s: float, slots: int, per_wave: int
+) -> Sample | None:
+    """The sample of a cascade, None where the model answers all."""
+    size = sample_size(job, facts.num_questions)
+    if not size:
+        return None
+    num_shards = count_shards(size, work_s * size / facts.num_questions, slots, job.plan)
+    return draw_sample(job, questions, num_shards, per_wave)
 
 
 def _found(draft: _Draft, keyed: DataFrame, target: OutputTable, retry: Retry, reuses: bool) -> DataFrame | None:

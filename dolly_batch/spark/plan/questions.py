@@ -13,6 +13,8 @@ from dolly_batch.tasks.base import PreparedTask
 
 ASKED = ("instruction", "context", "num_prompt_tokens")
 """What a question takes into its shard, beside its keys; its rows need none of it."""
+GOLD = "gold"
+"""The gold label of a row, where a cascade is checked against such: of a question, that of its first row."""
 
 
 def shares_answers(job: JobConfig, prepared: PreparedTask, retry: Retry) -> bool:
@@ -25,10 +27,14 @@ def distinct_questions(todo: DataFrame) -> DataFrame:
 
     Spark drops the repeated ones before it shuffles: a question of a million rows is as cheap as any other.
     """
-    first = F.min_by(F.struct("row_key", *ASKED), "row_key").alias("first")
+    first = F.min_by(F.struct("row_key", *ASKED, *_gold_of(todo)), "row_key").alias("first")
     return todo.groupBy("request_key").agg(first).select("request_key", "first.*")
 
 
 def asking_rows(todo: DataFrame) -> DataFrame:
     """The rows without what their questions hold."""
-    return todo.drop(*ASKED)
+    return todo.drop(*ASKED, GOLD)
+
+
+def _gold_of(todo: DataFrame) -> list[str]:
+    return [name for name in todo.columns if name == GOLD]

@@ -3,6 +3,7 @@
 from dolly_batch.config.job import JobConfig
 from dolly_batch.report import Report
 from dolly_batch.spark.plan.manifest import Plan
+from dolly_batch.spark.plan.sample import least_questions, sample_size
 from dolly_batch.spark.tables.output import OutputTable
 
 _WORTH_SAYING = 0.01  # of the prompts
@@ -20,9 +21,24 @@ def planned_message(job: JobConfig, plan: Plan) -> str:
     max_rows = job.limits.max_rows
     if max_rows is not None and num_todo > max_rows:
         message += f"; `run` will refuse this: limits.max_rows is {max_rows}"
+    if note := cascade_note(job, num_todo - plan.num_shared):
+        message += f"\n{note}"
     if plan.prefix_share >= _WORTH_SAYING:
         message += f"\nabout {plan.prefix_share:.0%} of the prompts is computed once for rows that begin alike"
     return message
+
+
+def cascade_note(job: JobConfig, num_questions: int) -> str:
+    """What a cascade will do with so many different questions; empty without one."""
+    if job.task.cascade is None:
+        return ""
+    if not (size := sample_size(job, num_questions)):
+        least = least_questions(job)
+        return f"cascade: the model answers all rows, as there are fewer than {least:,} different texts to answer"
+    return (
+        f"cascade: the model answers {size:,} rows, by which a proxy is trained and checked; it answers what it can of "
+        f"the other {num_questions - size:,}, and the model the rest"
+    )
 
 
 def plan_line(plan: Plan) -> str:

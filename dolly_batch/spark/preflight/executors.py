@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from dolly_batch.config.evaluation import EvaluateConfig
 from dolly_batch.config.job import JobConfig
-from dolly_batch.errors import ConfigError
+from dolly_batch.errors import ConfigError, Refused
 from dolly_batch.models.folder import read_config
 from dolly_batch.models.sizing import why_not_fits
 from dolly_batch.spark.files import Files
@@ -25,12 +26,16 @@ from dolly_batch.spark.session.session import is_local, num_slots
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.tasks import KINDS
 
+CASCADE_NEEDS = "sklearn"
+
 
 def check_executors(spark: SparkSession, target: OutputTable, model_folder: str) -> None:
     """Check that executors have this package, what it needs there, and the model. Nothing is written.
 
-    Raises Refused for the package, ConfigError for the model. In local mode only versions are checked.
+    Raises Refused for the package and what it needs, ConfigError for the model. In local mode executors are not asked,
+    and only versions are checked.
     """
+    _check_driver(target)
     if is_local(spark):
         return check_versions(target.job.engine.kind != "echo")
     check_package(spark, num_slots(spark), target.job.engine.kind != "echo", _also_needed(target))
@@ -44,6 +49,7 @@ def check_shared(spark: SparkSession, files: Files, work: str, target: OutputTab
     Executors write a marker into the work folder and next to the output. Raises ConfigError naming the path that they
     do not share. Paths that are not plain, and those of local mode, are not checked.
     """
+    _check_driver(target)
     plain = {"work_dir": files.plain(work)}
     if target.path is not None and target.files is not None:
         plain["output.path"] = target.files.plain(target.path.rpartition("/")[0] or "/")
@@ -86,7 +92,16 @@ def check_folders(
 
 
 def _also_needed(target: OutputTable) -> tuple[str, ...]:
-    return KINDS[target.job.task.kind].executor_needs if target.job.engine.kind != "echo" else ()
+    needed = KINDS[target.job.task.kind].executor_needs if target.job.engine.kind != "echo" else ()
+    return needed if target.job.task.cascade is None else (*needed, CASCADE_NEEDS)
+
+
+def _check_driver(target: OutputTable) -> None:
+    if target.job.task.cascade is not None and find_spec(CASCADE_NEEDS) is None:
+        raise Refused(
+            "task.cascade needs scikit-learn, here and on executors, and it is not installed: "
+            "pip install 'dolly-batch[cascade]'"
+        )
 
 
 def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folder: str) -> None:

@@ -18,7 +18,7 @@ from dolly_batch.tasks import KINDS
 
 def answer_fields(job: JobConfig) -> tuple[T.StructField, ...]:
     """The columns that this job's answers have, in their order, after the id and the kept columns."""
-    fields = (*ANSWER_FIELDS, *task_fields(job.task.kind))
+    fields = (*ANSWER_FIELDS, *task_fields(job.task.kind, cascades=job.task.cascade is not None))
     schema = KINDS[job.task.kind].response_schema(job.task)
     return fields if schema is None else (T.StructField("response", struct_type(schema)), *fields[1:])
 

@@ -36,6 +36,8 @@ class InputTable:
     """The row's context; for tasks that read one text, that text."""
     version: int | None
     """The pinned version of a Delta input."""
+    gold: ColumnRef | None = None
+    """The gold labels of a cascade."""
 
 
 def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
@@ -54,7 +56,9 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
         row_key(ids)
     kept = tuple(find(name, "output.keep") for name in job.output.keep)
     values, context = _read_columns(find, job)
-    return InputTable(df, ids, kept, values, context, version)
+    cascade = job.task.cascade
+    gold = None if cascade is None or cascade.gold is None else find(cascade.gold, "task.cascade.gold")
+    return InputTable(df, ids, kept, values, context, version, gold)
 
 
 def _read_columns(

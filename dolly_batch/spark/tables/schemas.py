@@ -23,9 +23,16 @@ ANSWER_FIELDS = (
 )
 
 
-def task_fields(kind: str) -> tuple[T.StructField, ...]:
-    """The columns that a kind of task adds, after those."""
+ANSWERERS = ("model", "proxy")
+"""Who may have answered a row of a cascade."""
+# Its columns, behind those of its kind.
+CASCADE_FIELDS = (T.StructField("answered_by", T.StringType()), T.StructField("proxy_hash", T.StringType()))
+
+
+def task_fields(kind: str, *, cascades: bool = False) -> tuple[T.StructField, ...]:
+    """The columns that a kind of task adds, after those; with a cascade, what tells who answered."""
     columns = [
         {"name": name, "type": type_, "nullable": True, "metadata": {}} for name, type_ in KINDS[kind].columns.items()
     ]
-    return tuple(T.StructType.fromJson({"type": "struct", "fields": columns}).fields)
+    fields = T.StructType.fromJson({"type": "struct", "fields": columns}).fields
+    return (*fields, *(CASCADE_FIELDS if cascades else ()))
