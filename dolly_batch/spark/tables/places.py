@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 _LETTERS_OF_PATTERNS = {*"*?[{"}
 _PART = r"(?:[A-Za-z0-9_]+|`(?:[^`]|``)+`)"
+_NAME = re.compile(rf"{_PART}(\.{_PART}){{0,2}}")
 
 
 def name_parts(table: str) -> list[str]:
     """The parts of a catalog table's name, as it is written. Raises OutputError, with the name to write, for others."""
-    if re.fullmatch(rf"{_PART}(\.{_PART}){{0,2}}", table):
+    if _NAME.fullmatch(table):
         return re.findall(_PART, table)
     parts = [part.strip("`") for part in table.split(".")]
     quoted = ".".join(part if re.fullmatch(r"[A-Za-z0-9_]+", part) else f"`{part}`" for part in parts)
@@ -85,10 +86,11 @@ def _is_matched(path: str, pattern: str) -> bool:
 
 
 def _location(spark: SparkSession, table: str) -> str | None:
-    """Where a catalog table's files lie, None for one that does not exist yet, and for a view."""
-    if not spark.catalog.tableExists(table):
+    """Where a catalog table's files lie; None for one that is not there yet, for a view, and where it is not known."""
+    if not spark.catalog.tableExists(table) or not _NAME.fullmatch(table):
         return None
-    described = spark.sql("DESCRIBE TABLE EXTENDED IDENTIFIER(:name)", args={"name": table})
+    # The name is written out: Delta's parser does not bind parameters, `IDENTIFIER(:name)` among them.
+    described = spark.sql(f"DESCRIBE TABLE EXTENDED {table}")
     rows = [(row[0], row[1]) for row in described.collect()]
     details = next((i for i, row in enumerate(rows) if row[0].startswith("# Detailed Table")), len(rows))
     return next((where for what, where in rows[details:] if what == "Location"), None)
