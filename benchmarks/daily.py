@@ -10,6 +10,7 @@ plan, publish and audit are the package's own.
 import argparse
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from dolly_batch.spark.session.session import open_session
 PATHS_WHOLE = {"spark.sql.maxMetadataStringLength": "10000"}
 """Settings under which scans say which table they read."""
 STEPS = ("plan", "publish", "audit")
-_BEAN = "com.sun.management.OperatingSystemMXBean"
 SCANNED = "number of output rows"
 
 
@@ -92,8 +92,9 @@ def scanned_rows(spark: Any, path: Path) -> dict[int, int]:
 
 def cpu_seconds(spark: Any) -> float:
     """CPU time of Spark's JVM so far: other programs on the machine change it less than the clock's time."""
-    jvm = spark._jvm.java.lang.management.ManagementFactory
-    return float(jvm.getPlatformMXBean(spark._jvm.java.lang.Class.forName(_BEAN)).getProcessCpuTime()) / 1e9
+    pid = spark._jvm.java.lang.ProcessHandle.current().pid()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ def test_new_rows_read_the_output_once_or_where_their_ids_may_be(delta_desk: Des
     assert Counter(row["id"] for row in delta_desk.rows("delta")) == Counter(row["id"] for row in questions(320))
 
 
+@pytest.mark.chaos
 def test_few_rows_find_in_the_output_what_many_would(delta_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are there, rows that ask what others have asked, and new ones: by either way the same plan."""
     delta_desk.put(questions(20))

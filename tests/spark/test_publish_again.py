@@ -88,6 +88,7 @@ def test_plans_with_overlapping_keys_are_published_at_once(delta_desk: Desk, mod
     assert (one.audit().num_rows, two.audit().num_rows) == (10, 10)
 
 
+@pytest.mark.chaos
 def test_a_plan_overtaken_between_its_look_and_its_commit_looks_again(
     delta_desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
