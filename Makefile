@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test quick check audit chaos kills bench quality whole-table format lock clean
+.PHONY: help setup demo demo-delta test quick check audit chaos kills bench quality cascade whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -57,6 +57,9 @@ bench: $(READY) ## The engine and its peers on the same work, about an hour; ARG
 
 quality: $(READY) ## What the demo's model answers on real tables, half an hour; ARGS="--rows 50 --only classify" for less
 	@$(BIN)/python -m benchmarks.quality $(ARGS)
+
+cascade: $(READY) ## What a cascade saves on real tables, and whether it holds its promise; ARGS="--teachers noisy" for less
+	@$(BIN)/python -m benchmarks.cascade $(ARGS)
 
 whole-table: $(READY) ## Time the whole job on databricks-dolly-15k (needs the data, see benchmarks/whole_table.py)
 	@$(BIN)/python benchmarks/whole_table.py $(ARGS)

@@ -12,7 +12,7 @@ proxy was not trained on, and holds for any proxy, good or bad:
 - the bounds of a group: fixed-sequence testing (Angelopoulos et al. 2021, "Learn then Test"). Training rows choose
   where to begin; then lower and lower bounds are tested until one fails. So none is chosen by the rows that it is
   tested on, and each test has the whole error of its group;
-- the groups: Bonferroni; the error is split among them by the rows that training rows let expect.
+- the groups: Bonferroni, each has an equal part of the error.
 """
 
 import math
@@ -60,21 +60,17 @@ def fewest_rows(agreement: float, error: float = ERROR) -> int:
     return math.ceil(math.log(error) / math.log(agreement))
 
 
-def grouped(expected: Sequence[float], agreement: float) -> list[tuple[tuple[int, ...], float]]:
-    """The groups of labels, and the error of each, by how many rows of each label may be expected where it is tested.
-
-    A group has the part of the error that it has of the rows: that answers the most rows.
-    """
-    total = sum(expected)
-    errors = [ERROR * rows / total if total else 0.0 for rows in expected]
-    alone = [
-        label
-        for label, (rows, error) in enumerate(zip(expected, errors, strict=True))
-        if error and rows >= ENOUGH * fewest_rows(agreement, error)
-    ]
-    rest = tuple(label for label in range(len(expected)) if label not in alone)
-    groups = [((label,), errors[label]) for label in alone]
-    return [*groups, *([(rest, sum(errors[label] for label in rest))] if rest else [])]
+def grouped(expected: Sequence[float], agreement: float) -> list[tuple[int, ...]]:
+    """The groups of labels, by how many rows of each may be expected where the bounds are tested."""
+    order = sorted(range(len(expected)), key=lambda label: (-expected[label], label))
+    num_alone = len(order)
+    while num_alone:
+        num_groups = num_alone + (num_alone < len(order))
+        if expected[order[num_alone - 1]] >= ENOUGH * fewest_rows(agreement, ERROR / num_groups):
+            break
+        num_alone -= 1
+    rest = tuple(sorted(order[num_alone:]))
+    return [*((label,) for label in order[:num_alone]), *([rest] if rest else [])]
 
 
 def sequence(trained: Sequence[Judged], scale: float, agreement: float) -> list[float]:
@@ -99,7 +95,7 @@ def sequence(trained: Sequence[Judged], scale: float, agreement: float) -> list[
 def last_passing(
     labels: tuple[int, ...], bounds: Sequence[float], checked: Sequence[Judged], agreement: float, error: float
 ) -> Bound:
-    """The last bound of the sequence before one fails its test, with an `error` of its group."""
+    """The last bound of the sequence before one fails its test, `error` being that of its group."""
     found = Bound(labels)
     for bound in bounds:
         answered = [agrees for margin, agrees in checked if margin >= bound]

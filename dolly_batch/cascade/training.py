@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dolly_batch.cascade.bounds import CHECKED_SHARE, Bound, Judged, grouped, last_passing, sequence
+from dolly_batch.cascade.bounds import CHECKED_SHARE, ERROR, Bound, Judged, grouped, last_passing, sequence
 from dolly_batch.cascade.features import hashed, scaled
 from dolly_batch.cascade.proxy import Proxy, margin_of, softmax
 
@@ -147,10 +147,10 @@ def _bounds(
     answerable = [number for number, label in enumerate(classes) if label is not None]
     groups = grouped([given[label] * scale for label in answerable], agreement)
     bounds = []
-    for group, error in groups:
+    for group in groups:
         order = sequence([row for label, row in out_of_fold if label in group], scale, agreement)
         rows = [row for label, row in checked if label in group]
-        bounds.append(last_passing(group, order, rows, agreement, error))
+        bounds.append(last_passing(group, order, rows, agreement, ERROR / len(groups)))
     return bounds
 
 

@@ -35,12 +35,10 @@ def test_with_fewer_rows_than_the_fewest_nothing_can_be_shown(agreement: float, 
     assert at_least(least, least, agreement) <= ERROR < at_least(least - 1, least - 1, agreement)
 
 
-def test_labels_with_rows_enough_are_alone_rare_ones_together_and_the_error_is_split_by_rows() -> None:
-    groups = grouped([20.0, 600.0, 300.0, 80.0], 0.95)
-    assert [labels for labels, _ in groups] == [(1,), (2,), (0, 3)]
-    assert [error for _, error in groups] == pytest.approx([0.6 * ERROR, 0.3 * ERROR, 0.1 * ERROR])
-    assert grouped([13.0] * 77, 0.95) == [(tuple(range(77)), pytest.approx(ERROR))]
-    assert grouped([0.0, 0.0], 0.95) == [((0, 1), 0.0)]
+def test_labels_with_rows_enough_are_alone_and_rare_ones_together() -> None:
+    assert grouped([20.0, 900.0, 300.0, 4.0], 0.95) == [(1,), (2,), (0, 3)]
+    assert grouped([480.0, 500.0], 0.95) == [(1,), (0,)]
+    assert grouped([13.0] * 77, 0.95) == [tuple(range(77))]
     assert grouped([], 0.95) == []
 
 
