@@ -72,8 +72,8 @@ def _location(spark: SparkSession, table: str) -> str | None:
     """Where a catalog table's files lie, None for one that does not exist yet, and for a view."""
     if not spark.catalog.tableExists(table):
         return None
-    described = spark.sql("DESCRIBE TABLE EXTENDED IDENTIFIER(:name)", args={"name": table})
-    rows = [(row[0], row[1]) for row in described.collect()]
+    # Spark has opened it by this name, so the text is a name and nothing else.
+    rows = [(row[0], row[1]) for row in spark.sql(f"DESCRIBE TABLE EXTENDED {table}").collect()]
     details = next((i for i, row in enumerate(rows) if row[0].startswith("# Detailed Table")), len(rows))
     return next((where for what, where in rows[details:] if what == "Location"), None)
 
