@@ -14,7 +14,7 @@ from dolly_batch.spark.plan.manifest import PlanFolder
 from dolly_batch.spark.plan.planner import _Draft
 from dolly_batch.spark.tables import delta_log, parquet
 from tests.store_model import keys
-from tests.store_model.machine import FORMATS, StoreMachine
+from tests.store_model.machine import StoreMachine
 from tests.store_model.tables import DeltaTable
 
 SETTINGS = settings(
@@ -72,7 +72,7 @@ def commits_take_no_turns(patch: pytest.MonkeyPatch) -> None:
 GUARDS: dict[str, Guard] = {
     "A1": ([("delta", "append"), *APPENDS_PARQUET], equal_rows_share_a_key, "is missing"),
     "A4": (MERGES, older_answers_replace_newer_ones, "older answer"),
-    "A5": (FORMATS, plans_are_opened_without_a_look, "cannot be finished"),
+    "A5": ([("parquet", "overwrite"), ("delta", "overwrite")], plans_are_opened_without_a_look, "cannot be finished"),
     "A3, the look": ([("delta", "append")], commits_rely_on_an_old_look, r"is there \d+ times"),
     "A3, the turns": ([("delta", "append")], commits_take_no_turns, r"is there \d+ times"),
     "A14": (APPENDS_PARQUET, rows_of_other_plans_are_added_again, r"is there \d+ times"),
