@@ -150,7 +150,7 @@ class Output:
 
     def is_committed(self, folder: PlanFolder, plan: Plan) -> bool:
         if self.format == "delta":
-            return own_version(plan, self.delta.since(folder.facts(BESIDE))) is not None
+            return own_version(plan, self.delta.since(_seen(folder))) is not None
         return parquet.FORMAT.finish_commit(self, folder, plan)  # type: ignore[arg-type]
 
     def commit(self, folder: PlanFolder, plan: Plan, rows: Rows, loses_reply: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ class Output:
         self.files.exists("/out/_delta_log")  # a start may be stopped here
         if self.mode == "overwrite":
             self.delta.overwrite(plan, rows)
-        elif not self._in_turn(plan, rows, folder.facts(BESIDE)):
+        elif not self._in_turn(plan, rows, _seen(folder)):
             raise Stopped("others were first each time")
         if loses_reply():
             raise Stopped("the reply of a commit was lost")
@@ -180,7 +180,7 @@ class Output:
 
     def committed(self, folder: PlanFolder, plan: Plan) -> tuple[Rows, bool]:
         """The table as the plan's commit has left it, and whether it alone has added rows since it was planned."""
-        since = self.delta.since(folder.facts(BESIDE)) if self.format == "delta" else []
+        since = self.delta.since(_seen(folder)) if self.format == "delta" else []
         own = own_version(plan, since)
         if own is None:
             return self.read() or Rows(), self.format == "parquet"
@@ -189,6 +189,11 @@ class Output:
     @property
     def keys(self) -> tuple[str, ...]:
         return identified_by(self.mode)
+
+
+def _seen(folder: PlanFolder) -> dict[str, Any]:
+    """What a plan has kept of the table; of a plan that has kept nothing, what `delta_log.seen_by` makes of it."""
+    return {"version": -1, "turn": None, "only_adds": False, **folder.facts(BESIDE)}
 
 
 @contextmanager
