@@ -1,11 +1,13 @@
 """The machine of machine.py over many schedules; and that it finds what each guard keeps out, when that is off."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from dolly_batch.spark import decisions
@@ -79,7 +81,10 @@ GUARDS: dict[str, Guard] = {
 }
 
 
-@pytest.mark.parametrize("name", GUARDS)
+# The guards of A3 take half a minute each to be found.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.chaos] if name.startswith("A3") else []) for name in GUARDS]
+)
 def test_the_machine_finds_what_a_guard_keeps_out(name: str) -> None:
     chosen, off, said = GUARDS[name]
 
@@ -87,6 +92,8 @@ def test_the_machine_finds_what_a_guard_keeps_out(name: str) -> None:
         formats: ClassVar[Any] = chosen
         without_guard = staticmethod(off)
 
-    quick = settings(SETTINGS, max_examples=2000, phases=[Phase.generate])
-    with pytest.raises(AssertionError, match=said):
+    quick = settings(SETTINGS, max_examples=5000, phases=[Phase.generate])
+    # Names and times differ from run to run, so a schedule may fail once and not when it is played again.
+    with pytest.raises((AssertionError, Flaky)) as caught:
         run_state_machine_as_test(Unguarded, settings=quick)
+    assert re.search(said, "\n".join(map(str, [caught.value, *getattr(caught.value, "exceptions", ())])))
