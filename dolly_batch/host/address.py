@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import socket
-import stat
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import dolly_batch
 from dolly_batch.errors import EngineError
 from dolly_batch.records import EngineSpec
 from dolly_batch.system.ipc import PROTOCOL
+from dolly_batch.system.private_folder import make_private
 from dolly_batch.system.process import ProcessId, parent_jvm
 from dolly_batch.system.user_cache import user_cache
 
@@ -75,17 +75,3 @@ class HostAddress:
         folder = self.root / self.name(spec)
         make_private(folder)
         return folder
-
-
-def make_private(folder: Path) -> None:
-    """Creates a folder of mode 0700, or checks that the existing one is. Raises EngineError if it is not."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as error:
-        raise EngineError(f"{folder}: cannot be made a folder for engine hosts: {error}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise EngineError(
-            f"{folder}: found {stat.filemode(status.st_mode)} of user {status.st_uid}, expected a folder drwx------ of "
-            f"user {os.geteuid()}: remove it, or set TMPDIR to another folder"
-        )

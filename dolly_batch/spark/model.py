@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from dolly_batch.config.job import EngineConfig, ModelConfig
 from dolly_batch.engine.load import choose_engine
 from dolly_batch.errors import ConfigError, EngineError, ModelError
-from dolly_batch.host.address import default_root, make_private
+from dolly_batch.host.address import default_root
 from dolly_batch.models.folder import ModelFolder, inspect_folder, verify_hashes
 from dolly_batch.models.sizing import num_parameters
 from dolly_batch.records import EngineSpec
@@ -22,6 +22,7 @@ from dolly_batch.spark.session.session import is_connect, is_local
 from dolly_batch.staging.smollm2 import SMOLLM2
 from dolly_batch.staging.sources import TINY
 from dolly_batch.staging.stage import stage_under
+from dolly_batch.system.private_folder import make_private
 from dolly_batch.system.user_cache import user_cache
 from dolly_batch.tasks.base import TaskModel
 

@@ -1,9 +1,11 @@
 """Where this package keeps what it fetched once: resolved jars, a Java launcher, `smollm2`, compiled kernels."""
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
+
+from dolly_batch.errors import EngineError
+from dolly_batch.system.private_folder import make_private
 
 
 def user_cache(environ: Mapping[str, str] = os.environ) -> Path:
@@ -19,9 +21,7 @@ def private_cache(name: str) -> Path | None:
     """
     folder = user_cache() / name
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError:
+        make_private(folder)
+    except EngineError:
         return None
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return folder if is_ours else None
+    return folder

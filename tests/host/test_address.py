@@ -7,10 +7,11 @@ import pytest
 
 from dolly_batch.errors import EngineError
 from dolly_batch.host import address as address_module
-from dolly_batch.host.address import HostAddress, default_root, make_private
+from dolly_batch.host.address import HostAddress, default_root
 from dolly_batch.host.launch import host_environment
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
 from dolly_batch.records import EngineSpec
+from dolly_batch.system.private_folder import make_private
 
 SPEC = EngineSpec(kind="echo", model_folder="")
 

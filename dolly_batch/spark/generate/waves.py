@@ -88,6 +88,9 @@ class Generation:
     def _run_waves(
         self, waves: Sequence[Wave], proxy: Proxy | None, tick: Callable[[], None], finished: Callable[[], None]
     ) -> None:
+        if not waves:
+            return
+
         def run(wave: Wave) -> None:
             self._run_wave(wave, proxy)
             finished()

@@ -211,7 +211,7 @@ def _sample(
 
 
 def _found(draft: _Draft, keyed: DataFrame, target: OutputTable, retry: Retry, reuses: bool) -> DataFrame | None:
-    """What few rows find in the output; kept where it is looked at twice."""
+    """What few rows find in the output, kept: it is looked at more than once."""
     found = found_of_few(target, keyed, retry, reuses)
     return found if found is None else draft.saved(found, "found")
 

@@ -20,7 +20,7 @@ from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
 from dolly_batch.spark.tables.columns import no_rows, schema_difference
 from dolly_batch.spark.tables.delta_commit import commit, save
-from dolly_batch.spark.tables.delta_log import own_version, see, seen_by, versions_since, was_alone
+from dolly_batch.spark.tables.delta_log import Version, own_version, see, seen_by, versions_since, was_alone
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import partition_names
@@ -137,16 +137,12 @@ class Delta(OutputFormat):
 
     def finish_commit(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> bool:
         """Whether the plan is in the log: a start was killed after its commit. What was deleted since stays so."""
-        if is_connect(output.spark) or not output.exists():
-            return False
-        return own_version(plan, versions_since(output, seen_by(output, folder.facts(BESIDE)))) is not None
+        return own_version(plan, _since(output, folder)) is not None
 
     def committed(self, output: OutputTable, folder: PlanFolder, plan: Plan) -> tuple[DataFrame | None, bool]:
         """The version that the plan's commit made, None where the log no longer tells; and whether it followed the one
         that the plan has seen, or others that added nothing."""
-        if is_connect(output.spark) or not output.exists():
-            return None, False
-        since = versions_since(output, seen_by(output, folder.facts(BESIDE)))
+        since = _since(output, folder)
         version = own_version(plan, since)
         if version is None:
             return None, False
@@ -172,6 +168,13 @@ class Delta(OutputFormat):
 
 
 FORMAT = Delta()
+
+
+def _since(output: OutputTable, folder: PlanFolder) -> list[Version]:
+    """The versions behind the one that the plan has seen; none where there is no table or, over Connect, no log."""
+    if is_connect(output.spark) or not output.exists():
+        return []
+    return versions_since(output, seen_by(output, folder.facts(BESIDE)))
 
 
 def _latest_version(spark: SparkSession, path: str) -> int:
