@@ -37,11 +37,27 @@ _SOURCES = Path(__file__).parent
 def kept(compile_kernel: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The kernel that `compile_kernel` returns for these arguments, taken from the disk where it is there."""
     kernel = compile_kernel(*args, **options)
+    named = repr((compile_kernel.__module__, compile_kernel.__qualname__, args, sorted(options.items())))
+    _give_names(kernel, hashlib.sha256(named.encode()).hexdigest()[:16])
     folder = _folder()
     if folder is not None:
-        named = repr((compile_kernel.__module__, compile_kernel.__qualname__, args, sorted(options.items())))
         kernel._cache = KernelFiles(folder, named)
     return kernel
+
+
+def _give_names(kernel: Any, name: str) -> None:
+    """Name a kernel and the functions that were made with it, and so their symbols, by what they are made for.
+
+    numba tells functions of one name apart by a number that each process counts anew. Of two symbols of one name in
+    one process the linker takes the first, so a kernel that another process compiled could call this one's helpers.
+    """
+    function = kernel.py_func
+    if "<locals>" not in function.__qualname__ or function.__qualname__.endswith(name):
+        return
+    function.__qualname__ += f".{name}"
+    for cell in function.__closure__ or ():
+        if hasattr(cell.cell_contents, "py_func"):
+            _give_names(cell.cell_contents, name)
 
 
 class KernelFiles(NullCache):
