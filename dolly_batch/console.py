@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as LiveLine
 from rich.table import Table
 from rich.text import Text
 
 from dolly_batch.evaluate.report import EvaluateReport
 from dolly_batch.records import ERROR_STATUSES
-from dolly_batch.report import PlanReport, Report
+from dolly_batch.report import PlanReport, Progress, Report, duration
 
 _MODEL_NOTES = {
     "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
@@ -43,46 +44,51 @@ def say(text: str) -> None:
 
 
 class ProgressLine:
-    """One live line on a terminal: rows done of all, answer tokens per second, time left. Silent elsewhere."""
+    """One live line on a terminal: rows done of all, the speed, the time left. Silent elsewhere."""
 
     def __init__(self, total: int, label: str = "answering", console: Console | None = None) -> None:
         console = console or Console(stderr=True)
-        self._progress = Progress(
+        self._line = LiveLine(
             TextColumn(label),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task(label, total=total, speed="")
-        self._first: tuple[float, int] | None = None
+        self._task = self._line.add_task(label, total=total, pace="")
+        self._total = total
+        self._first: tuple[float, int, int] | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether anybody sees it."""
-        return not self._progress.disable
+        return not self._line.disable
 
     def __enter__(self) -> "ProgressLine":
         """Start drawing."""
-        self._progress.start()
+        self._line.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         """Remove the line."""
-        self._progress.stop()
+        self._line.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show how far a run is."""
+        self._line.update(self._task, completed=progress.num_rows, pace=progress.pace)
 
     def update(self, num_rows: int, num_tokens: int) -> None:
-        """Show the rows and tokens so far."""
+        """Show the rows and tokens so far, of rows that take about the same time each."""
         now = time.monotonic()
         if self._first is None:
-            self._first = (now, num_tokens)
-        passed = now - self._first[0]
-        speed = f"{(num_tokens - self._first[1]) / passed:,.0f} tokens/s" if passed > 1 else ""
-        self._progress.update(self._task, completed=num_rows, speed=speed)
+            self._first = (now, num_rows, num_tokens)
+        passed, rows, tokens = (a - b for a, b in zip((now, num_rows, num_tokens), self._first, strict=True))
+        left = f", time left: {duration((self._total - num_rows) * passed / rows)}" if rows else ""
+        pace = f"{tokens / passed:,.0f} tokens/s{left}" if passed > 1 else ""
+        self._line.update(self._task, completed=num_rows, pace=pace)
 
 
 def print_summary(report: Report) -> None:
@@ -137,7 +143,7 @@ def print_plan(report: Report) -> None:
     for status, count in sorted(report.by_status.items()):
         write(f"skipped as {status}: {count:,} rows")
     if report.estimated_s is not None:
-        write(f"estimated time: {_duration(report.estimated_s)} (a rough estimate; plan.tokens_per_s corrects it)")
+        write(f"estimated time: {duration(report.estimated_s)} (a rough estimate; plan.tokens_per_s corrects it)")
 
 
 def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:
@@ -263,9 +269,3 @@ def _cell(text: str, max_chars: int = 300) -> str:
     """Text for one cell: control characters made visible, long text shortened."""
     shown = "".join(c if c == "\n" or c.isprintable() or c in " \u200d\ufe0f" else "\ufffd" for c in text)
     return shown if len(shown) <= max_chars else shown[:max_chars] + " ..."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

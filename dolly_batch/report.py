@@ -10,6 +10,55 @@ from typing import Any
 from dolly_batch.records import ERROR_STATUSES
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Speeds are those of the last minutes; they and the time left are None before the first rows."""
+
+    at: str
+    """ISO 8601, UTC."""
+    num_waves: int
+    num_finished_waves: int
+    num_todo: int
+    num_rows: int
+    """Answered, of `num_todo`."""
+    num_tokens: int
+    """Generated since the run was first started."""
+    num_errors: int
+    tokens_per_s: float | None = None
+    rows_per_s: float | None = None
+    left_s: float | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        rows = f"{self.num_rows:,} of {self.num_todo:,} rows ({self.num_rows / max(1, self.num_todo):.1%})"
+        waves = f"{self.num_finished_waves:,} of {self.num_waves:,} waves"
+        return f"{waves}, {rows}, {self.pace}, errors: {self.num_errors:,}"
+
+    @property
+    def pace(self) -> str:
+        """How fast it is, and how long it will take."""
+        speeds = []
+        if self.tokens_per_s:
+            speeds.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        if self.rows_per_s:
+            speeds.append(f"{self.rows_per_s:,.{0 if self.rows_per_s >= 100 else 2}f} rows/s")
+        left = "not known yet" if self.left_s is None else duration(self.left_s)
+        return ", ".join([*speeds, f"time left: {left}"])
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in two units at most."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 20:
+        return f"{minutes} min {rest} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 @dataclass
 class BaseReport:
     """What the reports of all commands have. `outcome` is `complete`, `nothing_to_do`, `planned` ... or an error."""
@@ -81,6 +130,8 @@ class Report(BaseReport):
     num_resumed_waves: int = 0
     """Waves that earlier starts had finished."""
     num_shards: int = 0
+    progress: dict[str, Any] = field(default_factory=dict)
+    """Of `status`, where the plan is open: a `Progress`, as the run wrote it last."""
 
     def check_errors(self, max_error_share: float) -> None:
         """Set the error share, and from it the exit code of a complete run."""

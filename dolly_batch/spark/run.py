@@ -4,7 +4,8 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings, audit
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.generate.cascade import cascade_facts
+from dolly_batch.spark.generate.jobs import described
 from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
@@ -116,31 +118,37 @@ class _Start:
     work: str
     report: Report
 
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Count a step's time, and name its jobs in Spark's UI."""
+        with self.report.timed(name), described(self.spark, f"{self.job.name}: {name}"):
+            yield
+
     def resume(self) -> Opened | None:
-        with self.report.timed("plan"):
+        with self._step("plan"):
             opened = _resumed(self.spark, self.job, self.options, self.files, self.work)
         if opened is not None:
             _describe(opened, self.report)
         return opened
 
     def make_plan(self, check: Check) -> Opened | None:
-        with self.report.timed("plan"):
+        with self._step("plan"):
             opened = _planned(self.spark, self.job, self.options, self.files, self.work, self.report, check)
         if opened is not None:
             _describe(opened, self.report)
         return opened
 
     def generate(self, opened: Opened, check: Check) -> None:
-        with self.report.timed("generate"):
+        with self._step("generate"):
             generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
 
     def publish(self, opened: Opened) -> dict[str, object]:
-        with self.report.timed("publish"):
+        with self._step("publish"):
             publish(opened.target, opened.folder, opened.plan)
-        return _staged_facts(opened)
+            return _staged_facts(opened)
 
     def audit(self, opened: Opened) -> None:
-        with self.report.timed("audit"):
+        with self._step("audit"):
             findings = audit(opened.target, opened.folder, opened.plan)
         _complete(self.job, opened, findings, self.report)
         if "generate" in self.report.seconds and not self.report.num_resumed_waves:
