@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dolly_batch.evaluate.report import EvaluateReport
 from dolly_batch.records import ERROR_STATUSES
-from dolly_batch.report import PlanReport, Progress, Report, duration
+from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, Progress, Report, duration
 
 _MODEL_NOTES = {
     "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
@@ -25,7 +25,6 @@ _MODEL_NOTES = {
 _WIDTH = 140  # where the output is not a terminal
 _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells
 _BAR_WIDTH = 24
-_STAGES = ("session", "plan", "generate", "publish", "audit")
 _PLAN_COLUMNS = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>dolly_batch report</title>
@@ -97,41 +96,64 @@ def print_summary(report: Report) -> None:
     write(report.message)
     if report.by_status:
         write(_counts("status", "rows", _largest_first(report.by_status)))
-    loads = f"{report.model_loads} model load(s)"
-    generate_s = report.seconds.get("generate")
-    if report.num_resumed_waves:  # no speed: the report does not know how long the earlier starts took
-        write(
-            f"{report.num_generated_tokens:,} answer tokens, {loads}; "
-            f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts"
-        )
-    elif report.num_generated_tokens and generate_s:
-        write(
-            f"{report.num_generated_tokens:,} answer tokens in {generate_s:.1f} s "
-            f"({report.num_generated_tokens / generate_s:,.0f} tokens/s, model loading included), {loads}"
-        )
+    for line in summary_lines(report):
+        write(line)
+
+
+def summary_lines(report: Report) -> list[str]:
+    """The numbers of a run, and what to do about its errors."""
+    lines = []
+    if report.num_asked and "generate" in report.seconds:
+        lines += [_speed_line(report), _wall_line(report)]
     if report.num_shared_rows:
-        write(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
+        lines.append(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
     if report.answered_by:
-        write(_cascade_line(report))
+        lines.append(_cascade_line(report))
     if report.num_continued_rows or report.num_restarted_rows:
-        write(
+        lines.append(
             f"resumed {report.num_continued_rows:,} truncated answers ({report.num_begun_tokens:,} tokens reused); "
             f"restarted {report.num_restarted_rows:,} from scratch"
         )
+    lines += [
+        f"{status} ({report.by_status[status]:,} rows): {todo}"
+        for status, todo in WHAT_TO_DO.items()
+        if report.by_status.get(status)
+    ]
     if report.output:
-        write(f"output: {report.output}")
+        lines.append(f"output: {report.output}")
     if report.model in _MODEL_NOTES:
-        write(_MODEL_NOTES[report.model])
+        lines.append(_MODEL_NOTES[report.model])
+    return lines
+
+
+def _speed_line(report: Report) -> str:
+    """Rows, tokens and loads; speeds where this start has answered all of them."""
+    counts = [
+        (f"{report.num_asked:,} rows answered", report.num_asked, "rows/s"),
+        (f"{report.num_read_tokens:,} tokens in", report.num_read_tokens, "tokens/s"),
+        (f"{report.num_generated_tokens:,} tokens out", report.num_generated_tokens, "tokens/s"),
+    ]
+    if report.num_resumed_waves:  # the report does not know how long the earlier starts took
+        parts = [text for text, _, _ in counts]
+        parts.append(f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts")
+    else:
+        speeds = [number / report.seconds["generate"] for _, number, _ in counts]
+        parts = [f"{counts[i][0]} ({speeds[i]:,.{0 if speeds[i] >= 100 else 1}f} {counts[i][2]})" for i in range(3)]
+    return f"{', '.join(parts)}; {report.model_loads} model load(s)"
+
+
+def _wall_line(report: Report) -> str:
+    times = (f"{stage} {report.seconds[stage]:,.1f} s" for stage in STAGES if stage in report.seconds)
+    return f"wall time: {', '.join(times)} (generate: model loading included)"
 
 
 def _cascade_line(report: Report) -> str:
     """What a cascade has saved: different texts that the model was not asked about."""
-    num_asked = report.num_answered_by_model + report.num_answered_by_proxy
-    share = report.num_answered_by_proxy / num_asked if num_asked else 0.0
+    share = report.num_answered_by_proxy / report.num_asked if report.num_asked else 0.0
     by = report.answered_by
     return (
         f"rows answered by the model: {by.get('model', 0):,}, by the proxy: {by.get('proxy', 0):,}; "
-        f"{report.num_answered_by_proxy:,} of {num_asked:,} calls of the model saved ({share:.1%})"
+        f"{report.num_answered_by_proxy:,} of {report.num_asked:,} calls of the model saved ({share:.1%})"
     )
 
 
@@ -197,9 +219,7 @@ def plans_page(title: str, plans: Sequence[PlanReport]) -> str:
             _counts("status", "rows", _largest_first(report.get("by_status", {})), bars=True),
             _counts("answered by", "rows", _largest_first(report.get("answered_by", {})), bars=True),
             _counts("prompt tokens", "rows", dict(lengths), bars=True),
-            _counts(
-                "stage", "s", {stage: round(seconds[stage], 1) for stage in _STAGES if stage in seconds}, bars=True
-            ),
+            _counts("stage", "s", {stage: round(seconds[stage], 1) for stage in STAGES if stage in seconds}, bars=True),
         )
         side_by_side = Table.grid(padding=(0, 4))
         side_by_side.add_row(*(part for part in parts if part.row_count))

@@ -10,6 +10,23 @@ from typing import Any
 from dolly_batch.records import ERROR_STATUSES
 
 
+STAGES = ("session", "plan", "generate", "publish", "audit")
+"""The steps of a run, in their order."""
+WHAT_TO_DO = {
+    "too_long": "set limits.long_prompt to cut their text, a larger model.max_positions, or a smaller max_new_tokens",
+    "bad_encoding": "correct the input: its text is not valid UTF-8",
+    "duplicate_id": "correct the input: give each row an id of its own",
+    "out_of_memory": "lower engine.memory_fraction or engine.max_batch_tokens, or set model.max_positions; "
+    "on Delta `run --retry out_of_memory` asks these rows again",
+    "model_error": "read their column `error`; on Delta `run --retry model_error` asks them again",
+    "invalid_output": "read their column `error`; extract: simplify the schema, or allow more max_new_tokens; "
+    "on Delta `run --retry invalid_output` asks them again",
+    "truncated": "raise generation.max_new_tokens; on Delta `run --retry truncated` then resumes these answers",
+    "empty_response": "the model has nothing to say: look at the prompt; on Delta `run --retry empty_response`",
+}
+"""For each status that asks for something, what helps."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is. Speeds are those of the last minutes; they and the time left are None before the first rows."""
@@ -118,6 +135,8 @@ class Report(BaseReport):
     """Of all rows; rows that share an answer count each."""
     num_generated_tokens: int = 0
     """Of all answers, each counted once."""
+    num_read_tokens: int = 0
+    """Of all prompts that the model was given, over all calls; rows that share an answer count once."""
     num_continued_rows: int = 0
     """Truncated answers that `--retry truncated` resumed."""
     num_restarted_rows: int = 0
@@ -132,6 +151,11 @@ class Report(BaseReport):
     num_shards: int = 0
     progress: dict[str, Any] = field(default_factory=dict)
     """Of `status`, where the plan is open: a `Progress`, as the run wrote it last."""
+
+    @property
+    def num_asked(self) -> int:
+        """Rows that were asked, of the model or its proxy: of those that ask the same, one."""
+        return self.num_answered_by_model + self.num_answered_by_proxy
 
     def check_errors(self, max_error_share: float) -> None:
         """Set the error share, and from it the exit code of a complete run."""

@@ -233,13 +233,14 @@ def _staged_facts(opened: Opened) -> dict[str, object]:
     answers = staged_answers(opened.target, opened.folder, opened.plan)
     by_status, loads, resumed = dict(opened.plan.skipped), dict[str, int](), [0, 0, 0]
     tokens = F.col("num_begun_tokens")
+    read = F.coalesce(F.sum("num_prompt_tokens"), F.lit(0))
     resumed_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
     grouped = answers.groupBy("status", "engine_id").agg(
-        F.count("*"), F.max("engine_load"), F.coalesce(F.sum("num_completion_tokens"), F.lit(0)), *resumed_sums
+        F.count("*"), F.max("engine_load"), F.coalesce(F.sum("num_completion_tokens"), F.lit(0)), read, *resumed_sums
     )
-    num_generated = 0
-    for status, engine_id, count, load, tokens_of, *counts in grouped.collect():
-        num_generated += tokens_of
+    num_generated = num_read = 0
+    for status, engine_id, count, load, tokens_of, read_of, *counts in grouped.collect():
+        num_generated, num_read = num_generated + tokens_of, num_read + read_of
         by_status[status] = by_status.get(status, 0) + count
         loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
         resumed = [total + (number or 0) for total, number in zip(resumed, counts, strict=True)]
@@ -252,6 +253,7 @@ def _staged_facts(opened: Opened) -> dict[str, object]:
         **dict(zip(RESUMED_COUNTS, resumed, strict=True)),
         "model_loads": sum(loads.values()),
         "num_generated_tokens": num_generated,
+        "num_read_tokens": num_read,
         "num_published": opened.plan.num_planned,
     }
 
@@ -266,6 +268,7 @@ def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report
     report.num_completion_tokens = findings.num_completion_tokens
     report.model_loads = facts.get("model_loads", 0)
     report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
+    report.num_read_tokens = facts.get("num_read_tokens", opened.plan.num_prompt_tokens)
     for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned

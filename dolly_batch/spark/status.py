@@ -27,6 +27,7 @@ SILENT_S = 120.0
 _SHOWN_OF_LAST = (
     *("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"),
     *("answered_by", "num_answered_by_model", "num_answered_by_proxy"),
+    *("num_read_tokens", "num_generated_tokens", "num_waves", "num_resumed_waves"),
 )
 
 
