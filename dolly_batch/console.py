@@ -105,6 +105,10 @@ def summary_lines(report: Report) -> list[str]:
     lines = []
     if report.num_asked and "generate" in report.seconds:
         lines += [_speed_line(report), _wall_line(report)]
+    if report.cost is not None:
+        lines.append(f"cost: {report.cost:,.2f} for {report.gpu_hours:,.3g} GPU hours")
+    if report.tags:
+        lines.append(f"tags: {', '.join(f'{name}={value}' for name, value in sorted(report.tags.items()))}")
     if report.num_shared_rows:
         lines.append(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
     if report.answered_by:

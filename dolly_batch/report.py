@@ -9,7 +9,6 @@ from typing import Any
 
 from dolly_batch.records import ERROR_STATUSES
 
-
 STAGES = ("session", "plan", "generate", "publish", "audit")
 """The steps of a run, in their order."""
 WHAT_TO_DO = {
@@ -145,6 +144,14 @@ class Report(BaseReport):
     """Answer tokens that were reused from the output, and not generated again."""
     token_histogram: dict[str, int] = field(default_factory=dict)
     estimated_s: float | None = None
+    estimated_cost: float | None = None
+    """Of a plan that was only counted, where the job names a price."""
+    gpu_hours: float = 0.0
+    """For which GPUs were busy, on CPUs engines; over all starts."""
+    cost: float | None = None
+    """Of these hours, at the job's price."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """The job's own."""
     num_waves: int = 0
     num_resumed_waves: int = 0
     """Waves that earlier starts had finished."""

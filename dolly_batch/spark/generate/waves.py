@@ -4,7 +4,7 @@ Each start writes a wave to a folder of its own and renames it to `staging/wave=
 staged wave is complete, and two starts cannot mix their files.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -139,7 +139,7 @@ class Generation:
             proxy=proxy,
         )
         profile = gpu_profile(self.spark, self.job.model.gpus)
-        describe(self.spark, self.plan.plan_id, self.tracker.describe(wave))
+        describe(self.spark, self.plan.plan_id, _tagged(self.tracker.describe(wave), self.job.tags))
         answered = todo.mapInPandas(partial(answer_shard, task), task.schema, profile=profile)
         with whole_folder(self.folder.files, self.folder.staged(wave.number)) as draft:
             answered.write.parquet(draft)
@@ -147,15 +147,19 @@ class Generation:
         self.tracker.finish(wave)
 
 
+def _tagged(text: str, tags: Mapping[str, str]) -> str:
+    return " ".join([text, *(f"[{name}={value}]" for name, value in sorted(tags.items()))])
+
+
 def generate(generation: Generation) -> None:
     """Run the waves that are left, with a live line on a terminal and lines in the log elsewhere, within the limits of
     the job.
 
-    Raises Stopped when its GPU hours are spent or too many rows fail, and whatever ends the run.
+    Raises Stopped when its GPU hours or its money are spent or too many rows fail, and whatever ends the run.
     """
     folder, plan, job, tracker = generation.folder, generation.plan, generation.job, generation.tracker
     num_rows = {wave.number: wave.num_rows for wave in plan.waves}
-    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits.max_gpu_hours)
+    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits, job.model.gpus)
     limits = Limits(errors, budget, num_rows, generation.answers)
     limits.check(folder.staged_waves())  # those of earlier starts
     with ProgressLine(plan.num_todo) as line, closing(tracker):
