@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dolly_batch.config.formats import FORMATS, listed
 from dolly_batch.config.limits import LimitsConfig, TagName, TagText
+from dolly_batch.config.reporting import ReportConfig
 from dolly_batch.config.task import TaskConfig
 from dolly_batch.config.yaml_file import NamePart, PathText, Section, check, load_file
 from dolly_batch.records import EngineName, GenerationParams
@@ -244,6 +245,7 @@ class JobConfig(Section):
     plan: PlanConfig = PlanConfig()
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
+    report: ReportConfig = ReportConfig()
     tags: dict[TagName, TagText] = Field(default={})
     """Whose a run is: in the report, in the job groups of Spark's UI, and in the properties of a Delta table."""
     work_dir: PathText

@@ -1,19 +1,26 @@
 """The end of a run: what the staged answers and the audit have counted goes into its report, and stays in the plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
+from dolly_batch.console import say
+from dolly_batch.page.pages import plan_page
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings
+from dolly_batch.spark.causes import reason
+from dolly_batch.spark.details import keep_details
 from dolly_batch.spark.generate.cascade import cascade_facts
 from dolly_batch.spark.generate.limits import busy_s
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder
+from dolly_batch.spark.plans import keep_page, plan_report
 from dolly_batch.spark.publish import count_statuses, staged_answers
 from dolly_batch.spark.tables.output import OutputTable
 
@@ -113,5 +120,22 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
             f"{job.limits.max_error_share:.1%} (exit 3)"
         )
     opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
+    if job.report.html:
+        _kept("details", lambda: keep_details(opened.target, opened.folder, opened.plan, opened.model))
     who = {"answered_by": findings.answered_by} if job.task.cascade is not None else {}
     opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows, **who})
+    if job.report.html:
+        _kept("page", lambda: _write_page(opened))
+
+
+def _write_page(opened: Opened) -> None:
+    folder = opened.folder
+    keep_page(folder.files, folder.path, plan_page(plan_report(folder, opened.plan)))
+
+
+def _kept(name: str, keep: Callable[[], None]) -> None:
+    """Keep a part of the report. Where that fails the run is complete all the same, and one line says so."""
+    try:
+        keep()
+    except (OSError, Py4JError, PySparkException) as error:
+        say(f"{name} of the report could not be kept: {reason(error)}")
