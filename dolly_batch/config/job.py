@@ -194,6 +194,8 @@ class EngineConfig(Section):
     load_timeout_s: float = Field(default=1800.0, gt=0)
     local_dir: str | None = None
     """A folder on each node's own disk, which the model is copied to once a node and loaded from."""
+    metrics_dir: str | None = None
+    """A folder on each node's own disk for counts of its engines, in the form of Prometheus' textfile collector."""
     echo_delay_s: float = Field(default=0.0, ge=0)
 
 
