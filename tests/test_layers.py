@@ -71,7 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
     "cascade": {"numpy", "scipy", "sklearn", "threadpoolctl"},
     "config": {"pydantic", "yaml"},
     "console": {"rich"},
-    "spark": SPARK,
+    "spark": {*SPARK, "mlflow", "openlineage"},
     "evaluate": {*SPARK, "pydantic", "rouge_score"},
     "functions": SPARK,
     "cli": {"pyspark"},

@@ -8,3 +8,7 @@ class ReportConfig(Section):
 
     html: bool = True
     """A page in the plan's folder, report.html; two or three small queries over the answers."""
+    mlflow: bool = False
+    """Log parameters, metrics and report as a run of MLflow (extra `mlflow`)."""
+    openlineage: bool = False
+    """Emit one event of OpenLineage, from the input to the output (extra `lineage`)."""

@@ -38,7 +38,7 @@ def plan_body(plan: PlanReport, heading: str = "h1") -> Html:
 def _head(plan: PlanReport, heading: str) -> Html:
     state = {"complete": "good", "abandoned": ""}.get(plan.state, "bad" if "not audited" in plan.state else "")
     tags = plan.report.get("tags") or plan.details.get("tags") or {}
-    model = f"{plan.model}{f' at {plan.model_revision[:12]}' if plan.model_revision else ''}"
+    model = f"{plan.model}{f' at {plan.model_revision[:16]}' if plan.model_revision else ''}"
     return joined(
         tag(
             "div",
@@ -64,7 +64,8 @@ def _numbers(plan: PlanReport) -> Html:
             shown.append((f"{tokens / generate_s:,.0f}", "answer tokens/s", ""))
     if report:
         shown.append((compact(report.get("num_read_tokens", 0)), "tokens in", ""))
-        shown.append((compact(report.get("num_generated_tokens", 0)), "tokens out", ""))
+        if report.get("num_generated_tokens"):
+            shown.append((compact(report["num_generated_tokens"]), "tokens out", ""))
         shown.append((duration(sum(report.get("seconds", {}).values())), "wall time", ""))
     if report.get("gpu_hours"):
         shown.append((_hours(report["gpu_hours"]), "GPU time", ""))

@@ -43,9 +43,9 @@ body.dolly { margin: 0 }
 .dolly .note h3 { margin: 0 0 2px; font-size: 13px; font-weight: 600; color: var(--muted) }
 .dolly .note b { font-size: 17px }
 .dolly .note p { margin: 2px 0 0 }
-.dolly .grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px }
-.dolly section { background: var(--card); border-radius: 10px; padding: 16px 18px; min-width: 0 }
-.dolly section.wide { grid-column: 1 / -1 }
+.dolly .grid { display: flex; flex-wrap: wrap; gap: 14px }
+.dolly section { background: var(--card); border-radius: 10px; padding: 16px 18px; min-width: 0; flex: 1 1 46% }
+.dolly section.wide { flex-basis: 100% }
 .dolly .bar { display: grid; grid-template-columns: minmax(96px, 30%) 1fr minmax(92px, auto); gap: 10px;
   align-items: center; padding: 2px 0; font-size: 14px }
 .dolly .bar .said { text-align: right; font-variant-numeric: tabular-nums; color: var(--muted) }
@@ -94,7 +94,7 @@ body.dolly { margin: 0 }
 .dolly a { color: var(--accent) }
 @media (max-width: 760px) {
 .dolly main { padding: 18px 14px 40px }
-.dolly .grid { grid-template-columns: minmax(0, 1fr) }
+.dolly section { flex-basis: 100% }
 .dolly .number { flex-basis: 40% }
 .dolly .line { padding-left: 70px }
 .dolly .line .top, .dolly .line .middle { left: -74px; width: 68px; font-size: 11px }

@@ -23,6 +23,7 @@ from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolde
 from dolly_batch.spark.plans import keep_page, plan_report
 from dolly_batch.spark.publish import count_statuses, staged_answers
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tell.others import tell_others
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 _TOKENS = {"num_generated_tokens": "num_completion_tokens", "num_read_tokens": "num_prompt_tokens"}
@@ -120,12 +121,13 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
             f"{job.limits.max_error_share:.1%} (exit 3)"
         )
     opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
-    if job.report.html:
+    if job.report.html or job.report.mlflow:
         _kept("details", lambda: keep_details(opened.target, opened.folder, opened.plan, opened.model))
     who = {"answered_by": findings.answered_by} if job.task.cascade is not None else {}
     opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows, **who})
     if job.report.html:
         _kept("page", lambda: _write_page(opened))
+    tell_others(opened.target.spark, job, opened.plan, lambda: plan_report(opened.folder, opened.plan))
 
 
 def _write_page(opened: Opened) -> None:
