@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dolly_batch.config.formats import FORMATS, listed
+from dolly_batch.config.limits import LimitsConfig, TagName, TagText
 from dolly_batch.config.task import TaskConfig
 from dolly_batch.config.yaml_file import NamePart, PathText, Section, check, load_file
 from dolly_batch.records import EngineName, GenerationParams
@@ -171,18 +172,6 @@ class GenerationConfig(Section):
         )
 
 
-class LimitsConfig(Section):
-    """When to refuse a row or to stop a run."""
-
-    long_prompt: Literal["error", "truncate_left", "truncate_right", "truncate_middle"] = "error"
-    """A prompt that does not fit: the status `too_long`, or the row's own text without its beginning, end or middle."""
-    max_error_share: float = Field(default=0.05, ge=0, le=1)
-    max_rows: int | None = Field(default=None, ge=1)
-    """Refuse a plan with more rows left to answer than this."""
-    max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Stop (exit 5, resumable) when engines, one a GPU, have been busy for this long; checked after each wave."""
-
-
 class EngineConfig(Section):
     """The engine of each executor: `auto` is the fast one where it runs, else `plain`; `echo` is a dry run."""
 
@@ -255,6 +244,8 @@ class JobConfig(Section):
     plan: PlanConfig = PlanConfig()
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
+    tags: dict[TagName, TagText] = Field(default={})
+    """Whose a run is: in the report, in the job groups of Spark's UI, and in the properties of a Delta table."""
     work_dir: PathText
 
     @model_validator(mode="before")

@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from dolly_batch.console import say
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.causes import reason
 from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
@@ -43,6 +44,19 @@ def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
             f"the answers could not be written to {target.job.output.name}: {reason(error)}. They are kept: mend that, "
             "and run the same command to publish them"
         ) from error
+
+
+def put_tags(target: OutputTable) -> None:
+    """Put the job's tags into the table's properties, where the format has any.
+
+    A catalog may keep that to the table's owner: the answers are published all the same, and one line says so.
+    """
+    if not target.job.tags:
+        return
+    try:
+        target.format.put_properties(target, {f"dolly_batch.{name}": text for name, text in target.job.tags.items()})
+    except (PySparkException, Py4JJavaError) as error:
+        say(f"tags: {target.job.output.name} does not take properties: {reason(error)}")
 
 
 def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:

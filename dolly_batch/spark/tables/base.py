@@ -109,6 +109,9 @@ class OutputFormat(InputFormat, ABC):
     def commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan", rows: DataFrame) -> None:
         """Publish the plan's rows in the output's mode, all or none. A second commit of a plan changes nothing."""
 
+    def put_properties(self, output: "OutputTable", properties: Mapping[str, str]) -> None:
+        """Set properties of the table, where it has such; those that are set already make no new version."""
+
 
 def has_no_data(names: Sequence[str]) -> bool:
     """Whether a folder with these names holds no data: Spark takes no notice of the others."""

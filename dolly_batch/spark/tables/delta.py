@@ -1,7 +1,7 @@
 """Delta: append is a MERGE on row and request key that only inserts, merge is one on the row key that also updates."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
 from dolly_batch.spark.tables.columns import no_rows, schema_difference
-from dolly_batch.spark.tables.delta_commit import commit, save
+from dolly_batch.spark.tables.delta_commit import commit, save, table_identifier
 from dolly_batch.spark.tables.delta_log import Version, own_version, see, seen_by, versions_since, was_alone
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
@@ -166,8 +166,22 @@ class Delta(OutputFormat):
                 ) from error
             raise
 
+    def put_properties(self, output: OutputTable, properties: Mapping[str, str]) -> None:
+        """Set those that are not set so already."""
+        name = table_identifier(output)
+        there = {row[0]: row[1] for row in output.spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
+        new = [f"{_literal(key)} = {_literal(text)}" for key, text in properties.items() if there.get(key) != text]
+        if new:
+            output.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(new)})")
+
 
 FORMAT = Delta()
+
+
+def _literal(text: str) -> str:
+    """A text as SQL has it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _since(output: OutputTable, folder: PlanFolder) -> list[Version]:
