@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyspark.sql import Column, DataFrame, SparkSession
 
-from dolly_batch.config.job import ReadableTable
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.partitions import partition_names
 

@@ -10,7 +10,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import types as T
 
-from dolly_batch.config.job import JobConfig, ReadableTable
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.errors import OutputError, Refused, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.local_files import in_volume

@@ -16,7 +16,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 import dolly_batch
-from dolly_batch.config.job import JobConfig, TableConfig
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.tables import TableConfig
 from dolly_batch.spark.hadoop_files import OBJECT_STORES
 from dolly_batch.spark.plan.manifest import Plan
 
