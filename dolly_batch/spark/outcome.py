@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -136,8 +134,8 @@ def _write_page(opened: Opened) -> None:
 
 
 def _kept(name: str, keep: Callable[[], None]) -> None:
-    """Keep a part of the report. Where that fails the run is complete all the same, and one line says so."""
+    """Keep a part of the report. Whatever keeps it from being kept: the run is complete, and one line says so."""
     try:
         keep()
-    except (OSError, Py4JError, PySparkException) as error:
-        say(f"{name} of the report could not be kept: {reason(error)}")
+    except Exception as error:  # a fault of a page must not be one of the run
+        say(f"{name} of the report could not be kept: {type(error).__name__}: {reason(error)}")

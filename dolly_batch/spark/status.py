@@ -1,6 +1,7 @@
 """How a job stands, by its open or its last finished plan."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
     )
     report.progress = read_kept(folder).get("progress", {})
     if report.progress and not folder.has(PUBLISHED):
-        report.message += f"\n{_as_of(Progress(**report.progress))}"
+        with suppress(TypeError, KeyError):  # another version's
+            report.message += f"\n{_as_of(Progress(**report.progress))}"
 
 
 def _as_of(progress: Progress) -> str:
