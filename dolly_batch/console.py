@@ -107,6 +107,15 @@ def summary_lines(report: Report) -> list[str]:
             f"restarted {report.num_restarted_rows:,} from scratch"
         )
     lines += [
+        f"check {name}: {count:,} of {report.num_checked_rows:,} answers fail ({count / report.num_checked_rows:.1%})"
+        for name, count in report.checks.items()
+        if count
+    ]
+    if report.checks and not any(report.checks.values()):
+        lines.append(f"checks: all {report.num_checked_rows:,} answers pass {', '.join(report.checks)}")
+    if report.num_rejected_rows:
+        lines.append(f"{report.num_rejected_rows:,} rows with an error status were added to output.rejected too")
+    lines += [
         f"{status} ({report.by_status[status]:,} rows): {todo}"
         for status, todo in WHAT_TO_DO.items()
         if report.by_status.get(status)

@@ -136,6 +136,14 @@ class Report(BaseReport):
     """Of all answers, each counted once."""
     num_read_tokens: int = 0
     """Of all prompts that the model was given, over all calls; rows that share an answer count once."""
+    num_rejected_rows: int = 0
+    """Rows that this run added to `output.rejected`."""
+    num_checked_rows: int = 0
+    """Answers that the job's `checks` were put to."""
+    checks: dict[str, int] = field(default_factory=dict)
+    """How many of them fail each check."""
+    check_faults: dict[str, str] = field(default_factory=dict)
+    """Checks that an answer stopped, and why."""
     num_continued_rows: int = 0
     """Truncated answers that `--retry truncated` resumed."""
     num_restarted_rows: int = 0
@@ -175,7 +183,12 @@ class Report(BaseReport):
         num_rows = sum(self.by_status.values())
         num_errors = sum(self.by_status.get(status, 0) for status in ERROR_STATUSES)
         self.error_share = num_errors / num_rows if num_rows else 0.0
-        self.exit_code = 3 if self.error_share > max_error_share else 0
+        too_many = self.error_share > max_error_share or self.check_faults or self.failing_checks(max_error_share)
+        self.exit_code = 3 if too_many else 0
+
+    def failing_checks(self, max_error_share: float) -> list[str]:
+        """The checks that more than this share of the answers fail."""
+        return [name for name, count in self.checks.items() if count > max_error_share * self.num_checked_rows]
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ PLAN = PlanReport(
         "seconds": {"session": 21.4, "plan": 48.2, "generate": 1520.3, "publish": 39.1, "audit": 12.7},
         **{"num_generated_tokens": 273_000, "num_read_tokens": 406_000, "gpu_hours": 3.21, "cost": 4.24},
         "tags": {"team": "support"},
+        **{"checks": {"short": 97, "polite": 0}, "num_checked_rows": 4752},
     },
     progress={
         "waves": {str(n): wave(n * 37.0, 290.0 if n == 17 else 30.0) for n in range(40)},
@@ -82,6 +83,7 @@ def test_what_asks_for_attention_stands_first() -> None:
     assert "131 rows, 2.6% of all; 61 rows have other errors. What helps: set limits.long_prompt" in shown
     assert "wave 17, task 3 4 min 50 s" in shown
     assert shown.index("too_long") < shown.index("wave 17") < shown.index("Rows by status")
+    assert "short 97 (2.0%)" in shown
     assert "and 1 whose ids may name a person, 59 more" in shown
     assert [shown.index(name) for name in ("≤ 32", "≤ 128", "≤ 1024")] == sorted(
         shown.index(name) for name in ("≤ 32", "≤ 128", "≤ 1024")

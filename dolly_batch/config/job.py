@@ -5,9 +5,9 @@ for a key, the nearest valid name.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from dolly_batch.config.limits import LimitsConfig, TagName, TagText
 from dolly_batch.config.reporting import ReportConfig
@@ -133,6 +133,8 @@ class JobConfig(Section):
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
     report: ReportConfig = ReportConfig()
+    checks: dict[TagName, Annotated[str, StringConstraints(min_length=1)]] = Field(default={}, max_length=100)
+    """SQL predicates over the output's columns that answers should meet; those that do not are counted."""
     tags: dict[TagName, TagText] = Field(default={})
     """Whose a run is: in the report, in the job groups of Spark's UI, and in the properties of a Delta table."""
     work_dir: PathText

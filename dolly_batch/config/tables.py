@@ -83,6 +83,23 @@ class InputConfig(ReadableTable):
         return self
 
 
+class RejectedConfig(TableConfig):
+    """A second table, to which each run adds a copy of its rows with an error status."""
+
+    format: str = "delta"
+
+    @field_validator("format")
+    @classmethod
+    def _can_be_written(cls, value: str) -> str:
+        return _one_of(value, [name for name, facts in FORMATS.items() if facts.modes])
+
+    @model_validator(mode="after")
+    def _can_be_in_catalog(self) -> "RejectedConfig":
+        if self.table is not None and not FORMATS[self.format].in_catalog:
+            raise ValueError(f"a catalog table is not written as `format: {self.format}`; name a folder by `path`")
+        return self
+
+
 class OutputConfig(TableConfig):
     """The table of answers.
 
@@ -97,6 +114,7 @@ class OutputConfig(TableConfig):
     target_file_mb: int = Field(default=128, ge=1)
     reuse_answers: bool = True
     prefix: NamePart = ""
+    rejected: RejectedConfig | None = None
 
     @field_validator("format")
     @classmethod

@@ -20,6 +20,7 @@ def plan_body(plan: PlanReport, heading: str = "h1") -> Html:
     report, details = plan.report, plan.details
     sections = [
         _section("Rows by status", status_bars(report.get("by_status", {}))),
+        _section("Checks", _checks(report), "answers that fail them"),
         _section("Time by step", stage_bars(report.get("seconds", {}))),
         _speed(plan),
         _waves(plan),
@@ -134,6 +135,12 @@ def status_bars(by_status: Mapping[str, int]) -> Html | None:
     largest_first = sorted(by_status.items(), key=lambda item: -item[1])
     kinds = dict.fromkeys(ERROR_STATUSES, "bad") | _KINDS
     return bars([Bar(name, n, f"{n:,} ({n / total:.1%})", kinds.get(name, "")) for name, n in largest_first])
+
+
+def _checks(report: Mapping[str, Any]) -> Html | None:
+    total, checks = report.get("num_checked_rows", 0), report.get("checks", {})
+    said = {name: f"{count:,} ({count / max(1, total):.1%})" for name, count in checks.items()}
+    return bars([Bar(name, count, said[name], "warn") for name, count in checks.items()]) if checks else None
 
 
 def stage_bars(seconds: Mapping[str, float]) -> Html | None:

@@ -13,17 +13,20 @@ from dolly_batch.page.pages import plan_page
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings
 from dolly_batch.spark.causes import reason
+from dolly_batch.spark.checks import count_failures
 from dolly_batch.spark.details import keep_details
 from dolly_batch.spark.generate.cascade import cascade_facts
 from dolly_batch.spark.generate.limits import busy_s
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder
 from dolly_batch.spark.plans import keep_page, plan_report
-from dolly_batch.spark.publish import count_statuses, staged_answers
+from dolly_batch.spark.publish import count_statuses, new_rows, staged_answers
+from dolly_batch.spark.rejected import add_rejected
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tell.others import tell_others
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
+_OF_ANSWERS = ("num_rejected_rows", "num_checked_rows", "checks", "check_faults")
 _TOKENS = {"num_generated_tokens": "num_completion_tokens", "num_read_tokens": "num_prompt_tokens"}
 
 
@@ -53,6 +56,16 @@ def staged_facts(opened: Opened) -> dict[str, object]:
         "busy_s": busy_s(_spans(found)),
         "num_published": opened.plan.num_planned,
     }
+
+
+def answer_facts(opened: Opened) -> dict[str, object]:
+    """Check the answers and add the rejected rows to their table, where the job asks for it."""
+    target, facts = opened.target, dict[str, object]()
+    if target.job.checks or target.job.output.rejected is not None:
+        rows = new_rows(target, opened.folder, opened.plan)
+        facts |= add_rejected(target, opened.plan, rows)
+        facts |= count_failures(target, rows) if target.job.checks else {}
+    return facts
 
 
 def _load(row: Any) -> int:
@@ -95,6 +108,17 @@ def _count_cost(job: JobConfig, engines_s: float, report: Report) -> None:
     report.cost = None if price is None else round(report.gpu_hours * price, 4)
 
 
+def _too_many(report: Report, limit: float) -> list[str]:
+    """Why a complete run ends with exit code 3."""
+    more = f"more than limits.max_error_share = {limit:.1%} (exit 3)"
+    reasons = [f"{report.error_share:.1%} of them are errors, {more}"] if report.error_share > limit else []
+    for name in report.failing_checks(limit):
+        share = report.checks[name] / report.num_checked_rows
+        reasons.append(f"{share:.1%} of the answers fail the check {name}, {more}")
+    faults = report.check_faults.items()
+    return reasons + [f"the check {name} could not be counted (exit 3): {fault}" for name, fault in faults]
+
+
 def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report) -> None:
     """Fill the report of a run whose audit has passed, and set the plan's last mark."""
     facts = opened.folder.facts(PUBLISHED)
@@ -110,14 +134,12 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
     report.num_answered_by_proxy = facts.get("num_answered_by_proxy", 0)
     report.num_answered_by_model = opened.plan.num_todo - report.num_answered_by_proxy
     report.answered_by, report.cascade = findings.answered_by, cascade_facts(opened.folder)
+    for name in _OF_ANSWERS:
+        setattr(report, name, facts.get(name, getattr(report, name)))
     report.outcome = "complete"
     report.check_errors(job.limits.max_error_share)
-    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated"
-    if report.exit_code == 3:
-        report.message += (
-            f"; {report.error_share:.1%} of them are errors, more than limits.max_error_share = "
-            f"{job.limits.max_error_share:.1%} (exit 3)"
-        )
+    reasons = "".join(f"; {text}" for text in _too_many(report, job.limits.max_error_share))
+    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated{reasons}"
     opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
     if job.report.html or job.report.mlflow:
         _kept("details", lambda: keep_details(opened.target, opened.folder, opened.plan, opened.model))

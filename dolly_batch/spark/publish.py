@@ -74,6 +74,12 @@ def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
 def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
+    rows = new_rows(target, folder, plan)
+    return rows.unionByName(_carried_over(target, folder, plan)) if plan.num_carried_over else rows
+
+
+def new_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """The rows that this plan publishes, with the output's columns, without those that it carries over."""
     parts: list[DataFrame] = []
     if plan.waves:
         parts.append(_as_output(target, plan, answered_rows(target, folder, plan)))
@@ -81,8 +87,6 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
         parts.append(_skipped(target, folder, plan))
     if plan.num_copied:
         parts.append(_copied(target, folder, plan))
-    if plan.num_carried_over:
-        parts.append(_carried_over(target, folder, plan))
     return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, target.schema)
 
 

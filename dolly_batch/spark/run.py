@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -17,13 +18,14 @@ from dolly_batch.console import say
 from dolly_batch.errors import Refused
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit
+from dolly_batch.spark.checks import check_predicates
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.generate.jobs import described
 from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
-from dolly_batch.spark.outcome import Opened, complete, staged_facts
+from dolly_batch.spark.outcome import Opened, answer_facts, complete, staged_facts
 from dolly_batch.spark.plan.column_order import find_column_order
 from dolly_batch.spark.plan.cost import cost_note, estimated_cost
 from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
@@ -34,11 +36,12 @@ from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.plan.summary import cascade_note, fill_plan, plan_line, planned_message
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, put_tags
+from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
-from dolly_batch.spark.tables.input import open_input
-from dolly_batch.spark.tables.output import open_output, output_of
+from dolly_batch.spark.tables.input import InputTable, input_files, open_input
+from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
 from dolly_batch.spark.tell.others import check_clients
@@ -81,8 +84,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     prepare_work_dir(spark, files, work)
-    source = open_input(spark, job)
-    target = open_output(spark, job, source)
+    source, target = _opened_tables(spark, job)
     model = resolve_model(spark, job, work, say)
     check_executors(spark, target, model.folder)
     plan = make_plan(options, source, target, model, files, work, dry=True).plan
@@ -139,7 +141,7 @@ class _Start:
         with self._step("publish"):
             publish(opened.target, opened.folder, opened.plan)
             put_tags(opened.target)
-            return staged_facts(opened)
+            return {**staged_facts(opened), **answer_facts(opened)}
 
     def audit(self, opened: Opened) -> None:
         with self._step("audit"):
@@ -154,9 +156,17 @@ def _opened_session(job: JobConfig) -> SparkSession:
     """The session. Raises OutputError for a catalog table that would be forgotten when this run ends."""
     is_ours = SparkSession.getActiveSession() is None and job.spark.remote is None
     spark = open_session(job)
-    if is_ours and job.output.table is not None:
-        check_catalog_stays(spark, job.output.table)
+    for table in (job.output, job.output.rejected):
+        if is_ours and table is not None and table.table is not None:
+            check_catalog_stays(spark, table.table)
     return spark
+
+
+def _opened_tables(spark: SparkSession, job: JobConfig) -> tuple[InputTable, OutputTable]:
+    source = open_input(spark, job)
+    target = open_output(spark, job, source)
+    check_predicates(target)
+    return source, target
 
 
 def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
@@ -180,6 +190,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
             f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, input, "
             "output, --limit or --retry): finish it with those, or close it with --abandon and start again"
         )
+    check_predicates(target)
     if not folder.has(PUBLISHED):
         try_output(target, work, plan.retries)
     model = planned_model(spark, plan, job)
@@ -198,9 +209,9 @@ def _planned(
     check: Callable[[], None],
 ) -> Opened | None:
     """A new plan, or None when nothing is left to do (the report then says so)."""
-    source = open_input(spark, job)
-    target = open_output(spark, job, source)
+    source, target = _opened_tables(spark, job)
     try_output(target, work, bool(options.retry))
+    open_rejected(target, work, partial(input_files, source.df, job.input))
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")

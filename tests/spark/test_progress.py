@@ -98,7 +98,7 @@ def test_a_run_without_a_terminal_says_how_far_it_is(
     monkeypatch.setattr(tracking, "KEEP_EVERY_S", 0.0)
     if not by_files:  # as where only Hadoop reaches the work folder
         monkeypatch.setattr(PlanFolder, "progress", lambda self, wave: None)
-    desk.put([*questions(40), {"id": "long", "instruction": "many words " * 3000}])
+    desk.put([*questions(20), {"id": "long", "instruction": "many words " * 3000}])
     job = desk.job(plan={"slots": 2, "shards_per_slot": 1, "max_shard_rows": 5, "waves_in_flight": 1})
     lines, shown = [], []
 
@@ -115,12 +115,12 @@ def test_a_run_without_a_terminal_says_how_far_it_is(
         report: Report = desk.run(plan=job.plan.model_dump())
     finally:
         log.removeHandler(look)
-    assert all(line.startswith("job: ") and " of 4 waves" in line and "errors: 0" in line for line in lines)
+    assert all(line.startswith("job: ") and " of 2 waves" in line and "errors: 0" in line for line in lines)
     assert all(lines[0].removeprefix("job: ") in status.message for status in shown)
     kept = json.loads((desk.folder / "work" / str(report.plan_id) / "progress.json").read_text())
     total = [sum(column) for column in zip(*(counts[:4] for counts in kept["waves"].values()), strict=True)]
-    assert total == [40, report.num_prompt_tokens, report.num_generated_tokens, 0]
-    assert Progress(**kept["progress"]).num_rows == 40
+    assert total == [20, report.num_prompt_tokens, report.num_generated_tokens, 0]
+    assert Progress(**kept["progress"]).num_rows == 20
     sc = desk.spark.sparkContext
     ids = sc.statusTracker().getJobIdsForGroup(report.plan_id)
     job_of: Any = sc._jsc.sc().statusStore().job

@@ -68,7 +68,9 @@ def open_session(job: JobConfig) -> SparkSession:
     (default `local[*]`), with the connectors of the job's table formats. Raises Refused when a cluster lacks one, or
     when this machine's tasks would run in a Python that lacks packages.
     """
-    return start_session(job.name, job.spark, [job.input.format, job.output.format])
+    rejected = job.output.rejected
+    formats = [job.input.format, job.output.format, *([] if rejected is None else [rejected.format])]
+    return start_session(job.name, job.spark, formats)
 
 
 def start_session(name: str, config: SparkConfig, formats: Sequence[str | None]) -> SparkSession:

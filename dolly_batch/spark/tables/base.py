@@ -112,6 +112,10 @@ class OutputFormat(InputFormat, ABC):
     def put_properties(self, output: "OutputTable", properties: Mapping[str, str]) -> None:
         """Set properties of the table, where it has such; those that are set already make no new version."""
 
+    @abstractmethod
+    def add(self, output: "OutputTable", plan: "Plan", rows: DataFrame) -> None:
+        """Add a plan's rows to a table that nothing is matched with. A second call for a plan changes nothing."""
+
 
 def has_no_data(names: Sequence[str]) -> bool:
     """Whether a folder with these names holds no data: Spark takes no notice of the others."""

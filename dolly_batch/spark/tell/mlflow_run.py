@@ -40,7 +40,7 @@ def parameters(plan: PlanReport, input_version: int | None) -> dict[str, str]:
 def metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of the report: those at its top, rows by status, seconds by step, and the speeds they make."""
     found = {name: float(value) for name, value in report.items() if _is_number(value) and name != "exit_code"}
-    for part in ("by_status", "seconds", "answered_by"):
+    for part in ("by_status", "seconds", "answered_by", "checks"):
         found |= {f"{part}.{name}": float(value) for name, value in report.get(part, {}).items()}
     return {**found, **dict(_speeds(report))}
 
