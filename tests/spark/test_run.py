@@ -187,7 +187,7 @@ def test_snapshot_and_staging_go_when_the_run_is_complete_and_the_report_stays(d
     report = desk.run()
     folder = desk.folder / "work" / str(report.plan_id)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "complete.json", "manifest.json", "published.json", "report.json", "swapping.json",
+        "complete.json", "manifest.json", "progress.json", "published.json", "report.json", "swapping.json",
     ]  # fmt: skip
     assert json.loads((folder / "report.json").read_text())["by_status"] == {"ok": 3}
 
