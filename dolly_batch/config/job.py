@@ -132,9 +132,9 @@ class JobConfig(Section):
     plan: PlanConfig = PlanConfig()
     spark: SparkConfig = SparkConfig()
     work: WorkConfig = WorkConfig()
-    report: ReportConfig = ReportConfig()
     checks: dict[TagName, Annotated[str, StringConstraints(min_length=1)]] = Field(default={}, max_length=100)
     """SQL predicates over the output's columns that answers should meet; those that do not are counted."""
+    report: ReportConfig = ReportConfig()
     tags: dict[TagName, TagText] = Field(default={})
     """Whose a run is: in the report, in the job groups of Spark's UI, and in the properties of a Delta table."""
     work_dir: PathText
