@@ -87,4 +87,9 @@ def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(
     assert size.max_sequences == max_sequences
     assert kv_bytes(spec, shape, spare) // shape.token_bytes >= least_tokens
     assert kv_bytes(replace(spec, max_batch_tokens=100), shape, spare) <= 100 * shape.token_bytes
-    assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == 12_345
+    assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == min(12_345, max(0, spare))
+    assert kv_bytes(replace(spec, kv_bytes=2**60), shape, spare) == max(0, spare)
+    # What scoring holds, all layers' keys and values twice, is no more than what a step of prompts would.
+    scored = size.scored_tokens(loaded)
+    assert scored == 256 or 2 * scored * shape.token_bytes < size.working_bytes(loaded)
+    assert 256 <= scored <= 4_096

@@ -46,6 +46,17 @@ def test_rows_are_quantized_as_on_the_cpu(num_rows: int, num_features: int, widt
     assert quantized[0, :5].tolist() == [127, 0, 2, -2, 64]
 
 
+def test_torchs_own_product_never_has_fewer_rows_than_cublas_is_sure_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 17 rows on torch lets them pass, and on an A100 cuBLAS refused 17 (pytorch #169956)."""
+    asked, right = [], torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda rows, weight: asked.append(len(rows)) or right(rows, weight))
+    layer = CudaInt8Linear(nn.Linear(64, 32), torch.device("cpu"), torch.float32, torch.float32, None)
+    for num_rows in (1, 16, 17, 31, 32, 33):
+        assert layer(torch.ones(num_rows, 64)).shape == (num_rows, 32)
+    assert min(asked) == 32
+    assert asked[-1] == 33
+
+
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_a_spoilt_row_stays_spoilt_and_alone(spoilt: float) -> None:

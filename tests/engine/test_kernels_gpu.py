@@ -66,6 +66,56 @@ def test_the_trial_sees_a_fault_of_the_decode_kernel(fault: str, monkeypatch: py
         check_decode(shape(48, torch.bfloat16), 2048, (40, 17, 18))
 
 
+@pytest.mark.parametrize("fault", ["by rows", "by parts"])
+def test_the_trial_sees_that_numbers_change_with_neighbours(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last bits, of rows that have cached keys: where a kernel chose its parts by the batch, for one."""
+    right = decode.paged_decode
+
+    def wrong(query, *rest):  # type: ignore[no-untyped-def]
+        found = right(query, *rest)
+        changes = len(query) > 2 if fault == "by rows" else rest[-1] > 1
+        return torch.where(rest[5][:, None, None] > 0, found * (1 + 2.0**-22 * changes), found)
+
+    monkeypatch.setattr(decode, "paged_decode", wrong)
+    with pytest.raises(Unsupported, match="change with its neighbours, with 41 keys"):
+        check_decode(shape(48, torch.float32), 2048, (0, 40, 17))
+
+
+def test_the_trial_sees_a_fault_in_the_search_of_the_sampling_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search is what a small top_p ends in when all draws are refused."""
+    right = sample.choose
+
+    def wrong(logits, temperatures, top_ps, limits, numbers):  # type: ignore[no-untyped-def]
+        found = right(logits, temperatures, top_ps, limits, numbers)
+        return found.where(top_ps > 0.1, 0)
+
+    monkeypatch.setattr(sample, "choose", wrong)
+    with pytest.raises(Unsupported, match="tokens are others"):
+        check_choice(700, torch.bfloat16, DEVICE, num_rows=9)
+
+
+def test_parts_that_a_row_does_not_have_are_not_read() -> None:
+    """Nor written: their programs end at once. What is there in memory is NaN here."""
+    query = torch.ones(2, 1, 48, device=DEVICE)
+    pages = torch.zeros((2, 40, 1, 16, 48), device=DEVICE)
+    tables = torch.arange(1, 40, dtype=torch.int32, device=DEVICE).repeat(2, 1)
+    slots, at = (torch.tensor(numbers, device=DEVICE) for numbers in ([0, 1], [3, 520]))
+    empty, parts = torch.Tensor.new_empty, []
+
+    def poisoned(self: torch.Tensor, *sizes: object, **settings: object) -> torch.Tensor:
+        found = empty(self, *sizes, **settings)  # type: ignore[arg-type]
+        if found.is_floating_point() and found.dim() == 4:
+            parts.append(found.fill_(torch.nan))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", poisoned)
+        found = decode.paged_decode(query, query, query, pages, tables, slots, at, 1.0, 4)
+    assert found.isfinite().all()
+    is_written = parts[0].isfinite().all(dim=-1)[:, 0]
+    assert is_written.tolist() == [[True, False, False, False], [True, True, False, False]]
+
+
 def test_the_trial_sees_a_fault_in_attention_over_prompts() -> None:
     check_prefill(prefill_by_sdpa, shape(48, torch.float32, 2))
     with pytest.raises(Unsupported, match=r"off by .* with 7 tokens after 9"):
@@ -139,11 +189,11 @@ def test_tokens_of_broken_logits_are_in_the_vocabulary() -> None:
 
 
 def test_the_trial_of_the_sampling_kernel_passes_and_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
+    check_choice(700, torch.bfloat16, DEVICE, num_rows=9)
     right = self_test.uniform
     monkeypatch.setattr(self_test, "uniform", lambda seeds, positions, attempt: right(seeds, positions + 1, attempt))
     with pytest.raises(Unsupported, match="tokens are others"):
-        check_choice(700, torch.bfloat16, DEVICE, num_rows=6)
+        check_choice(700, torch.bfloat16, DEVICE, num_rows=9)
 
 
 class NeverAsked(TorchDispatchMode):

@@ -14,10 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.engine import ContinuousEngine
+from dolly_batch.engine.continuous.engine import SCORED_TOKENS, ContinuousEngine
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
 from dolly_batch.engine.continuous.gpu.pages import OutOfPages, Pages
-from dolly_batch.engine.continuous.scheduler import StepLimits
+from dolly_batch.engine.continuous.pace import StepLimits
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
 from dolly_batch.engine.host_device import Download, Timestamp
 from dolly_batch.engine.memory import allocator_errors
@@ -27,9 +27,9 @@ from dolly_batch.engine.weights.loading import LoadedModel
 
 MAX_SEQUENCES = 1024
 STEP_TOKENS = 8_192  # of prompts; enough to keep the matrix units busy, few enough for their activations
-RECORD_AT = 4
+RECORD_AT = 4  # runs of a bucket of a long reach: those that a batch only passes through are not worth it
 _PARTS = ("decode_s", "prefill_s", "choose_s")  # the last with the output layer
-GPU_LIMITS = StepLimits(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=4)
+GPU_LIMITS = StepLimits(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=4, regrows=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class GpuEngine(ContinuousEngine):
         limits: StepLimits = GPU_LIMITS,
         use_kernels: bool = False,
         use_graphs: bool = False,
+        max_scored_tokens: int = SCORED_TOKENS,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
         super().__init__(
@@ -65,6 +66,7 @@ class GpuEngine(ContinuousEngine):
             max_sequences=max_sequences,
             prefix_sharing=prefix_sharing,
             limits=limits,
+            max_scored_tokens=max_scored_tokens,
             heartbeat=heartbeat,
         )
         self._pages = pages
@@ -77,6 +79,10 @@ class GpuEngine(ContinuousEngine):
         self._timestamps: list[Timestamp] = []
         self._ended: list[CachedSequence] = []  # and not yet returned
         self._seconds = dict.fromkeys((*_PARTS, "waiting_s"), 0.0)
+
+    def record_graphs(self) -> None:
+        """Record the decode steps that there will be, before the first request; nothing without `use_graphs`."""
+        self._decoder.record_all(self._heartbeat)
 
     def stats(self) -> dict[str, float]:
         """As on the CPU; and seconds of the device by part of the step, and of the host waiting for it."""
@@ -167,10 +173,9 @@ class GpuEngine(ContinuousEngine):
         return ended
 
     def _preempt_half(self) -> list[CachedSequence]:
-        """As on the CPU, once it is known which sequences still run; if some have ended, their memory may suffice."""
+        """Take less into the next steps, once it is known which sequences still run."""
         self._collect()
-        ended = self._take_ended()
-        if ended:
-            self._free_memory()
-            return ended
-        return super()._preempt_half()
+        return [*self._take_ended(), *super()._preempt_half()]
+
+    def _without_memory(self) -> CachedSequence | None:
+        return self._scheduler.shrink()

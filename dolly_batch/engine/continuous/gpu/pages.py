@@ -25,8 +25,14 @@ from dolly_batch.engine.host_device import upload
 
 PAGE_TOKENS = 16
 GATHERED_KEYS = 16_384  # at most, or one sequence's: prompts with a long shared prefix have many more keys than tokens
+_LONGEST_SHORT_REACH = 2_048  # programs of parts that no row has cost little, but there must not be hundreds a row
 _PRIOR_SEQUENCES = 16  # taken to use all of their new tokens, until others have ended
 _SEQUENCES_A_SPARE_PAGE = 4  # for answers that turn out longer than expected
+
+
+def shortest_reach(max_positions: int) -> int:
+    """The positions that all decode steps are laid out for, in a window of so many."""
+    return round_up_position(min(max_positions, _LONGEST_SHORT_REACH))
 
 
 class OutOfPages(MemoryError):
@@ -46,7 +52,8 @@ class Pages:
     """Keys and values of up to `max_sequences` sequences, and of one more that has ended and only shares its prefix.
 
     `budget_bytes` is taken at once, and at least what one sequence of `max_positions` tokens needs. `prefill` attends
-    for chunks; `use_kernel` is whether the Triton kernel attends for decoding sequences.
+    for chunks; `use_kernel` is whether the Triton kernel attends for decoding sequences. Decode steps are laid out for
+    positions up to `reach` at least, by default the window's.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Pages:
         max_positions: int,
         prefill: Prefiller = prefill_by_sdpa,
         use_kernel: bool = False,
+        reach: int | None = None,
     ) -> None:
         self.shape = shape
         self.page_bytes = PAGE_TOKENS * shape.token_bytes
@@ -75,6 +83,7 @@ class Pages:
         self.null_slot = max_sequences + 1
         self.block_tables = torch.zeros((max_sequences + 2, table_size), dtype=torch.int32, device=shape.device)
         self._layers: tuple[Tensor, ...] = self.data.unbind(0)
+        self._reach = reach or shortest_reach(max_positions)
         self._prefill = prefill
         self._use_kernel = use_kernel
         self._free_pages = list(range(self.num_pages - 1, 0, -1))
@@ -170,9 +179,9 @@ class Pages:
         """Attention of decoding sequences, their newest tokens at `positions`; both [sequences], on the device."""
         return PageAttention([self._decode(slice(0, len(slots)), slots, positions, max_position)])
 
-    def round_up_position(self, position: int) -> int:
-        """The largest position that costs no more than this one."""
-        return round_up_position(position) if self._use_kernel else position
+    def reach_for(self, position: int) -> int:
+        """Up to which position a decode step is laid out that goes up to this one; for most, always the same."""
+        return max(self._reach, round_up_position(position))
 
     def upload(self, values: Sequence[int]) -> Tensor:
         """The numbers on the cache's device, int64."""
