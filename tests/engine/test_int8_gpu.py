@@ -3,9 +3,6 @@
 That the kernels run on a GPU, and how fast, is for `benchmarks/gpu/main.py --check`.
 """
 
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -158,43 +155,3 @@ def test_originals_go_one_by_one(neox_folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Int8Linear, "__init__", count)
     quantize(model)
     assert counts == list(range(num_layers, 0, -1))
-
-
-COMPILE = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from dolly_batch.engine.kernels.gpu import int8
-
-types = {"rows": "*i8", "row_scales": "*fp32", "weight": "*i8", "weight_scales": "*fp32", "bias": "*fp32",
-         "outputs": "*bf16", "num_rows": "i32", "num_outputs": "i32", "num_inputs": "i32"}
-kernel = int8._multiply
-for capability in (86, 90):
-    for num_rows in (16, 335):
-        tile = int8.choose_tile(num_rows, 20_480, 132)
-        constants = {"HAS_BIAS": True, "EVEN": True, "BLOCK_ROWS": tile.num_rows, "BLOCK_OUTPUTS": tile.num_outputs,
-                     "BLOCK_INPUTS": tile.num_inputs}
-        names = kernel.arg_names
-        divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in types if name != "num_rows"}
-        source = ASTSource(kernel, {name: types.get(name, "constexpr") for name in names}, constants, divisible)
-        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": False}
-        built = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        print(capability, built.metadata.shared, "s8" in built.asm["ptx"] and "mma" in built.asm["ptx"])
-"""
-
-
-def test_products_are_built_for_tensor_cores(tmp_path: Path) -> None:
-    """Triton needs no GPU to build: the product uses integer tensor cores and fits the shared memory of a program."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    built = [tuple(line.split()) for line in done.stdout.splitlines()]
-    assert [capability for capability, _, _ in built] == ["86", "86", "90", "90"]
-    shared_bytes = {"86": 99 << 10, "90": 227 << 10}
-    assert all(int(used) <= shared_bytes[on] and integer == "True" for on, used, integer in built)
