@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode, int8, sample
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, int8, sample
 
 _HEADS = (64, 80, 128)
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -44,6 +44,7 @@ class Build:
     narrow_loads: int  # of 1 or 2 bytes
     num_barriers: int
     num_products: int  # of tensor cores
+    num_doubles: int  # float64 instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,12 @@ def cases(dtype: str) -> Iterator[Case]:
         sizes = {"NUM_SPLITS": 4, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
         yield Case(f"join, heads of {head_size}", decode._join, _types("parts, sums: fp32", output=dtype), sizes, 1)
     types = _types("temperatures, top_ps, numbers: fp64", logits=dtype, tokens="i64", limits="fp32")
-    sizes = {"MAX_ATTEMPTS": 16, "BLOCK": sample._BLOCK}
+    sizes = {"MAX_ATTEMPTS": 16, "BLOCK": sample._BLOCK, "BLOCKS": sample.num_blocks(50_280)}
     # A row of 50,280 logits begins at no multiple of 16 bytes.
     yield Case("choose", sample._choose, types, sizes, sample._NUM_WARPS, 3, ("logits_row", "vocab_size"))
+    sizes = {"PAGE_ITEMS": 40 * 16 * 128, "BLOCK": copy_pages._BLOCK}
+    types = _types("sources, targets: i64", pages=dtype)
+    yield Case("copy pages", copy_pages._copy_pages, types, sizes, copy_pages._NUM_WARPS, 3, ("num_pages",))
     if dtype == "bf16":  # before 8.0 int8 is torch's own operations
         yield from _int8_cases(dtype)
 
@@ -141,6 +145,7 @@ def build(case: Case, capability: str) -> Build:
         len(re.findall(r"LDG\.E[.\w]*\.[US](?:8|16)\b", code)),
         code.count("BAR.SYNC"),
         len(re.findall(r"\b(?:[IHQ]?MMA|IGMMA|HGMMA|QGMMA)\.", code)),
+        len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP)\b", code)),
     )
 
 

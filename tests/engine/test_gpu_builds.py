@@ -42,6 +42,9 @@ def assert_good(found: dict[str, Any]) -> None:
     if name.startswith("decode"):
         assert found["wide_loads"] >= (6 if "heads of 64" in name else 8), found  # four of keys, four of values; or two
         assert found["shared_bytes"] <= 2048, found  # nothing but the lanes' last exchange
+    if name == "copy pages":
+        assert found["wide_loads"] > 0, found
+        assert found["narrow_loads"] == 0, found
     if name.startswith("int8 product"):
         assert found["num_products"] > 0, found  # tensor cores'
         assert found["narrow_loads"] == 0, found

@@ -20,6 +20,7 @@ from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.gpu import attention, graphs, pages
 from dolly_batch.engine.continuous.gpu import engine as gpu
 from dolly_batch.engine.continuous.gpu.attention import Packing
+from dolly_batch.engine.kernels.gpu import copy_pages as copying
 from dolly_batch.engine.kernels.gpu import decode, sample
 from dolly_batch.records import GenerationParams, Request
 
@@ -93,7 +94,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> list[Counter[str
     """What three steps launch: prompts; decoding rows and prompts that share a prefix; decoding rows alone."""
     found = []
     counts: Counter[str] = Counter()
-    for module, name in ((decode, "_attend"), (decode, "_join"), (sample, "_choose")):
+    for module, name in ((decode, "_attend"), (decode, "_join"), (sample, "_choose"), (copying, "_copy_pages")):
         monkeypatch.setattr(module, name, Kernel(counts, name))
     for module in (sampling, attention, pages, graphs):
         monkeypatch.setattr(
@@ -133,6 +134,7 @@ def test_nothing_crosses_between_host_and_device_and_a_layer_has_its_budget_of_l
     assert two[0]["_attend"] == 0
     assert two[1]["_attend"] == two[2]["_attend"] == two[2]["_join"] == 2
     assert two[2]["_choose"] == 1
+    assert two[1]["_copy_pages"] == three[1]["_copy_pages"] == 1  # for all rows and layers
     assert decoding["_attend"] == decoding["_join"] == 1
     assert prompts["index_put_"] + prompts["_index_put_impl_"] == 2
     assert decoding.total() <= 23, decoding

@@ -16,7 +16,7 @@ from dolly_batch.engine.continuous.gpu.engine import GpuEngine, InFlightStep
 from dolly_batch.engine.continuous.gpu.pages import Pages
 from dolly_batch.engine.continuous.gpu.self_test import Unsupported, check_choice, check_decode, check_prefill
 from dolly_batch.engine.continuous.sequence import Step
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode, sample
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, sample
 from dolly_batch.engine.memory import map_zeros
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
@@ -159,6 +159,17 @@ def test_the_trial_sees_a_fault_in_attention_over_prompts() -> None:
         )
 
 
+def test_pages_are_copied_as_they_are_and_no_others_change() -> None:
+    numbers = torch.Generator(DEVICE).manual_seed(4)
+    pages = torch.randn((3, 2, 9, 2, 16, 80), generator=numbers, device=DEVICE).to(torch.bfloat16)
+    pages[:, :, 4, :, 7:] = torch.nan
+    expected = pages.clone()
+    sources, targets = (torch.tensor(each, device=DEVICE) for each in ([4, 1, 4], [2, 7, 8]))
+    expected[:, :, targets] = expected[:, :, sources]
+    copy_pages.copy_pages(pages, sources, targets)
+    assert torch.equal(pages.view(torch.int16), expected.view(torch.int16))
+
+
 def draw(params: list[GenerationParams], logits: torch.Tensor, first_seed: int) -> tuple[list[int], list[int]]:
     """The kernel's tokens, and the sampler's."""
     seeds = torch.arange(first_seed, first_seed + len(params))
@@ -186,6 +197,7 @@ def test_the_kernel_chooses_the_samplers_tokens(spread: float) -> None:
             (1.0, 0.3, 0),
             (1.5, 0.02, 0),
             (0.5, 1e-7, 40),
+            (0.01, 0.9, 0),
         )
     ]
     params.append(GenerationParams(do_sample=False))

@@ -91,6 +91,8 @@ class Pages:
         self._ref_counts = [0] * self.num_pages
         self._num_sequences = 0
         self._num_expected = 0  # pages that the sequences are expected to take in addition
+        self._copies: dict[int, int] = {}  # pages that are to be copied before anything is written, by their targets
+        self._sources: set[int] = set()  # of these copies
         self._unwritten: dict[int, int] = {}  # entries of the block tables that the device does not have yet
         self._num_ended, self._share_used = _PRIOR_SEQUENCES, float(_PRIOR_SEQUENCES)
 
@@ -142,8 +144,8 @@ class Pages:
             self._ref_counts[page] += 1
             self._unwritten[line + number] = page
         if rest:
-            kept, copy = origin.pages[num_shared], target.pages[num_shared]
-            self.data[:, :, copy, :, :rest] = self.data[:, :, kept, :, :rest]
+            self._copies[target.pages[num_shared]] = origin.pages[num_shared]
+            self._sources.add(origin.pages[num_shared])
 
     def free(self, sequence: CachedSequence, has_nan: bool = False) -> None:
         """Forget the sequence. NaN need not be wiped out: every position is written before it is read."""
@@ -192,12 +194,28 @@ class Pages:
         return self.upload([sequence.location.slot for sequence in sequences])
 
     def write_block_tables(self) -> None:
-        """Write new entries of the block tables to the device."""
+        """Write new entries of the block tables to the device, and copy pages in which prompts part."""
+        self._copy_pages()
         if self._unwritten:
             indices = self.upload(list(self._unwritten))
             pages = upload(list(self._unwritten.values()), torch.int32, self.shape.device)
             self.block_tables.view(-1)[indices] = pages
             self._unwritten.clear()
+
+    def _copy_pages(self) -> None:
+        """Whole pages: what lies behind the common tokens is written before it is read."""
+        if not self._copies:
+            return
+        targets, sources = self.upload(list(self._copies)), self.upload(list(self._copies.values()))
+        self._copies.clear()
+        self._sources.clear()
+        if self._use_kernel:
+            from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages  # needs triton
+
+            copy_pages(self.data, sources, targets)
+            return
+        for layer in self._layers:
+            layer[:, targets] = layer[:, sources]
 
     def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
         return Decode(self._layers, self.block_tables, tokens, slots, positions, max_position, self._use_kernel)
@@ -211,6 +229,9 @@ class Pages:
     def _release_page(self, page: int) -> None:
         self._ref_counts[page] -= 1
         if not self._ref_counts[page]:
+            if page in self._sources:
+                self._copy_pages()  # before the page is somebody else's, and perhaps a target
+            self._copies.pop(page, None)
             self._free_pages.append(page)
             self.num_bytes -= self.page_bytes
 

@@ -59,6 +59,7 @@ def choose_backend(loaded: LoadedModel) -> Backend:
         torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     max_positions = loaded.folder.max_positions
     _run_check("the decode kernel", lambda: check_decode(shape, max_positions))
+    _run_check("the kernel that copies pages", lambda: check_copies(shape))
     _run_check("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
     why_not = None
@@ -108,6 +109,20 @@ def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _
         others = (together[number], decode([row], 1)[0], decode([row], max(2, num_splits))[0])
         if not all(torch.equal(other, found[row]) for other in others):
             raise Unsupported(f"a sequence's numbers change with its neighbours, with {positions[row] + 1} keys")
+
+
+def check_copies(shape: CacheShape) -> None:
+    """Compare copied pages with what torch copies, and see that no other page changes."""
+    from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages
+
+    numbers = torch.Generator(shape.device).manual_seed(4)
+    pages = _random(shape, (2, 2, 9, shape.num_kv_heads, PAGE_TOKENS), numbers)
+    expected = pages.clone()
+    sources, targets = (torch.tensor(each, device=shape.device) for each in ([4, 1, 4], [2, 7, 8]))
+    expected[:, :, targets] = expected[:, :, sources]
+    copy_pages(pages, sources, targets)
+    if not torch.equal(pages, expected):
+        raise Unsupported("pages differ from what was copied")
 
 
 def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
