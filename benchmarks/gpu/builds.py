@@ -70,9 +70,9 @@ def cases(dtype: str) -> Iterator[Case]:
         sizes = {"NUM_SPLITS": 4, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
         yield Case(f"join, heads of {head_size}", decode._join, _types("parts, sums: fp32", output=dtype), sizes, 1)
     types = _types("temperatures, top_ps, numbers: fp64", logits=dtype, tokens="i64", limits="fp32")
-    sizes = {"MAX_ATTEMPTS": 16, "BLOCK": sample._BLOCK, "BLOCKS": sample.num_blocks(50_280)}
-    # A row of 50,280 logits begins at no multiple of 16 bytes.
-    yield Case("choose", sample._choose, types, sizes, sample._NUM_WARPS, 3, ("logits_row", "vocab_size"))
+    sizes = {"MAX_ATTEMPTS": 16, "BLOCK": sample._BLOCK, "BLOCKS": sample.num_blocks(50_280), "MULTIPLE": 8}
+    # Rows of 50,280 logits in units of 8: no multiple of 16.
+    yield Case("choose", sample._choose, types, sizes, sample._NUM_WARPS, 3, ("row_units", "vocab_units"))
     sizes = {"PAGE_ITEMS": 40 * 16 * 128, "BLOCK": copy_pages._BLOCK}
     types = _types("sources, targets: i64", pages=dtype)
     yield Case("copy pages", copy_pages._copy_pages, types, sizes, copy_pages._NUM_WARPS, 3, ("num_pages",))

@@ -38,13 +38,14 @@ def assert_good(found: dict[str, Any]) -> None:
     name = found["kernel"]
     assert found["spilled_bytes"] == 0, found
     assert found["shared_bytes"] <= SHARED_BYTES[found["capability"]], found
-    assert found["num_registers"] <= (168 if name.startswith(("int8", "choose")) else 96), found
+    assert found["num_registers"] <= (168 if name.startswith("int8") else 96), found
     if name.startswith("decode"):
         assert found["wide_loads"] >= (6 if "heads of 64" in name else 8), found  # four of keys, four of values; or two
         assert found["shared_bytes"] <= 2048, found  # nothing but the lanes' last exchange
-    if name == "copy pages":
+    if name in ("copy pages", "choose"):
         assert found["wide_loads"] > 0, found
-        assert found["narrow_loads"] == 0, found
+        assert found["narrow_loads"] <= 2, found  # of a drawn token's own logit
+        assert found["num_doubles"] < 300, found  # sums, and nothing else
     if name.startswith("int8 product"):
         assert found["num_products"] > 0, found  # tensor cores'
         assert found["narrow_loads"] == 0, found
