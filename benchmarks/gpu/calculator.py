@@ -24,7 +24,7 @@ _CARRIER = SHAPES["smoke"]  # rows in flight depend on the number of pages, not 
 _COPY_SHARE, _PRODUCT_SHARE = 0.9, 0.71  # of the data sheet: what a copy and a large product measure
 _GEMM_SHARE, _WEIGHTS_SHARE = 0.87, 0.9  # of those: tiles that do not fill waves; weights that are read
 _KEYS_SHARE = 0.775  # of a copy: nothing is fetched ahead
-_PREFILL_SHARE, _MIXED_PREFILL_SHARE, _MIXED_GEMM_SHARE = 0.84, 0.92, 0.95
+_PREFILL_SHARE = 0.84  # of prompts' products: the rest is elementwise
 _INSTRUCTIONS_A_CYCLE, _BYTES_AN_INSTRUCTION = 2.5, 16_384 / 1_536  # of the decode kernel's loop, a warp's
 _EMPTY_PROGRAM_S, _ENDED_PROGRAM_S = 2.6e-9, 0.3e-9  # on 132 multiprocessors, with 430 instructions or 20
 _LAUNCH_S, _LAUNCHES_A_LAYER, _HIDDEN_SIZES_A_LAYER = 1.25e-6, 23, 23.6  # one after the other in a graph
@@ -146,7 +146,7 @@ def estimate(model: Model, device: Device, engine: Engine, work: Work) -> Estima
     if kv_bytes < 2_048 * model.token_bytes or (engine.fp8_weights and not device.has_fp8):
         return None
     token_bytes = model.token_bytes * engine.kv_bytes_a_number / 2
-    run = _simulated(work, int(kv_bytes / token_bytes) // 512 * 512)
+    run = _simulated(work, int(kv_bytes / token_bytes) // 512 * 512, 2 if engine.mixes_steps else 4)
     seconds: dict[str, float] = {}
     for step in run.steps:
         for part, taken in _step_seconds(model, device, engine, step):
@@ -176,8 +176,8 @@ def _kv_bytes(model: Model, device: Device) -> float:
 
 
 @cache
-def _simulated(work: Work, num_tokens: int) -> Simulation:
-    return simulate(_CARRIER, work, num_tokens * _CARRIER.token_bytes(2))
+def _simulated(work: Work, num_tokens: int, admit_every: int) -> Simulation:
+    return simulate(_CARRIER, work, num_tokens * _CARRIER.token_bytes(2), admit_every=admit_every)
 
 
 def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedStep) -> Iterator[tuple[str, float]]:
@@ -190,9 +190,9 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
     head = model.vocab_size * model.hidden_size
     if rows:
         weights = model.layer_weights + head
-        weight_bytes = weights * (1 if engine.fp8_weights else 2)
-        gemm = _MIXED_GEMM_SHARE if engine.mixes_steps else _GEMM_SHARE
-        yield "products", max(2 * rows * weights / (gemm * products), weight_bytes / (_WEIGHTS_SHARE * copy))
+        weights_s = weights * (1 if engine.fp8_weights else 2) / (_WEIGHTS_SHARE * copy)
+        is_mixed = engine.mixes_steps and step.num_prompt_tokens > 0
+        yield "products", max(2 * rows * weights / (_GEMM_SHARE * products), 0.0 if is_mixed else weights_s)
         yield from _attention_seconds(model, device, engine, step, copy)
         elements = _HIDDEN_SIZES_A_LAYER * rows * model.hidden_size * 2 * model.num_layers
         yield "elementwise", elements / copy + _LAUNCH_S * _LAUNCHES_A_LAYER * model.num_layers
@@ -206,8 +206,7 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
 def _prompt_seconds(model: Model, engine: Engine, step: SimulatedStep, products: float) -> Iterator[tuple[str, float]]:
     flops = 2 * model.layer_weights * step.num_prompt_tokens + 4 * model.hidden_size * model.num_layers * step.num_pairs
     flops += 2 * model.vocab_size * model.hidden_size * step.num_prompts
-    share = _MIXED_PREFILL_SHARE if engine.mixes_steps else _PREFILL_SHARE
-    yield "prompts", flops / (share * products)
+    yield "prompts", flops / (_PREFILL_SHARE * products)
     copies = _COPIES_AT_ONCE_S if engine.copies_at_once else _COPIES_S * model.num_layers / 36
     yield "page copies", copies * step.num_prompts
 

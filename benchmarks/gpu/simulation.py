@@ -113,6 +113,7 @@ def simulate(
     max_new_tokens: int | None = 256,
     max_sequences: int = 1024,
     step_tokens: int = GPU_LIMITS.step_tokens,
+    admit_every: int = GPU_LIMITS.admit_every,
     kv_item_bytes: float = 2,
     fault: Callable[[Step, int], None] | None = None,
     max_steps: int = 2**60,
@@ -123,7 +124,7 @@ def simulate(
     # One page's bytes are those of two-byte numbers: a smaller key counts as more memory.
     budget = int(kv_bytes * cache.dtype.itemsize / kv_item_bytes)
     pages = Pages(cache, budget, max_sequences=max_sequences, max_positions=shape.max_positions)
-    limits = replace(GPU_LIMITS, step_tokens=step_tokens)
+    limits = replace(GPU_LIMITS, step_tokens=step_tokens, admit_every=admit_every)
     engine = SimulatedEngine(loaded, pages, max_sequences=max_sequences, limits=limits)
     engine.fault = fault or engine.fault
     for request, length in _requests(work, shape, max_new_tokens):

@@ -132,14 +132,14 @@ def test_nothing_crosses_between_host_and_device_and_a_layer_has_its_budget_of_l
     two, three = (launch(monkeypatch, num_layers) for num_layers in (2, 3))
     prompts, both, decoding = (more - less for more, less in zip(three, two, strict=True))
     assert two[0]["_attend"] == 0
-    assert two[1]["_attend"] == two[2]["_attend"] == two[2]["_join"] == 2
+    assert two[1]["_attend"] == two[1]["_join"] == two[2]["_attend"] == two[2]["_join"] == 2
     assert two[2]["_choose"] == 1
     assert two[1]["_copy_pages"] == three[1]["_copy_pages"] == 1  # for all rows and layers
     assert decoding["_attend"] == decoding["_join"] == 1
     assert prompts["index_put_"] + prompts["_index_put_impl_"] == 2
     assert decoding.total() <= 23, decoding
     assert prompts.total() <= 24, prompts
-    assert both.total() <= decoding.total() + prompts.total() + 2, both  # and the gathered keys and values
+    assert both.total() <= prompts.total() + 5, both  # the gathered keys and values, the two kernels, and joining both
 
 
 def test_the_guard_sees_a_crossing_and_a_number_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelCo
 
 @pytest.mark.parametrize(
     ("num_layers", "hidden_size", "free_gib", "least_tokens", "max_sequences"),
-    [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 512), (36, 5120, 4, 0, 64)],
+    [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 256), (36, 5120, 4, 0, 64)],
     ids=["12b on 80 GB", "3b on 80 GB", "7b on 24 GB", "12b where it hardly fits"],
 )
 def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(

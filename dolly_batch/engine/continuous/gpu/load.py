@@ -72,7 +72,7 @@ class StepSize:
     def working_bytes(self, loaded: LoadedModel) -> int:
         """Bytes that such a step needs in addition to weights, keys and values."""
         config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
-        num_tokens = self.step_tokens + config.max_positions  # the last prompt of a step is run whole
+        num_tokens = self.step_tokens + config.max_positions
         recorded = 2 * _HIDDEN_SIZES * self.max_sequences * config.hidden_size * item_bytes
         num_parts = self.max_sequences * config.num_heads * shortest_reach(config.max_positions) // SPLIT_KEYS
         recorded += 4 * num_parts * (config.head_size + 1) + _GRAPH_BYTES * len(bucket_sizes(self.max_sequences))
@@ -92,7 +92,9 @@ class StepSize:
     def _prompt_bytes(self, loaded: LoadedModel) -> int:
         """Activations of a step's prompts, and the keys and values that are gathered for them."""
         config = loaded.folder.config
-        num_tokens, num_keys = self.step_tokens + config.max_positions, GATHERED_KEYS + config.max_positions
+        # The last prompt of a step is run whole, and decoding sequences with it.
+        num_tokens = self.max_sequences + self.step_tokens + config.max_positions
+        num_keys = GATHERED_KEYS + config.max_positions
         items = _HIDDEN_SIZES * num_tokens * config.hidden_size + 2 * num_keys * config.kv_size
         return items * loaded.dtype.itemsize
 

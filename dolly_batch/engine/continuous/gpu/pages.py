@@ -170,7 +170,8 @@ class Pages:
         if step.decoding:
             positions = [sequence.num_cached for sequence in step.decoding]
             slots = self.upload_slots(step.decoding)
-            parts.append(self._decode(slice(0, num_decoding), slots, self.upload(positions), max(positions)))
+            reach = self.reach_for(max(positions))  # as recorded steps: no kernel is built for a reach of its own
+            parts.append(self._decode(slice(0, num_decoding), slots, self.upload(positions), reach))
         start = num_decoding
         for chunks in _batches(step.chunks):
             parts.append(Prefill.of(self._layers, chunks, start, self._prefill))
