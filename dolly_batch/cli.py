@@ -46,10 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _log_to_terminal() -> None:
-    """Log the libraries' warnings, except py4j's: it logs a stack trace of each error that it also raises."""
+    """Log the libraries' warnings, except py4j's: it logs a stack trace of each error that it also raises.
+
+    And how far a run is, with the time.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_not_py4j)
+    progress = logging.getLogger("dolly_batch.progress")
+    if not progress.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        progress.addHandler(handler)
+        progress.setLevel(logging.INFO)
+        progress.propagate = False
 
 
 def _not_py4j(record: logging.LogRecord) -> bool:

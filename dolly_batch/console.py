@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as LiveLine
 from rich.table import Table
 from rich.text import Text
 
 from dolly_batch.evaluate.report import EvaluateReport
 from dolly_batch.records import ERROR_STATUSES
-from dolly_batch.report import PlanReport, Report
+from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, Progress, Report, duration
 
 _MODEL_NOTES = {
     "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
@@ -24,7 +25,6 @@ _MODEL_NOTES = {
 _WIDTH = 140  # where the output is not a terminal
 _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells
 _BAR_WIDTH = 24
-_STAGES = ("session", "plan", "generate", "publish", "audit")
 _PLAN_COLUMNS = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>dolly_batch report</title>
@@ -43,46 +43,51 @@ def say(text: str) -> None:
 
 
 class ProgressLine:
-    """One live line on a terminal: rows done of all, answer tokens per second, time left. Silent elsewhere."""
+    """One live line on a terminal: rows done of all, the speed, the time left. Silent elsewhere."""
 
     def __init__(self, total: int, label: str = "answering", console: Console | None = None) -> None:
         console = console or Console(stderr=True)
-        self._progress = Progress(
+        self._line = LiveLine(
             TextColumn(label),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
             TaskProgressColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task(label, total=total, speed="")
-        self._first: tuple[float, int] | None = None
+        self._task = self._line.add_task(label, total=total, pace="")
+        self._total = total
+        self._first: tuple[float, int, int] | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether anybody sees it."""
-        return not self._progress.disable
+        return not self._line.disable
 
     def __enter__(self) -> "ProgressLine":
         """Start drawing."""
-        self._progress.start()
+        self._line.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         """Remove the line."""
-        self._progress.stop()
+        self._line.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Show how far a run is."""
+        self._line.update(self._task, completed=progress.num_rows, pace=progress.pace)
 
     def update(self, num_rows: int, num_tokens: int) -> None:
-        """Show the rows and tokens so far."""
+        """Show the rows and tokens so far, of rows that take about the same time each."""
         now = time.monotonic()
         if self._first is None:
-            self._first = (now, num_tokens)
-        passed = now - self._first[0]
-        speed = f"{(num_tokens - self._first[1]) / passed:,.0f} tokens/s" if passed > 1 else ""
-        self._progress.update(self._task, completed=num_rows, speed=speed)
+            self._first = (now, num_rows, num_tokens)
+        passed, rows, tokens = (a - b for a, b in zip((now, num_rows, num_tokens), self._first, strict=True))
+        left = f", time left: {duration((self._total - num_rows) * passed / rows)}" if rows else ""
+        pace = f"{tokens / passed:,.0f} tokens/s{left}" if passed > 1 else ""
+        self._line.update(self._task, completed=num_rows, pace=pace)
 
 
 def print_summary(report: Report) -> None:
@@ -91,41 +96,77 @@ def print_summary(report: Report) -> None:
     write(report.message)
     if report.by_status:
         write(_counts("status", "rows", _largest_first(report.by_status)))
-    loads = f"{report.model_loads} model load(s)"
-    generate_s = report.seconds.get("generate")
-    if report.num_resumed_waves:  # no speed: the report does not know how long the earlier starts took
-        write(
-            f"{report.num_generated_tokens:,} answer tokens, {loads}; "
-            f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts"
-        )
-    elif report.num_generated_tokens and generate_s:
-        write(
-            f"{report.num_generated_tokens:,} answer tokens in {generate_s:.1f} s "
-            f"({report.num_generated_tokens / generate_s:,.0f} tokens/s, model loading included), {loads}"
-        )
+    for line in summary_lines(report):
+        write(line)
+
+
+def summary_lines(report: Report) -> list[str]:
+    """The numbers of a run, and what to do about its errors."""
+    lines = []
+    if report.num_asked and "generate" in report.seconds:
+        lines += [_speed_line(report), _wall_line(report)]
+    if report.cost is not None:
+        lines.append(f"cost: {report.cost:,.2f} for {report.gpu_hours:,.3g} GPU hours")
+    if report.tags:
+        lines.append(f"tags: {', '.join(f'{name}={value}' for name, value in sorted(report.tags.items()))}")
     if report.num_shared_rows:
-        write(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
+        lines.append(f"{report.num_shared_rows:,} rows ask what another row asks, and got its answer")
     if report.answered_by:
-        write(_cascade_line(report))
+        lines.append(_cascade_line(report))
     if report.num_continued_rows or report.num_restarted_rows:
-        write(
+        lines.append(
             f"resumed {report.num_continued_rows:,} truncated answers ({report.num_begun_tokens:,} tokens reused); "
             f"restarted {report.num_restarted_rows:,} from scratch"
         )
+    lines += [
+        f"check {name}: {count:,} of {report.num_checked_rows:,} answers fail ({count / report.num_checked_rows:.1%})"
+        for name, count in report.checks.items()
+        if count
+    ]
+    if report.checks and not any(report.checks.values()):
+        lines.append(f"checks: all {report.num_checked_rows:,} answers pass {', '.join(report.checks)}")
+    if report.num_rejected_rows:
+        lines.append(f"{report.num_rejected_rows:,} rows with an error status were added to output.rejected too")
+    lines += [
+        f"{status} ({report.by_status[status]:,} rows): {todo}"
+        for status, todo in WHAT_TO_DO.items()
+        if report.by_status.get(status)
+    ]
     if report.output:
-        write(f"output: {report.output}")
+        lines.append(f"output: {report.output}")
     if report.model in _MODEL_NOTES:
-        write(_MODEL_NOTES[report.model])
+        lines.append(_MODEL_NOTES[report.model])
+    return lines
+
+
+def _speed_line(report: Report) -> str:
+    """Rows, tokens and loads; speeds where this start has answered all of them."""
+    counts = [
+        (f"{report.num_asked:,} rows answered", report.num_asked, "rows/s"),
+        (f"{report.num_read_tokens:,} tokens in", report.num_read_tokens, "tokens/s"),
+        (f"{report.num_generated_tokens:,} tokens out", report.num_generated_tokens, "tokens/s"),
+    ]
+    if report.num_resumed_waves:  # the report does not know how long the earlier starts took
+        parts = [text for text, _, _ in counts]
+        parts.append(f"{report.num_resumed_waves} of {report.num_waves} waves were finished by earlier starts")
+    else:
+        speeds = [number / report.seconds["generate"] for _, number, _ in counts]
+        parts = [f"{counts[i][0]} ({speeds[i]:,.{0 if speeds[i] >= 100 else 1}f} {counts[i][2]})" for i in range(3)]
+    return f"{', '.join(parts)}; {report.model_loads} model load(s)"
+
+
+def _wall_line(report: Report) -> str:
+    times = (f"{stage} {report.seconds[stage]:,.1f} s" for stage in STAGES if stage in report.seconds)
+    return f"wall time: {', '.join(times)} (generate: model loading included)"
 
 
 def _cascade_line(report: Report) -> str:
     """What a cascade has saved: different texts that the model was not asked about."""
-    num_asked = report.num_answered_by_model + report.num_answered_by_proxy
-    share = report.num_answered_by_proxy / num_asked if num_asked else 0.0
+    share = report.num_answered_by_proxy / report.num_asked if report.num_asked else 0.0
     by = report.answered_by
     return (
         f"rows answered by the model: {by.get('model', 0):,}, by the proxy: {by.get('proxy', 0):,}; "
-        f"{report.num_answered_by_proxy:,} of {num_asked:,} calls of the model saved ({share:.1%})"
+        f"{report.num_answered_by_proxy:,} of {report.num_asked:,} calls of the model saved ({share:.1%})"
     )
 
 
@@ -137,7 +178,7 @@ def print_plan(report: Report) -> None:
     for status, count in sorted(report.by_status.items()):
         write(f"skipped as {status}: {count:,} rows")
     if report.estimated_s is not None:
-        write(f"estimated time: {_duration(report.estimated_s)} (a rough estimate; plan.tokens_per_s corrects it)")
+        write(f"estimated time: {duration(report.estimated_s)} (a rough estimate; plan.tokens_per_s corrects it)")
 
 
 def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:
@@ -191,9 +232,7 @@ def plans_page(title: str, plans: Sequence[PlanReport]) -> str:
             _counts("status", "rows", _largest_first(report.get("by_status", {})), bars=True),
             _counts("answered by", "rows", _largest_first(report.get("answered_by", {})), bars=True),
             _counts("prompt tokens", "rows", dict(lengths), bars=True),
-            _counts(
-                "stage", "s", {stage: round(seconds[stage], 1) for stage in _STAGES if stage in seconds}, bars=True
-            ),
+            _counts("stage", "s", {stage: round(seconds[stage], 1) for stage in STAGES if stage in seconds}, bars=True),
         )
         side_by_side = Table.grid(padding=(0, 4))
         side_by_side.add_row(*(part for part in parts if part.row_count))
@@ -263,9 +302,3 @@ def _cell(text: str, max_chars: int = 300) -> str:
     """Text for one cell: control characters made visible, long text shortened."""
     shown = "".join(c if c == "\n" or c.isprintable() or c in " \u200d\ufe0f" else "\ufffd" for c in text)
     return shown if len(shown) <= max_chars else shown[:max_chars] + " ..."
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

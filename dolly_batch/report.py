@@ -9,6 +9,71 @@ from typing import Any
 
 from dolly_batch.records import ERROR_STATUSES
 
+STAGES = ("session", "plan", "generate", "publish", "audit")
+"""The steps of a run, in their order."""
+WHAT_TO_DO = {
+    "too_long": "set limits.long_prompt to cut their text, a larger model.max_positions, or a smaller max_new_tokens",
+    "bad_encoding": "correct the input: its text is not valid UTF-8",
+    "duplicate_id": "correct the input: give each row an id of its own",
+    "out_of_memory": "lower engine.memory_fraction or engine.max_batch_tokens, or set model.max_positions; "
+    "on Delta `run --retry out_of_memory` asks these rows again",
+    "model_error": "read their column `error`; on Delta `run --retry model_error` asks them again",
+    "invalid_output": "read their column `error`; extract: simplify the schema, or allow more max_new_tokens; "
+    "on Delta `run --retry invalid_output` asks them again",
+    "truncated": "raise generation.max_new_tokens; on Delta `run --retry truncated` then resumes these answers",
+    "empty_response": "the model has nothing to say: look at the prompt; on Delta `run --retry empty_response`",
+}
+"""For each status that asks for something, what helps."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Speeds are those of the last minutes; they and the time left are None before the first rows."""
+
+    at: str
+    """ISO 8601, UTC."""
+    num_waves: int
+    num_finished_waves: int
+    num_todo: int
+    num_rows: int
+    """Answered, of `num_todo`."""
+    num_tokens: int
+    """Generated since the run was first started."""
+    num_errors: int
+    tokens_per_s: float | None = None
+    rows_per_s: float | None = None
+    left_s: float | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        rows = f"{self.num_rows:,} of {self.num_todo:,} rows ({self.num_rows / max(1, self.num_todo):.1%})"
+        waves = f"{self.num_finished_waves:,} of {self.num_waves:,} waves"
+        return f"{waves}, {rows}, {self.pace}, errors: {self.num_errors:,}"
+
+    @property
+    def pace(self) -> str:
+        """How fast it is, and how long it will take."""
+        speeds = []
+        if self.tokens_per_s:
+            speeds.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        if self.rows_per_s:
+            speeds.append(f"{self.rows_per_s:,.{0 if self.rows_per_s >= 100 else 2}f} rows/s")
+        left = "not known yet" if self.left_s is None else duration(self.left_s)
+        return ", ".join([*speeds, f"time left: {left}"])
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in two units at most."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 20:
+        return f"{minutes} min {rest} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
 
 @dataclass
 class BaseReport:
@@ -69,6 +134,16 @@ class Report(BaseReport):
     """Of all rows; rows that share an answer count each."""
     num_generated_tokens: int = 0
     """Of all answers, each counted once."""
+    num_read_tokens: int = 0
+    """Of all prompts that the model was given, over all calls; rows that share an answer count once."""
+    num_rejected_rows: int = 0
+    """Rows that this run added to `output.rejected`."""
+    num_checked_rows: int = 0
+    """Answers that the job's `checks` were put to."""
+    checks: dict[str, int] = field(default_factory=dict)
+    """How many of them fail each check."""
+    check_faults: dict[str, str] = field(default_factory=dict)
+    """Checks that an answer stopped, and why."""
     num_continued_rows: int = 0
     """Truncated answers that `--retry truncated` resumed."""
     num_restarted_rows: int = 0
@@ -77,17 +152,37 @@ class Report(BaseReport):
     """Answer tokens that were reused from the output, and not generated again."""
     token_histogram: dict[str, int] = field(default_factory=dict)
     estimated_s: float | None = None
+    estimated_cost: float | None = None
+    """Of a plan that was only counted, where the job names a price."""
+    gpu_hours: float = 0.0
+    """For which GPUs were busy, on CPUs engines; over all starts."""
+    cost: float | None = None
+    """Of these hours, at the job's price."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """The job's own."""
     num_waves: int = 0
     num_resumed_waves: int = 0
     """Waves that earlier starts had finished."""
     num_shards: int = 0
+    progress: dict[str, Any] = field(default_factory=dict)
+    """Of `status`, where the plan is open: a `Progress`, as the run wrote it last."""
+
+    @property
+    def num_asked(self) -> int:
+        """Rows that were asked, of the model or its proxy: of those that ask the same, one."""
+        return self.num_answered_by_model + self.num_answered_by_proxy
 
     def check_errors(self, max_error_share: float) -> None:
         """Set the error share, and from it the exit code of a complete run."""
         num_rows = sum(self.by_status.values())
         num_errors = sum(self.by_status.get(status, 0) for status in ERROR_STATUSES)
         self.error_share = num_errors / num_rows if num_rows else 0.0
-        self.exit_code = 3 if self.error_share > max_error_share else 0
+        too_many = self.error_share > max_error_share or self.check_faults or self.failing_checks(max_error_share)
+        self.exit_code = 3 if too_many else 0
+
+    def failing_checks(self, max_error_share: float) -> list[str]:
+        """The checks that more than this share of the answers fail."""
+        return [name for name, count in self.checks.items() if count > max_error_share * self.num_checked_rows]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import os
 
 from dolly_batch.spark.session.class_archive import archive_options
 from dolly_batch.spark.session.java import find_java
+from dolly_batch.spark.session.session import LOCAL_JAVA_OPTIONS
 
-LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+LIGHT_JVM = f"{LOCAL_JAVA_OPTIONS} -XX:+UseSerialGC"
 
 
 def with_archive() -> str:

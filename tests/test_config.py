@@ -47,6 +47,9 @@ BAD = {
     "not a mapping": ("- a\n- b\n", "must hold a mapping"),
     "bad name": (GOOD.replace("name: job", "name: ../../etc"), "name: "),
     "bad top_p": (GOOD + "generation: {top_p: 1.5}\n", "generation.top_p"),
+    "a limit of money without a price": (GOOD + "limits: {max_cost: 5.0}\n", "`max_cost` needs `price_per_gpu_hour`"),
+    "a tag's name": (GOOD + "tags: {'a b': x}\n", "tags"),
+    "a tag of several lines": (GOOD + 'tags: {a: "x\\ny"}\n', "tags.a"),
     "no such task": (GOOD + "task: {kind: clasify}\n", r"task\.kind: no such task `clasify`; did you mean `classify`"),
     "key of a task": (
         GOOD + "task: {kind: classify, labels: [a, b], none_belo: 1}\n",

@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dolly_batch.config.job import EngineConfig, ModelConfig, ReadableTable, SparkConfig
+from dolly_batch.config.job import EngineConfig, ModelConfig, SparkConfig
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.config.yaml_file import PathText, Section, load_file
 
 

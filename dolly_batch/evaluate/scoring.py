@@ -24,7 +24,7 @@ from dolly_batch.records import EngineSpec, ScoreRow
 from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.generate.device import task_device
 from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
-from dolly_batch.spark.generate.progress import TaskProgress, read_progress
+from dolly_batch.spark.generate.progress import TaskProgress, WaveProgress, rows_and_tokens
 from dolly_batch.spark.generate.shard import ROWS_PER_BATCH
 from dolly_batch.spark.preflight.gpus import generation_slots, gpu_profile
 
@@ -73,7 +73,7 @@ def score_shard(task: ScoreTask, batches: Iterator[pd.DataFrame]) -> Iterator[pd
             ScoreRow(str(index), context, None, tuple(continuations), with_end=False, format="plain")
             for index, (_, _, context, continuations) in enumerate(prompts)
         )
-        progress, scored = TaskProgress(task.progress), []
+        progress, scored = TaskProgress(WaveProgress(folder=task.progress)), []
         for scores in client.score(rows):
             question, choices, _, _ = prompts[int(scores.key)]
             failure = None if scores.failure is None else f"{scores.failure.status}: {scores.failure.message}"
@@ -150,7 +150,7 @@ class Scoring:
                 answered.write.parquet(draft)
 
             try:
-                run_watched(self.spark, [Job(work)], lambda: line.update(*read_progress(progress)))
+                run_watched(self.spark, [Job(work)], lambda: line.update(*rows_and_tokens(progress)))
             finally:
                 if progress is not None:
                     self.files.delete(progress)

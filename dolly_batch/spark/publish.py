@@ -11,6 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from dolly_batch.console import say
 from dolly_batch.errors import AuditError, Stopped
 from dolly_batch.spark.causes import reason
 from dolly_batch.spark.decisions import ANSWERS, ASKING, CARRIED_OVER, COPIED, SKIPPED, TODO
@@ -45,6 +46,19 @@ def publish(target: OutputTable, folder: PlanFolder, plan: Plan) -> None:
         ) from error
 
 
+def put_tags(target: OutputTable) -> None:
+    """Put the job's tags into the table's properties, where the format has any.
+
+    A catalog may keep that to the table's owner: the answers are published all the same, and one line says so.
+    """
+    if not target.job.tags:
+        return
+    try:
+        target.format.put_properties(target, {f"dolly_batch.{name}": text for name, text in target.job.tags.items()})
+    except (PySparkException, Py4JJavaError) as error:
+        say(f"tags: {target.job.output.name} does not take properties: {reason(error)}")
+
+
 def staged_answers(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """The answers of all waves."""
     paths = [literal(folder.staged(wave.number)) for wave in plan.waves]
@@ -60,6 +74,12 @@ def snapshot(target: OutputTable, folder: PlanFolder, part: str) -> DataFrame:
 def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
     """All rows that this plan publishes, with the output's columns. Raises AuditError if others than planned."""
     _check_answers(target, folder, plan)
+    rows = new_rows(target, folder, plan)
+    return rows.unionByName(_carried_over(target, folder, plan)) if plan.num_carried_over else rows
+
+
+def new_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataFrame:
+    """The rows that this plan publishes, with the output's columns, without those that it carries over."""
     parts: list[DataFrame] = []
     if plan.waves:
         parts.append(_as_output(target, plan, answered_rows(target, folder, plan)))
@@ -67,8 +87,6 @@ def published_rows(target: OutputTable, folder: PlanFolder, plan: Plan) -> DataF
         parts.append(_skipped(target, folder, plan))
     if plan.num_copied:
         parts.append(_copied(target, folder, plan))
-    if plan.num_carried_over:
-        parts.append(_carried_over(target, folder, plan))
     return reduce(DataFrame.unionByName, parts) if parts else no_rows(target.spark, target.schema)
 
 

@@ -4,55 +4,48 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
 from dolly_batch.errors import Refused
 from dolly_batch.report import Report
-from dolly_batch.spark.audit import Findings, audit
+from dolly_batch.spark.audit import audit
+from dolly_batch.spark.checks import check_predicates
 from dolly_batch.spark.files import Files, files_for
-from dolly_batch.spark.generate.cascade import cascade_facts
+from dolly_batch.spark.generate.jobs import described
 from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
-from dolly_batch.spark.model import ModelFacts, planned_model, resolve_model
+from dolly_batch.spark.model import planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
+from dolly_batch.spark.outcome import Opened, answer_facts, complete, staged_facts
 from dolly_batch.spark.plan.column_order import find_column_order
+from dolly_batch.spark.plan.cost import cost_note, estimated_cost
 from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
-from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan
+from dolly_batch.spark.plan.manifest import PUBLISHED, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.plan.summary import cascade_note, fill_plan, plan_line, planned_message
 from dolly_batch.spark.preflight.executors import check_executors, check_shared
-from dolly_batch.spark.publish import count_statuses, publish, staged_answers
+from dolly_batch.spark.publish import publish, put_tags
+from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import stopping_on_signals
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
-from dolly_batch.spark.tables.input import open_input
+from dolly_batch.spark.tables.input import InputTable, input_files, open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
 from dolly_batch.spark.work_dir import prepare_work_dir
 from dolly_batch.tasks.base import TaskModel
-
-RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A plan that is being worked on, and what the steps after planning need."""
-
-    folder: PlanFolder
-    plan: Plan
-    target: OutputTable
-    model: ModelFacts
 
 
 def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, report: Report | None = None) -> Report:
@@ -89,8 +82,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     prepare_work_dir(spark, files, work)
-    source = open_input(spark, job)
-    target = open_output(spark, job, source)
+    source, target = _opened_tables(spark, job)
     model = resolve_model(spark, job, work, say)
     check_executors(spark, target, model.folder)
     plan = make_plan(options, source, target, model, files, work, dry=True).plan
@@ -99,6 +91,9 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     report.by_status = plan.skipped
     report.outcome, report.exit_code = "planned", 0
     report.message = planned_message(job, plan)
+    report.tags, report.estimated_cost = job.tags, estimated_cost(spark, job, plan)
+    if note := cost_note(spark, job, plan):
+        report.message += f"\n{note}"
     better = find_column_order(source)
     if better is not None:
         report.message += f"\n{better}"
@@ -116,33 +111,40 @@ class _Start:
     work: str
     report: Report
 
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Count a step's time, and name its jobs in Spark's UI."""
+        with self.report.timed(name), described(self.spark, f"{self.job.name}: {name}"):
+            yield
+
     def resume(self) -> Opened | None:
-        with self.report.timed("plan"):
+        with self._step("plan"):
             opened = _resumed(self.spark, self.job, self.options, self.files, self.work)
         if opened is not None:
             _describe(opened, self.report)
         return opened
 
     def make_plan(self, check: Check) -> Opened | None:
-        with self.report.timed("plan"):
+        with self._step("plan"):
             opened = _planned(self.spark, self.job, self.options, self.files, self.work, self.report, check)
         if opened is not None:
             _describe(opened, self.report)
         return opened
 
     def generate(self, opened: Opened, check: Check) -> None:
-        with self.report.timed("generate"):
+        with self._step("generate"):
             generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
 
     def publish(self, opened: Opened) -> dict[str, object]:
-        with self.report.timed("publish"):
+        with self._step("publish"):
             publish(opened.target, opened.folder, opened.plan)
-        return _staged_facts(opened)
+            put_tags(opened.target)
+            return {**staged_facts(opened), **answer_facts(opened)}
 
     def audit(self, opened: Opened) -> None:
-        with self.report.timed("audit"):
+        with self._step("audit"):
             findings = audit(opened.target, opened.folder, opened.plan)
-        _complete(self.job, opened, findings, self.report)
+        complete(self.job, opened, findings, self.report)
         if "generate" in self.report.seconds and not self.report.num_resumed_waves:
             device = opened.model.device(self.job)
             remember(self.files, self.work, opened.plan, device, self.report.seconds["generate"])
@@ -152,9 +154,17 @@ def _opened_session(job: JobConfig) -> SparkSession:
     """The session. Raises OutputError for a catalog table that would be forgotten when this run ends."""
     is_ours = SparkSession.getActiveSession() is None and job.spark.remote is None
     spark = open_session(job)
-    if is_ours and job.output.table is not None:
-        check_catalog_stays(spark, job.output.table)
+    for table in (job.output, job.output.rejected):
+        if is_ours and table is not None and table.table is not None:
+            check_catalog_stays(spark, table.table)
     return spark
+
+
+def _opened_tables(spark: SparkSession, job: JobConfig) -> tuple[InputTable, OutputTable]:
+    source = open_input(spark, job)
+    target = open_output(spark, job, source)
+    check_predicates(target)
+    return source, target
 
 
 def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
@@ -178,6 +188,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
             f"job {job.name} has an open plan ({plan.plan_id}) with other settings (model, task, generation, input, "
             "output, --limit or --retry): finish it with those, or close it with --abandon and start again"
         )
+    check_predicates(target)
     if not folder.has(PUBLISHED):
         try_output(target, work, plan.retries)
     model = planned_model(spark, plan, job)
@@ -196,9 +207,9 @@ def _planned(
     check: Callable[[], None],
 ) -> Opened | None:
     """A new plan, or None when nothing is left to do (the report then says so)."""
-    source = open_input(spark, job)
-    target = open_output(spark, job, source)
+    source, target = _opened_tables(spark, job)
     try_output(target, work, bool(options.retry))
+    open_rejected(target, work, partial(input_files, source.df, job.input))
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
@@ -218,63 +229,6 @@ def _describe(opened: Opened, report: Report) -> None:
     fill_plan(report, plan, opened.target)
     report.num_resumed_waves = len(opened.folder.staged_waves())
     say(plan_line(plan))
-
-
-def _staged_facts(opened: Opened) -> dict[str, object]:
-    """Counts of the staged answers: rows by status, resumed answers, model loads."""
-    answers = staged_answers(opened.target, opened.folder, opened.plan)
-    by_status, loads, resumed = dict(opened.plan.skipped), dict[str, int](), [0, 0, 0]
-    tokens = F.col("num_begun_tokens")
-    resumed_sums = (F.count(F.when(tokens > 0, True)), F.count(F.when(tokens == 0, True)), F.sum(tokens))
-    grouped = answers.groupBy("status", "engine_id").agg(
-        F.count("*"), F.max("engine_load"), F.coalesce(F.sum("num_completion_tokens"), F.lit(0)), *resumed_sums
-    )
-    num_generated = 0
-    for status, engine_id, count, load, tokens_of, *counts in grouped.collect():
-        num_generated += tokens_of
-        by_status[status] = by_status.get(status, 0) + count
-        loads[engine_id] = max(loads.get(engine_id, 0), load or 0)
-        resumed = [total + (number or 0) for total, number in zip(resumed, counts, strict=True)]
-    if opened.plan.num_shared or opened.plan.num_copied:  # fewer answers than rows
-        by_status = count_statuses(opened.target, opened.folder, opened.plan)
-    by_proxy = _num_by_proxy(answers) if opened.plan.num_sample_waves else {}
-    return {
-        "by_status": by_status,
-        **by_proxy,
-        **dict(zip(RESUMED_COUNTS, resumed, strict=True)),
-        "model_loads": sum(loads.values()),
-        "num_generated_tokens": num_generated,
-        "num_published": opened.plan.num_planned,
-    }
-
-
-def _num_by_proxy(answers: DataFrame) -> dict[str, object]:
-    return {"num_answered_by_proxy": answers.filter(F.col("answered_by") == "proxy").count()}
-
-
-def _complete(job: JobConfig, opened: Opened, findings: Findings, report: Report) -> None:
-    facts = opened.folder.facts(PUBLISHED)
-    report.by_status = findings.by_status
-    report.num_completion_tokens = findings.num_completion_tokens
-    report.model_loads = facts.get("model_loads", 0)
-    report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
-    for name in RESUMED_COUNTS:
-        setattr(report, name, facts.get(name, 0))
-    report.num_published_rows = opened.plan.num_planned
-    report.num_answered_by_proxy = facts.get("num_answered_by_proxy", 0)
-    report.num_answered_by_model = opened.plan.num_todo - report.num_answered_by_proxy
-    report.answered_by, report.cascade = findings.answered_by, cascade_facts(opened.folder)
-    report.outcome = "complete"
-    report.check_errors(job.limits.max_error_share)
-    report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated"
-    if report.exit_code == 3:
-        report.message += (
-            f"; {report.error_share:.1%} of them are errors, more than limits.max_error_share = "
-            f"{job.limits.max_error_share:.1%} (exit 3)"
-        )
-    opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
-    who = {"answered_by": findings.answered_by} if job.task.cascade is not None else {}
-    opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows, **who})
 
 
 def _abandon(files: Files, work: str, job: JobConfig, report: Report) -> None:

@@ -1,6 +1,7 @@
 """How a job stands, by its open or its last finished plan; and all plans of a work folder."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from pyspark.sql import types as T
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
 from dolly_batch.errors import AuditError, Refused, Stopped
-from dolly_batch.report import PlanReport, Report
+from dolly_batch.report import PlanReport, Progress, Report, duration
 from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.generate.tracker import read_kept
 from dolly_batch.spark.local_files import LocalFiles
 from dolly_batch.spark.options import loaded
 from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
@@ -20,9 +22,12 @@ from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 
+SILENT_S = 120.0
+"""A run that answers writes how far it is every 10 seconds."""
 _SHOWN_OF_LAST = (
     *("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"),
     *("answered_by", "num_answered_by_model", "num_answered_by_proxy"),
+    *("num_read_tokens", "num_generated_tokens", "num_waves", "num_resumed_waves"),
 )
 
 
@@ -111,6 +116,16 @@ def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
         f"{'published, not yet audited' if folder.has(PUBLISHED) else waves}, "
         f"{num_answered:,} of {plan.num_todo:,} rows answered; `run` resumes it, `run --abandon` closes it"
     )
+    report.progress = read_kept(folder).get("progress", {})
+    if report.progress and not folder.has(PUBLISHED):
+        report.message += f"\n{_as_of(Progress(**report.progress))}"
+
+
+def _as_of(progress: Progress) -> str:
+    """What the run that answers, or the last one that did, said of itself."""
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(progress.at)).total_seconds()
+    line = f"{progress.at} ({duration(max(0.0, age_s))} ago): {progress}"
+    return line if age_s < SILENT_S else f"{line}\nno run has said anything since: none is active, or it is stuck"
 
 
 def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> None:

@@ -105,6 +105,8 @@ def test_plan_run_and_status_through_connect(remote: str, job: Path) -> None:
     ran = command("run", job, **over)
     assert ran.code == 0, ran.output
     assert (ran.report["outcome"], ran.report["model_loads"]) == ("complete", 1)
+    (kept,) = (job.parent / "work").glob("p*/progress.json")
+    assert json.loads(kept.read_text())["progress"]["num_rows"] == NUM_ROWS
 
     stood = command("status", job, **over)
     assert stood.code == 0, stood.output

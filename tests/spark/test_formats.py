@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dolly_batch.config.job import InputConfig, OutputConfig
+from dolly_batch.config.tables import InputConfig, OutputConfig
 from dolly_batch.spark.tables.base import InputFormat, OutputFormat
 from dolly_batch.spark.tables.formats import FORMATS, input_format, output_formats
 

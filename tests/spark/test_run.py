@@ -11,6 +11,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from dolly_batch import Options, Report, Stopped, run_job
+from dolly_batch.config.limits import LimitsConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.spark.generate.limits import Budget, ErrorLimit
 from tests.spark.desk import Desk, questions
@@ -220,7 +221,7 @@ def test_an_engines_time_counts_once_however_many_tasks_share_it(spark: SparkSes
         [("a", 3600.0, 9000.0), ("b", 0.0, 3600.0), ("a", None, None)],
         [("a", 0.0, 7200.0), ("a", 0.0, 3600.0), ("a", 10800.0, 12600.0)],
     ]
-    budget = Budget(3.9)
+    budget = Budget(LimitsConfig(max_gpu_hours=3.9))
     for tasks, hours in zip(waves, (2.5, 4.0), strict=True):
         rows = spark.createDataFrame(tasks, "engine_id string, began_s double, ended_s double")
         with nullcontext() if hours < 3.9 else pytest.raises(Stopped, match="busy for 4 hours"):

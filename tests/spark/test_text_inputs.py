@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from dolly_batch.config.job import InputConfig, ReadableTable
+from dolly_batch.config.tables import InputConfig, ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.input import read_table, unreadable_input_named

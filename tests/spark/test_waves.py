@@ -1,14 +1,12 @@
 """How many waves run at once, and what watching them costs."""
 
 import threading
-from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
 from dolly_batch.spark.generate import jobs
 from dolly_batch.spark.generate.jobs import Job, run_watched
-from dolly_batch.spark.generate.progress import PlanProgress
 
 SOON_S = 20.0
 
@@ -58,26 +56,3 @@ def test_a_fault_of_watching_ends_the_run(spark: SparkSession) -> None:
 
     with pytest.raises(ValueError, match="seen"):
         run_watched(spark, [Job(wave)], tick)
-
-
-def test_progress_of_finished_waves_is_not_read_again(tmp_path: Path) -> None:
-    read: list[int] = []
-
-    def folder(wave: int) -> str:
-        read.append(wave)
-        return str(tmp_path / str(wave))
-
-    def write(wave: int, task: int, counts: str) -> None:
-        (tmp_path / str(wave)).mkdir(exist_ok=True)
-        (tmp_path / str(wave) / str(task)).write_text(counts)
-
-    progress = PlanProgress([(wave, 10) for wave in range(30)], folder)
-    for wave in range(3):
-        write(wave, 0, "4 40")
-        write(wave, 1, "3 20")
-    assert progress.read({0}) == (10 + 7 + 7, 120)  # the first was finished by an earlier start
-    assert read == [*range(1, 9)]
-    write(2, 1, "6 50")
-    read.clear()
-    assert progress.read({0, 1}) == (10 + 10 + 10, 60 + 90)
-    assert read == [*range(2, 10)]

@@ -81,6 +81,27 @@ def _has_room(running: dict[Future[None], int], at_least: int, num_wanted: Calla
     return len(running) < MAX_IN_FLIGHT and sum(running.values()) < num_wanted()
 
 
+def describe(spark: SparkSession, group: str, text: str) -> None:
+    """What Spark's UI shows of the jobs that this thread starts from now on. Connect has no such thing."""
+    if not is_connect(spark):
+        spark.sparkContext.setJobGroup(group, text)
+
+
+@contextmanager
+def described(spark: SparkSession, text: str) -> Iterator[None]:
+    """The same for the jobs that this thread starts inside of the context; afterwards it says what it said before."""
+    if is_connect(spark):
+        yield
+        return
+    context, key = spark.sparkContext, "spark.job.description"
+    before = context.getLocalProperty(key)
+    context.setLocalProperty(key, text)
+    try:
+        yield
+    finally:
+        context.setLocalProperty(key, before)  # type: ignore[arg-type]
+
+
 @contextmanager
 def whole_folder(files: Files, path: str) -> Iterator[str]:
     """Yield a folder to write to, next to `path`, and rename it to `path` at the end: that is complete if it exists.

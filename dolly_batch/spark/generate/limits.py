@@ -7,6 +7,7 @@ from threading import Lock
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from dolly_batch.config.limits import LimitsConfig
 from dolly_batch.errors import Stopped
 from dolly_batch.records import ERROR_STATUSES
 
@@ -50,27 +51,41 @@ class ErrorLimit:
 
 @dataclass
 class Budget:
-    """Counts the time of engines, each finished wave once, against `limits.max_gpu_hours`."""
+    """Counts the time of GPUs, on CPUs of engines, each finished wave once, against the job's limits."""
 
-    max_hours: float | None
+    limits: LimitsConfig
+    num_gpus: int = 1
+    """Of one engine."""
     _busy: dict[str, list[Span]] = field(default_factory=dict)
     """When each engine was busy, in seconds of its machine's clock, in order and without overlaps."""
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self.limits.max_gpu_hours is not None or self.limits.max_cost is not None
+
     def add(self, staged: DataFrame) -> None:
-        """Count the tasks of further waves. Raises Stopped when the engines were busy for longer than the budget."""
+        """Count the tasks of further waves. Raises Stopped when the time, or the money, is spent."""
         for engine, began_s, ended_s in staged.where("ended_s is not null").select(*_TASK).collect():
             self._busy.setdefault(engine, []).append((began_s, ended_s))
         self._busy = {engine: merged(spans) for engine, spans in self._busy.items()}
-        if self.max_hours is not None and self.hours > self.max_hours:
+        max_hours, max_cost = self.limits.max_gpu_hours, self.limits.max_cost
+        if max_hours is not None and self.hours > max_hours:
             raise Stopped(
                 f"stopped: engines have been busy for {self.hours:.3g} hours, more than limits.max_gpu_hours = "
-                f"{self.max_hours}; raise it and run the same command to resume"
+                f"{max_hours}; raise it and run the same command to resume"
+            )
+        cost = self.hours * (self.limits.price_per_gpu_hour or 0.0)
+        if max_cost is not None and cost > max_cost:
+            raise Stopped(
+                f"stopped: {self.hours:.3g} GPU hours have cost {cost:,.2f}, more than limits.max_cost = {max_cost}; "
+                "raise it and run the same command to resume"
             )
 
     @property
     def hours(self) -> float:
-        """Hours for which engines have had tasks, added up over engines; time that tasks shared counts once."""
-        return sum(ended_s - began_s for spans in self._busy.values() for began_s, ended_s in spans) / 3600
+        """Hours for which GPUs have had tasks, added up; time that tasks shared counts once."""
+        return self.num_gpus * busy_s(self._busy) / 3600
 
 
 @dataclass
@@ -96,7 +111,7 @@ class Limits:
             if self.errors.is_due(sum(self.num_rows[wave] for wave in new)):
                 self._counted |= new
                 self.errors.add(self.answers(new))
-            if self.budget.max_hours is not None and (unpaid := staged - self._paid):
+            if self.budget.is_set and (unpaid := staged - self._paid):
                 self._paid |= unpaid
                 self.budget.add(self.answers(unpaid))
 
@@ -110,3 +125,8 @@ def merged(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append((began_s, ended_s))
     return found
+
+
+def busy_s(spans: Mapping[str, Iterable[Span]]) -> float:
+    """Seconds for which engines were busy, added up over engines; time that tasks shared counts once."""
+    return sum(ended_s - began_s for of_engine in spans.values() for began_s, ended_s in merged(of_engine))

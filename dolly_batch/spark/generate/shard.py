@@ -12,10 +12,10 @@ from pyspark.sql import types as T
 from dolly_batch.cascade.proxy import Proxy
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.quarantine import RetryingClient
-from dolly_batch.records import EngineSpec, PartialAnswer
+from dolly_batch.records import ERROR_STATUSES, EngineSpec, PartialAnswer
 from dolly_batch.spark.generate.by_proxy import answered_by_proxy
 from dolly_batch.spark.generate.device import task_device
-from dolly_batch.spark.generate.progress import TaskProgress
+from dolly_batch.spark.generate.progress import TaskProgress, WaveProgress
 from dolly_batch.spark.tables.schemas import task_fields
 from dolly_batch.tasks.base import Task, TaskInput, TaskResult, TaskSettings, row_seed
 from dolly_batch.tasks.queue import QueuedRow, answer_rows, warm_up
@@ -55,8 +55,8 @@ def staged_schema(settings: TaskSettings) -> T.StructType:
 class ShardTask:
     """What crosses to the executors: which engine, the task of each row, and where to report progress.
 
-    `schema` is what it stages. `shares` tells whether rows of equal requests get one answer; `progress` is a folder
-    that the driver sees too. With `cascades` it stages who answered; `proxy` answers what it can before the model does.
+    `schema` is what it stages. `shares` tells whether rows of equal requests get one answer. With `cascades` it stages
+    who answered; `proxy` answers what it can before the model does.
     """
 
     spec: EngineSpec
@@ -64,7 +64,7 @@ class ShardTask:
     task: Task
     seed: int
     shares: bool
-    progress: str | None
+    progress: WaveProgress
     cascades: bool = False
     proxy: Proxy | None = None
 
@@ -80,7 +80,7 @@ def answer_shard(task: ShardTask, batches: Iterator[pd.DataFrame]) -> Iterator[p
         rows = iter((yield from _by_proxy(task, task.proxy, rows, progress)))
     yield from _by_model(task, rows, progress)
     if progress.num_rows:  # Spark calls for empty partitions too
-        progress.write()
+        progress.end()
 
 
 def _by_proxy(
@@ -96,7 +96,7 @@ def _by_proxy(
                 left.append(row)
             else:
                 staged.append((*_staged(row, result), "proxy", hash, *nobody))
-                progress.add(0)
+                progress.add(0, row.num_prompt_tokens)
         if staged:
             yield _frame(staged, task.schema)
     return left
@@ -113,7 +113,7 @@ def _by_model(task: ShardTask, rows: Iterator["ShardRow"], progress: TaskProgres
         staged: list[tuple[object, ...]] = []
         for row, result in answer_rows(client, queued):
             staged.append((*_staged(row, result), *by, client.engine_id, client.incarnation, None, None))
-            progress.add(result.num_completion_tokens or 0)
+            progress.add(*_counted(row, result), is_error=result.status in ERROR_STATUSES)
             if len(staged) > ROWS_PER_BATCH:
                 yield _frame(staged[:-1], task.schema)
                 del staged[:-1]
@@ -141,6 +141,11 @@ def _queued(task: ShardTask, warm: Task, rows: Iterable[ShardRow]) -> Iterator[Q
         values = TaskInput(row.instruction, row.context, seed, row.partial, row.max_new_tokens)
         shared_as = (row.request_key, row.partial, row.max_new_tokens) if task.shares else None
         yield QueuedRow(row, warm, values, shared_as)
+
+
+def _counted(row: ShardRow, result: TaskResult) -> tuple[int, int]:
+    """Tokens that were generated for a row, and those of its prompt as planned."""
+    return (result.num_completion_tokens or 0) - (result.num_partial_tokens or 0), row.num_prompt_tokens
 
 
 def _staged(row: ShardRow, result: TaskResult) -> tuple[object, ...]:

@@ -4,7 +4,8 @@ Each start writes a wave to a folder of its own and renames it to `staging/wave=
 staged wave is complete, and two starts cannot mix their files.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -16,10 +17,11 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.console import ProgressLine
 from dolly_batch.spark.files import literal
 from dolly_batch.spark.generate.cascade import find_proxy, sampled
-from dolly_batch.spark.generate.jobs import Job, run_watched, whole_folder
+from dolly_batch.spark.generate.jobs import Job, describe, run_watched, whole_folder
 from dolly_batch.spark.generate.limits import Budget, ErrorLimit, Limits
-from dolly_batch.spark.generate.progress import PlanProgress
+from dolly_batch.spark.generate.progress import EndedTasks
 from dolly_batch.spark.generate.shard import ShardTask, answer_shard, staged_schema
+from dolly_batch.spark.generate.tracker import Tracker
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
 from dolly_batch.spark.plan.prepared_task import prepare_task
@@ -65,6 +67,14 @@ class Generation:
     @cached_property
     def _prepared(self) -> PreparedTask:
         return prepare_task(self.job, self.model.task_model)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Counts what the tasks do: by their files, or, where only Hadoop reaches the work folder, as they end."""
+        ended = None
+        if self.folder.progress(0) is None and not is_connect(self.spark):
+            ended = self.spark.sparkContext.accumulator({}, EndedTasks())
+        return Tracker(self.folder, self.plan, ended)
 
     def left(self) -> list[Wave]:
         """The waves without staged answers, in order."""
@@ -124,32 +134,39 @@ class Generation:
             task=self._prepared.task,
             seed=self.job.generation.seed,
             shares=self._prepared.shares,
-            progress=self.folder.progress(wave.number),
+            progress=self.tracker.begin(wave),
             cascades=self.job.task.cascade is not None,
             proxy=proxy,
         )
         profile = gpu_profile(self.spark, self.job.model.gpus)
+        describe(self.spark, self.plan.plan_id, _tagged(self.tracker.describe(wave), self.job.tags))
         answered = todo.mapInPandas(partial(answer_shard, task), task.schema, profile=profile)
         with whole_folder(self.folder.files, self.folder.staged(wave.number)) as draft:
             answered.write.parquet(draft)
             self.check()
+        self.tracker.finish(wave)
+
+
+def _tagged(text: str, tags: Mapping[str, str]) -> str:
+    return " ".join([text, *(f"[{name}={value}]" for name, value in sorted(tags.items()))])
 
 
 def generate(generation: Generation) -> None:
-    """Run the waves that are left, with a live line on a terminal, within the limits of the job.
+    """Run the waves that are left, with a live line on a terminal and lines in the log elsewhere, within the limits of
+    the job.
 
-    Raises Stopped when its GPU hours are spent or too many rows fail, and whatever ends the run.
+    Raises Stopped when its GPU hours or its money are spent or too many rows fail, and whatever ends the run.
     """
-    folder, plan, job = generation.folder, generation.plan, generation.job
+    folder, plan, job, tracker = generation.folder, generation.plan, generation.job, generation.tracker
     num_rows = {wave.number: wave.num_rows for wave in plan.waves}
-    progress = PlanProgress([*num_rows.items()], folder.progress)
-    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits.max_gpu_hours)
+    errors, budget = ErrorLimit(job.limits.max_error_share), Budget(job.limits, job.model.gpus)
     limits = Limits(errors, budget, num_rows, generation.answers)
     limits.check(folder.staged_waves())  # those of earlier starts
-    with ProgressLine(plan.num_todo) as line:
+    with ProgressLine(plan.num_todo) as line, closing(tracker):
+        tracker.speaks = not line.is_live
 
         def tick() -> None:
-            if line.is_live:
-                line.update(*progress.read(folder.staged_waves()))
+            if progress := tracker.look():
+                line.show(progress)
 
         generation.run(tick, lambda: limits.check(folder.staged_waves()))

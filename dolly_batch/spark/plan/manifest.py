@@ -12,6 +12,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    proxy.json         the proxy of a cascade, once its sample is answered
                    staging/wave=N/    answers of a finished wave; `.wave=N.<start>` while it is being answered
                    progress/wave=N/   how far its tasks are, for display only
+                   progress.json      how far the whole plan is, and its waves took, for display only
                    swapping.json      a Parquet output is being replaced: by which folder
                    published.json     the output holds the rows
                    report.json        the numbers of the run
@@ -35,6 +36,7 @@ COMPLETE = "complete.json"
 ABANDONED = "abandoned.json"
 BESIDE = "beside.json"
 PROXY = "proxy.json"
+PROGRESS = "progress.json"
 FORMAT = 1
 
 # Fields whose keys in manifest.json are older than their names.

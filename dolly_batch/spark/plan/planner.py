@@ -29,6 +29,7 @@ from dolly_batch.spark.files import Files
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.options import Options
 from dolly_batch.spark.plan.beginnings import find_sharing
+from dolly_batch.spark.plan.cost import refuse_expensive
 from dolly_batch.spark.plan.estimate import slot_rate
 from dolly_batch.spark.plan.existing import Retry, check_row_keys, find_retryable, is_up_to_date, with_existing
 from dolly_batch.spark.plan.input_rows import check_ids, key_input, limit_rows
@@ -77,7 +78,7 @@ def make_plan(
 
     `check` raises when this start has lost the job's lock; it is called before the plan gets its name.
     Raises InputError for bad ids, OutputError for row keys that `merge` cannot tell apart, and Refused for more rows
-    than `limits.max_rows`; nothing is left on disk then.
+    than `limits.max_rows` or more money than `limits.max_cost`; nothing is left on disk then.
     """
     job = settled(target.job, model.task_model)
     target = replace(target, job=job)
@@ -117,6 +118,8 @@ def make_plan(
         max_rows = job.limits.max_rows
         if not dry and max_rows is not None and facts.num(TODO) > max_rows:
             raise Refused(f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {max_rows}")
+        if not dry:
+            refuse_expensive(target.spark, job, plan)
         questions = rows.filter(F.col("state") == TODO).drop("state", "status", "error")
         if plan.num_shared:
             questions = draft.saved(distinct_questions(questions), "questions")

@@ -112,6 +112,16 @@ def generation_slots(spark: SparkSession, num_gpus: int = 1) -> int:
     return max(1, min(by_cores, _num_executors(spark) * per_executor))
 
 
+def gpus_at_once(spark: SparkSession, slots: int, num_gpus: int) -> float:
+    """GPUs that are paid for while `slots` tasks generate; on CPUs engines, one an executor.
+
+    Where Spark does not give tasks their GPUs, each executor has one engine, of one model over `num_gpus`.
+    """
+    if schedules_gpus(spark) and not is_local(spark):
+        return max(1.0, slots * float(spark.conf.get(TASK_GPUS, None) or _gpu_share(num_gpus)))
+    return float(num_gpus) * (1 if is_connect(spark) or is_local(spark) else _num_executors(spark))
+
+
 def _gpu_share(num_gpus: int) -> float:
     """GPUs of one task. A model over several has them for itself: a task may not share more than one."""
     return float(num_gpus) if num_gpus > 1 else 1.0 / TASKS_PER_GPU

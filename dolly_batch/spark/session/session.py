@@ -33,8 +33,9 @@ LOCAL_CONF = {
 }
 
 # What the JVM's second compiler costs a driver that lives for minutes is not earned back: without it a start and the
-# planning of 400,000 rows took two thirds of the CPU time.
-LOCAL_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
+# planning of 400,000 rows took two thirds of the CPU time. With one compiler the JVM reserves 48 MB for compiled code,
+# which Spark and Delta fill: code was dropped and compiled again and again, a third of a later run's CPU time.
+LOCAL_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
 
 OWN_CONF = {
     "spark.redaction.regex": REDACTED,
@@ -67,7 +68,9 @@ def open_session(job: JobConfig) -> SparkSession:
     (default `local[*]`), with the connectors of the job's table formats. Raises Refused when a cluster lacks one, or
     when this machine's tasks would run in a Python that lacks packages.
     """
-    return start_session(job.name, job.spark, [job.input.format, job.output.format])
+    rejected = job.output.rejected
+    formats = [job.input.format, job.output.format, *([] if rejected is None else [rejected.format])]
+    return start_session(job.name, job.spark, formats)
 
 
 def start_session(name: str, config: SparkConfig, formats: Sequence[str | None]) -> SparkSession:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyspark.sql import Column, DataFrame, SparkSession
 
-from dolly_batch.config.job import ReadableTable
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.partitions import partition_names
 
@@ -108,6 +108,13 @@ class OutputFormat(InputFormat, ABC):
     @abstractmethod
     def commit(self, output: "OutputTable", folder: "PlanFolder", plan: "Plan", rows: DataFrame) -> None:
         """Publish the plan's rows in the output's mode, all or none. A second commit of a plan changes nothing."""
+
+    def put_properties(self, output: "OutputTable", properties: Mapping[str, str]) -> None:
+        """Set properties of the table, where it has such; those that are set already make no new version."""
+
+    @abstractmethod
+    def add(self, output: "OutputTable", plan: "Plan", rows: DataFrame) -> None:
+        """Add a plan's rows to a table that nothing is matched with. A second call for a plan changes nothing."""
 
 
 def has_no_data(names: Sequence[str]) -> bool:

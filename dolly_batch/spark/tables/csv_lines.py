@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
-from dolly_batch.config.job import ReadableTable
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.files import plain_name
 from dolly_batch.spark.tables.lines import LINE, is_damaged, is_on

@@ -1,16 +1,18 @@
 """Delta: append is a MERGE on row and request key that only inserts, merge is one on the row key that also updates."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config.job import JobConfig, ReadableTable
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.errors import OutputError, Refused, Stopped
 from dolly_batch.spark.files import Files
 from dolly_batch.spark.local_files import in_volume
@@ -18,8 +20,8 @@ from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
-from dolly_batch.spark.tables.columns import no_rows, schema_difference
-from dolly_batch.spark.tables.delta_commit import commit, save
+from dolly_batch.spark.tables.columns import no_rows, quoted_path, schema_difference
+from dolly_batch.spark.tables.delta_commit import commit, save, table_identifier
 from dolly_batch.spark.tables.delta_log import Version, own_version, see, seen_by, versions_since, was_alone
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
@@ -166,8 +168,28 @@ class Delta(OutputFormat):
                 ) from error
             raise
 
+    def put_properties(self, output: OutputTable, properties: Mapping[str, str]) -> None:
+        """Set those that are not set so already."""
+        name = table_identifier(output)
+        there = {row[0]: row[1] for row in output.spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
+        new = [f"{_literal(key)} = {_literal(text)}" for key, text in properties.items() if there.get(key) != text]
+        if new:
+            output.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(new)})")
+
+    def add(self, output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+        """Append in one commit, unless the plan's rows are there."""
+        table = output.read()
+        if table is None or table.filter(F.col(quoted_path(output.output_name("plan_id"))) == plan.plan_id).isEmpty():
+            save(output, rows.write.format("delta").mode("append"))
+
 
 FORMAT = Delta()
+
+
+def _literal(text: str) -> str:
+    """A text as SQL has it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _since(output: OutputTable, folder: PlanFolder) -> list[Version]:

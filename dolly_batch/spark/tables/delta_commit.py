@@ -113,7 +113,7 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     names = [*output.id_names, *([request] if REQUEST_KEY in rule.keys else [])]
     ids = id_range(output, rows.select(*map(quoted_path, output.id_names))) if plan.num_planned <= FEW_ROWS else None
     conditions = [*map(_same, names), *([] if ids is None else [ids])]
-    merge = new.mergeInto(_identifier(output), reduce(and_, conditions)).whenNotMatched().insert(values)
+    merge = new.mergeInto(table_identifier(output), reduce(and_, conditions)).whenNotMatched().insert(values)
     if rule.replaces.may_be(UPDATE):  # a MERGE that only inserts reads and writes less
         decision = rule.replaces.column(
             later=F.col(quoted_path(NEW + attempt)) > F.col(quoted_path(attempt)),
@@ -181,7 +181,7 @@ def save(output: OutputTable, writer: Any) -> None:
         writer.saveAsTable(output.job.output.table)
 
 
-def _identifier(output: OutputTable) -> str:
+def table_identifier(output: OutputTable) -> str:
     """The table's name as Spark parses it."""
     return quoted_path("delta", output.path) if output.path is not None else str(output.job.output.table)
 

@@ -11,7 +11,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from dolly_batch.config.job import InputConfig, JobConfig, ReadableTable
+from dolly_batch.config.job import JobConfig
+from dolly_batch.config.tables import InputConfig, ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.causes import cause, file_of, is_of_data
 from dolly_batch.spark.files import plain_name

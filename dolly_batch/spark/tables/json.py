@@ -7,7 +7,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config.job import ReadableTable
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.files import GLOB, literal_path, plain_name
 from dolly_batch.spark.tables.base import InputFormat

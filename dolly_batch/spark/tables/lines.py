@@ -7,7 +7,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from dolly_batch.config.job import ReadableTable
+from dolly_batch.config.tables import ReadableTable
 from dolly_batch.spark.files import literal_path
 
 LINE = "__line"

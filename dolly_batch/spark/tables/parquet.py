@@ -85,6 +85,17 @@ class Parquet(OutputFormat):
         else:
             _replace_folder(output, files, path, folder, plan, rows)
 
+    def add(self, output: OutputTable, plan: Plan, rows: DataFrame) -> None:
+        """Write the plan's folder, over what a start that was killed has left of it."""
+        files, path = _folder_of(output)
+        name = output.output_name("plan_id")
+        folder, draft = f"{path}/{name}={plan.plan_id}", f"{path}/.{plan.plan_id}"
+        files.delete(draft)
+        rows.drop(name).write.parquet(draft)
+        files.delete(folder)
+        if not files.rename(draft, folder):
+            raise OSError(f"{folder} could not be put in its place")
+
 
 FORMAT = Parquet()
 

@@ -70,6 +70,14 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Callable
         raise OutputError(f"work_dir {work} lies in the output {name}; name two folders side by side")
 
 
+def lie_in_one_another(one: str | None, other: str | None) -> bool:
+    """Whether two folders are one, or one lies in the other; never so where one is not known."""
+    if one is None or other is None:
+        return False
+    one, other = _real(one), _real(other)
+    return _lies_in(one, other) or _lies_in(other, one)
+
+
 def _absolute(spark: SparkSession, path: str) -> str:
     """A path of the job made absolute. A store's URI is that: Spark may read it where this process has no rights."""
     return files_for(spark, path)[1] if urlparse(path).scheme in ("", "file", "dbfs") else path

@@ -1,0 +1,109 @@
+"""Answers that are not wanted: `checks` count them, and `output.rejected` gets a copy of the rows with errors."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from dolly_batch.console import summary_lines
+from dolly_batch.errors import ConfigError, OutputError
+from dolly_batch.spark import run
+from tests.spark.desk import Desk, questions
+
+REPEATED = [{"id": "twice", "instruction": "Say A."}, {"id": "twice", "instruction": "Say B."}]
+CHECKS = {"short": "length(response) < 1000", "no-7": "response not like '%7%'"}
+
+
+def rejected(spark: SparkSession, folder: Path, format: str) -> list[Any]:
+    return spark.read.format(format).load(str(folder / "rejected")).collect()
+
+
+def job_of(desk: Desk, format: str) -> dict[str, Any]:
+    return {
+        "input": {"on_bad_id": "status"},
+        "output": {"rejected": {"path": str(desk.folder / "rejected"), "format": format}},
+        "limits": {"max_error_share": 0.5},
+        "checks": CHECKS,
+    }
+
+
+@pytest.mark.parametrize("format", ["parquet", pytest.param("delta", marks=pytest.mark.chaos)])
+def test_counts_add_up_though_a_start_dies_after_them(
+    request: pytest.FixtureRequest, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk: Desk = request.getfixturevalue("delta_desk" if format == "delta" else "desk")
+    desk.put([*questions(20), *REPEATED])
+    job = job_of(desk, format)
+    count = run.answer_facts
+
+    def die(opened: Any) -> dict[str, object]:
+        count(opened)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "answer_facts", die)
+    with pytest.raises(KeyboardInterrupt):
+        desk.run(**job)
+    monkeypatch.undo()
+    report = desk.run(**job)
+    assert (report.outcome, report.exit_code) == ("complete", 0)
+    assert report.by_status == {"ok": 20, "duplicate_id": 2}
+    assert report.num_rejected_rows == report.by_status["duplicate_id"]
+    rows = desk.rows(format)
+    assert Counter(row["status"] for row in rows) == report.by_status  # the output has them too
+    there = rejected(desk.spark, desk.folder, format)
+    assert [(row.id, row.status, row.plan_id) for row in there] == [("twice", "duplicate_id", report.plan_id)] * 2
+    assert set(there[0].asDict()) == set(rows[0])
+    answers = [row["response"] for row in rows if row["status"] == "ok"]
+    assert report.num_checked_rows == len(answers) == 20
+    assert report.checks == {"short": 0, "no-7": sum("7" in answer for answer in answers)}
+    assert report.checks["no-7"] > 0
+    assert f"check no-7: {report.checks['no-7']} of 20 answers fail" in "\n".join(summary_lines(report))
+    (written,) = (json.loads(path.read_text()) for path in (desk.folder / "work").rglob("report.json"))
+    assert (written["checks"], written["num_rejected_rows"]) == (report.checks, 2)
+
+    desk.put([*questions(21), *REPEATED, {**REPEATED[0], "id": "again"}, {**REPEATED[1], "id": "again"}])
+    assert desk.run(**job).num_rejected_rows == 2  # those that were there are not added again
+    assert Counter(row.id for row in rejected(desk.spark, desk.folder, format)) == {"twice": 2, "again": 2}
+
+
+def test_a_check_that_too_many_fail_or_that_a_value_stops_is_exit_3_and_named(desk: Desk) -> None:
+    desk.put(questions(20))
+    checks = {"sevens": "response like '%7%'", "number": "cast(response as int) > 0", "known": "response is not null"}
+    report = desk.run(checks=checks)
+    assert (report.outcome, report.exit_code) == ("complete", 3)
+    assert report.checks["sevens"] > 10
+    assert report.checks["known"] == 0
+    assert set(report.check_faults) == {"number"}
+    assert "fail the check sevens, more than limits.max_error_share = 5.0% (exit 3)" in report.message
+    assert "the check number could not be counted (exit 3): [CAST_INVALID_INPUT]" in report.message
+    assert "Say the number" not in report.to_json()
+    assert len(desk.rows()) == 20
+    assert desk.run(checks=checks).outcome == "nothing_to_do"
+
+
+def test_refused_before_any_work(desk: Desk) -> None:
+    desk.put(questions(2))
+    for predicate, found in (
+        ("length(response)", "DATATYPE_MISMATCH"),
+        ("length(respons) < 5", "UNRESOLVED_COLUMN"),
+        ("length(response <", "PARSE_SYNTAX_ERROR"),
+        ("count(*) > 5", "INVALID_WHERE_CONDITION"),
+    ):
+        error = desk.refused(checks={"odd": predicate})
+        assert isinstance(error, ConfigError)
+        assert "checks.odd: " in str(error)
+        assert found in str(error)
+    error = desk.refused(output={"rejected": {"path": str(desk.out / "rejected"), "format": "parquet"}})
+    assert isinstance(error, OutputError)
+    assert "lie in one another" in str(error)
+    other = desk.folder / "other"
+    desk.spark.range(3).write.parquet(str(other))
+    error = desk.refused(output={"rejected": {"path": str(other), "format": "parquet"}})
+    assert "output.rejected" in str(error)
+    assert "another schema" in str(error)
+    error = desk.refused(output={"rejected": {"path": str(desk.folder / "input.jsonl"), "format": "parquet"}})
+    assert isinstance(error, OutputError)
+    assert not desk.out.exists()
