@@ -50,7 +50,8 @@ chaos: $(READY) ## Many real kills, minutes long
 	@$(BIN)/pytest -m chaos
 
 # What the GPU code is proved by where there is no GPU: a quarter of an hour, of which `make test` has the quick part.
-GPU_TESTS = $(wildcard tests/engine/test_gpu*.py) tests/engine/test_kernels_gpu.py tests/engine/test_int8_gpu.py
+GPU_TESTS = $(wildcard tests/engine/test_gpu*.py) tests/engine/test_kernels_gpu.py tests/engine/test_int8_gpu.py \
+	tests/engine/test_constraints_at_once.py
 # A second environment, in .venv-paper: what a GPU machine may have. Triton 3.6's interpreter needs numpy < 2.4.
 PAPER_VERSIONS = "torch==2.11.0" "transformers==5.17.0" "triton==3.6.0" "numpy<2.4"
 OLD_NUMPY = "ignore:Conversion of an array:DeprecationWarning"
@@ -59,7 +60,7 @@ PAPER_READY = .venv-paper/.ready
 gpu-paper: $(READY) $(if $(OLDER),$(PAPER_READY)) ## What can be known of the GPU code without a GPU; OLDER=yes also in a GPU machine's older versions
 	@$(BIN)/pytest -m "chaos or not chaos" $(GPU_TESTS) $(ARGS)
 	@$(if $(OLDER),.venv-paper/bin/python -m pytest -W $(OLD_NUMPY) $(GPU_TESTS) $(ARGS),:)
-	@$(BIN)/python -m benchmarks.gpu.calculator
+	@$(BIN)/python -m benchmarks.gpu.calculator --models 12b
 
 $(PAPER_READY): $(READY)
 	@echo "Making .venv-paper: some minutes, about 5 GB on disk"
