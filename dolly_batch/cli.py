@@ -4,8 +4,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +14,6 @@ import dolly_batch
 from dolly_batch.config.evaluation import load_evaluation
 from dolly_batch.config.job import JobConfig, load_job
 from dolly_batch.console import (
-    plans_page,
     print_evaluation,
     print_plan,
     print_plans,
@@ -23,7 +23,8 @@ from dolly_batch.console import (
 )
 from dolly_batch.errors import DollyBatchError, UsageError
 from dolly_batch.evaluate.report import EvaluateReport
-from dolly_batch.report import Report
+from dolly_batch.logs import log_to_terminal, silence_pyspark
+from dolly_batch.report import PlanReport, Report
 
 DESCRIPTION = "Bulk instruction following with the Dolly family of language models over tables, on Apache Spark."
 EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors than limits.max_error_share;
@@ -37,41 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"dolly-batch: {error}")
         return error.exit_code
-    _log_to_terminal()
+    log_to_terminal()
     if arguments.command == "stage-model":
         return _stage_model(arguments)
     if arguments.command == "report":
         return _report_plans(arguments)
     return _with_report(arguments)
-
-
-def _log_to_terminal() -> None:
-    """Log the libraries' warnings, except py4j's: it logs a stack trace of each error that it also raises.
-
-    And how far a run is, with the time.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_not_py4j)
-    progress = logging.getLogger("dolly_batch.progress")
-    if not progress.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        progress.addHandler(handler)
-        progress.setLevel(logging.INFO)
-        progress.propagate = False
-
-
-def _not_py4j(record: logging.LogRecord) -> bool:
-    return "py4j" not in record.pathname
-
-
-def _silence_pyspark() -> None:
-    """Keep pyspark from logging the errors that it also raises, with the cells that a query stopped at."""
-    from pyspark.logger import PySparkLogger
-
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-        PySparkLogger.getLogger(name).disabled = True
 
 
 def run_script(*command: str) -> None:
@@ -136,8 +108,18 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("dest", metavar="DEST", help="the folder to create")
     stage.add_argument("--revision", help="branch, tag or commit of the hub's repository")
 
-    reported = commands.add_parser("report", help="list all plans under a work folder, also as WORK_DIR/report.html")
-    reported.add_argument("work_dir", metavar="WORK_DIR", help="the work_dir of jobs: a plain folder or a mount")
+    reported = commands.add_parser(
+        "report", help="make a page of a job's last plan (JOB.yaml), or of all plans under a work folder"
+    )
+    reported.add_argument(
+        "of", metavar="WORK_DIR_OR_JOB", help="a job file; or the work_dir of jobs, a plain folder or a mount"
+    )
+    reported.add_argument(
+        "--output",
+        metavar="FILE",
+        help="where the page is written; by default report.html of the plan's or work folder",
+    )
+    reported.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a value of the job")
     reported.add_argument("--json", action="store_true", help="print the plans as one JSON list on the last line")
     return parser
 
@@ -163,7 +145,7 @@ def _with_report(arguments: argparse.Namespace) -> int:
     """Run a command that ends in a report; every exception and every signal becomes a message and an exit code."""
     from dolly_batch.spark.signals import stopping_on_signals
 
-    _silence_pyspark()
+    silence_pyspark()
     evaluates = arguments.command == "evaluate"
     report = EvaluateReport(name=arguments.evaluation) if evaluates else Report(name=arguments.job)
     with stopping_on_signals():
@@ -258,24 +240,38 @@ def _stage_model(arguments: argparse.Namespace) -> int:
 
 
 def _report_plans(arguments: argparse.Namespace) -> int:
-    from dolly_batch.spark.status import read_plans
-
-    work_dir = arguments.work_dir.removeprefix("file:")
+    """Make a page of a job's last plan, or of all plans of a work folder."""
     try:
-        plans = read_plans(work_dir)
+        plans, text, keep = _page_of(arguments)
     except DollyBatchError as error:
         say(f"dolly-batch: {error}")
         return error.exit_code
     print_plans(plans)
-    page = Path(work_dir, "report.html")
     try:
-        page.write_text(plans_page(f"Plans under {work_dir}", plans), encoding="utf-8")
-        say(f"page: {page}")
+        if arguments.output is None:
+            say(f"page: {keep(text)}")
+        else:
+            Path(arguments.output).write_text(text, encoding="utf-8")
+            say(f"page: {arguments.output}")
     except OSError as error:
-        say(f"dolly-batch: {page} could not be written: {error}")
+        say(f"dolly-batch: the page could not be written: {error}")
     if arguments.json:
         print(json.dumps([asdict(plan) for plan in plans]), flush=True)  # noqa: T201 - as above
     return 0
+
+
+def _page_of(arguments: argparse.Namespace) -> tuple[list[PlanReport], str, Callable[[str], str]]:
+    """The plans, their page, and what writes it to its own place, which it returns."""
+    from dolly_batch.page.pages import plan_page, plans_page
+    from dolly_batch.spark.local_files import LocalFiles
+    from dolly_batch.spark.plans import keep_page, read_last_plan, read_plans
+
+    if Path(arguments.of).is_file() or arguments.of.endswith((".yaml", ".yml")):
+        folder, plan = read_last_plan(load_job(arguments.of, arguments.set))
+        return [plan], plan_page(plan), partial(keep_page, folder.files, folder.path)
+    work_dir = arguments.of.removeprefix("file:")
+    plans = read_plans(work_dir)
+    return plans, plans_page(f"Plans under {work_dir}", plans), partial(keep_page, LocalFiles(), work_dir)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Everything that is printed for people, and the page of `dolly-batch report`, which holds the same tables."""
+"""Everything that is printed for people."""
 
-import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from dolly_batch.evaluate.report import EvaluateReport
-from dolly_batch.records import ERROR_STATUSES
 from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, Progress, Report, duration
 
 _MODEL_NOTES = {
@@ -24,17 +22,7 @@ _MODEL_NOTES = {
 }
 _WIDTH = 140  # where the output is not a terminal
 _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines than with wrapped cells
-_BAR_WIDTH = 24
 _PLAN_COLUMNS = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>dolly_batch report</title>
-<style>
-body {{ color: {foreground}; background-color: {background}; margin: 2rem }}
-pre {{ font: 14px/1.35 Menlo, Consolas, "DejaVu Sans Mono", monospace }}
-{stylesheet}
-</style></head>
-<body><pre><code>{code}</code></pre></body></html>
-"""
 
 
 def say(text: str) -> None:
@@ -209,39 +197,7 @@ def print_plans(plans: Sequence[PlanReport]) -> None:
     """Print the plans of a work folder, a line each."""
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=_WIDTH)
-    console.print(_plans(plans))
-
-
-def plans_page(title: str, plans: Sequence[PlanReport]) -> str:
-    """The plans of a work folder as an HTML page, with the counts of each. It holds no prompts and no answers."""
-    console = Console(record=True, file=io.StringIO(), width=_NUMBERS_WIDTH, highlight=False)
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print()
-    console.print(_plans(plans))
-    for plan in plans:
-        report = plan.report
-        facts = [plan.state, f"model {plan.model}"]
-        if report:
-            facts += [f"{report.get('model_loads', 0)} model load(s)", f"output {report.get('output')}"]
-        console.print(Text(f"\n{plan.name}: {plan.plan_id}", style="bold"), soft_wrap=True)
-        console.print(Text(", ".join(facts)), soft_wrap=True)
-        seconds = report.get("seconds", {})
-        # Sorted again: the JSON files have their keys in alphabetical order.
-        lengths = sorted(plan.token_histogram.items(), key=lambda item: (item[0][0], int(item[0].split()[-1])))
-        parts = (
-            _counts("status", "rows", _largest_first(report.get("by_status", {})), bars=True),
-            _counts("answered by", "rows", _largest_first(report.get("answered_by", {})), bars=True),
-            _counts("prompt tokens", "rows", dict(lengths), bars=True),
-            _counts("stage", "s", {stage: round(seconds[stage], 1) for stage in STAGES if stage in seconds}, bars=True),
-        )
-        side_by_side = Table.grid(padding=(0, 4))
-        side_by_side.add_row(*(part for part in parts if part.row_count))
-        console.print(side_by_side)
-    return console.export_html(code_format=_PAGE)
-
-
-def _plans(plans: Sequence[PlanReport]) -> Table:
-    return _table(_PLAN_COLUMNS, [_plan_cells(plan) for plan in plans], numbers_from=3)
+    console.print(_table(_PLAN_COLUMNS, [_plan_cells(plan) for plan in plans], numbers_from=3))
 
 
 def _plan_cells(plan: PlanReport) -> tuple[str, ...]:
@@ -275,17 +231,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: i
     return table
 
 
-def _counts(name: str, unit: str, counts: Mapping[str, float], *, bars: bool = False) -> Table:
-    """A table of names and numbers, with a bar for each number if wanted; error statuses stand out in the bars."""
-    table = _table((name, unit, *([""] if bars else [])), [], numbers_from=1)
-    largest = max(counts.values(), default=0) or 1
-    for key, value in counts.items():
-        length = max(value > 0, round(_BAR_WIDTH * value / largest))
-        bar = Text("█" * length, "red" if key in ERROR_STATUSES else "blue")
-        table.add_row(Text(key), f"{value:,}", *([bar] if bars else []))
-    if bars:
-        table.columns[2].justify = "left"
-    return table
+def _counts(name: str, unit: str, counts: Mapping[str, float]) -> Table:
+    """A table of names and numbers."""
+    return _table((name, unit), [(key, f"{value:,}") for key, value in counts.items()], numbers_from=1)
 
 
 def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:

@@ -164,7 +164,8 @@ class EngineSpec:
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
     and activations have theirs. `gpus` share one model, each with some of its layers. `max_positions` is the window in
-    use, None for the model's own. `local_dir` is a folder on the node's own disk to copy the model to.
+    use, None for the model's own. `local_dir` is a folder on the node's own disk to copy the model to, `metrics_dir`
+    one for counts of the host.
     """
 
     kind: EngineName
@@ -187,3 +188,4 @@ class EngineSpec:
     max_cores: int | None = None
     gpus: int = 1
     max_positions: int | None = None
+    metrics_dir: str | None = None

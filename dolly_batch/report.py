@@ -167,6 +167,12 @@ class Report(BaseReport):
     progress: dict[str, Any] = field(default_factory=dict)
     """Of `status`, where the plan is open: a `Progress`, as the run wrote it last."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dolly_batch.page.pages import report_card
+
+        return report_card(self)
+
     @property
     def num_asked(self) -> int:
         """Rows that were asked, of the model or its proxy: of those that ask the same, one."""
@@ -200,3 +206,8 @@ class PlanReport:
     num_todo: int
     token_histogram: dict[str, int] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+    model_revision: str | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    """The content of its progress.json."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """The content of its details.json."""

@@ -24,6 +24,7 @@ class Import:
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
+    "logs": set(),
     "prompt_format": set(),
     "tokenizer": {"errors"},
     "prompt": {"errors", "prompt_format", "tokenizer"},
@@ -36,17 +37,18 @@ LAYERS: dict[str, set[str]] = {
     "host": {"errors", "records", "prompt", "tokenizer", "system", "engine", ""},
     "staging": {"errors", "prompt", "prompt_format", "tokenizer", "models", "engine", "system", "tiny", ""},
     "config": {"errors", "records", "tasks"},
-    "report": {"records"},
+    "report": {"records", "page"},
+    "page": {"records", "report"},
     "console": {"records", "report", "evaluate"},
     "spark": {
         *("errors", "records", "prompt", "models", "engine", "system", "tasks", "host", "staging", "cascade"),
-        *("config", "report", "console", ""),
+        *("config", "report", "page", "console", ""),
     },
     "evaluate": {
         *("errors", "records", "models", "host", "config", "report", "console", "spark", ""),
     },
     "functions": {"errors", "models", "tasks", "config", "console", "report", "spark"},
-    "cli": {"errors", "config", "report", "console", "spark", "evaluate", "staging", ""},
+    "cli": {"errors", "config", "report", "page", "console", "logs", "spark", "evaluate", "staging", ""},
     "": {"errors", "config", "report", "spark", "evaluate"},
 }
 # What a layer may take from outside of the standard library.
@@ -69,10 +71,11 @@ LIBRARIES: dict[str, set[str]] = {
     "cascade": {"numpy", "scipy", "sklearn", "threadpoolctl"},
     "config": {"pydantic", "yaml"},
     "console": {"rich"},
-    "spark": SPARK,
+    "spark": {*SPARK, "mlflow", "openlineage"},
     "evaluate": {*SPARK, "pydantic", "rouge_score"},
     "functions": SPARK,
     "cli": {"pyspark"},
+    "logs": {"pyspark"},
 }
 # What crosses to executors: their Python need not hold pydantic, yaml, rich, torch or transformers.
 ON_EXECUTORS = {

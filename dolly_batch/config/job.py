@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from dolly_batch.config.limits import LimitsConfig, TagName, TagText
+from dolly_batch.config.reporting import ReportConfig
 from dolly_batch.config.tables import InputConfig, OutputConfig
 from dolly_batch.config.task import TaskConfig
 from dolly_batch.config.yaml_file import PathText, Section, check, load_file
@@ -78,6 +79,8 @@ class EngineConfig(Section):
     load_timeout_s: float = Field(default=1800.0, gt=0)
     local_dir: str | None = None
     """A folder on each node's own disk, which the model is copied to once a node and loaded from."""
+    metrics_dir: str | None = None
+    """A folder on each node's own disk for counts of its engines, in the form of Prometheus' textfile collector."""
     echo_delay_s: float = Field(default=0.0, ge=0)
 
 
@@ -131,6 +134,7 @@ class JobConfig(Section):
     work: WorkConfig = WorkConfig()
     checks: dict[TagName, Annotated[str, StringConstraints(min_length=1)]] = Field(default={}, max_length=100)
     """SQL predicates over the output's columns that answers should meet; those that do not are counted."""
+    report: ReportConfig = ReportConfig()
     tags: dict[TagName, TagText] = Field(default={})
     """Whose a run is: in the report, in the job groups of Spark's UI, and in the properties of a Delta table."""
     work_dir: PathText

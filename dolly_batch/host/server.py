@@ -22,6 +22,7 @@ from dolly_batch.errors import EngineError, ModelError
 from dolly_batch.host.acceptor import Acceptor
 from dolly_batch.host.connection import Connection, IncomingRows
 from dolly_batch.host.encoding import RowEncoder, failed
+from dolly_batch.host.metrics import Metrics
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir
 from dolly_batch.records import Completion, Failure, Scores
 from dolly_batch.system.process import end_by
@@ -44,6 +45,7 @@ class HostServer:
         self._record = record
         self._watchdog = Watchdog(record.spec.step_timeout_s)
         self._inbox: SimpleQueue[IncomingRows] = SimpleQueue()
+        self._metrics = Metrics(record.spec.metrics_dir, record.engine_id, record.device)
         self._acceptor = Acceptor(runtime_dir, record, listener, self._inbox)
         self._encoder: RowEncoder
         self._submitted: dict[str, Connection] = {}
@@ -71,6 +73,7 @@ class HostServer:
                 # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
                 self._watchdog.arm()
                 self._route(engine.step())
+                self._metrics.write(len(self._submitted), getattr(engine, "stats", dict))
             if not engine.num_unfinished:
                 self._watchdog.disarm()
                 if self._submitted:
@@ -139,6 +142,7 @@ class HostServer:
         by_client: dict[Connection, list[Completion | Scores]] = {}
         for answer in answers:
             by_client.setdefault(self._submitted.pop(answer.key), []).append(answer)
+        self._metrics.count(answers)
         for connection, ended in by_client.items():
             connection.send(ended)
 

@@ -1,6 +1,6 @@
 """The end of a run: what the staged answers and the audit have counted goes into its report, and stays in the plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +8,22 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
+from dolly_batch.console import say
+from dolly_batch.page.pages import plan_page
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings
+from dolly_batch.spark.causes import reason
 from dolly_batch.spark.checks import count_failures
+from dolly_batch.spark.details import keep_details
 from dolly_batch.spark.generate.cascade import cascade_facts
 from dolly_batch.spark.generate.limits import busy_s
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder
+from dolly_batch.spark.plans import keep_page, plan_report
 from dolly_batch.spark.publish import count_statuses, new_rows, staged_answers
 from dolly_batch.spark.rejected import add_rejected
 from dolly_batch.spark.tables.output import OutputTable
+from dolly_batch.spark.tell.others import tell_others
 
 RESUMED_COUNTS = ("num_continued_rows", "num_restarted_rows", "num_begun_tokens")
 _OF_ANSWERS = ("num_rejected_rows", "num_checked_rows", "checks", "check_faults")
@@ -135,5 +141,23 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
     reasons = "".join(f"; {text}" for text in _too_many(report, job.limits.max_error_share))
     report.message = f"{job.name}: complete, {findings.num_rows:,} rows, none missing, none repeated{reasons}"
     opened.folder.files.write(opened.folder.of("report.json"), report.to_json())
+    if job.report.html or job.report.mlflow:
+        _kept("details", lambda: keep_details(opened.target, opened.folder, opened.plan, opened.model))
     who = {"answered_by": findings.answered_by} if job.task.cascade is not None else {}
     opened.folder.mark(COMPLETE, {"by_status": findings.by_status, "num_rows": findings.num_rows, **who})
+    if job.report.html:
+        _kept("page", lambda: _write_page(opened))
+    tell_others(opened.target.spark, job, opened.plan, lambda: plan_report(opened.folder, opened.plan))
+
+
+def _write_page(opened: Opened) -> None:
+    folder = opened.folder
+    keep_page(folder.files, folder.path, plan_page(plan_report(folder, opened.plan)))
+
+
+def _kept(name: str, keep: Callable[[], None]) -> None:
+    """Keep a part of the report. Whatever keeps it from being kept: the run is complete, and one line says so."""
+    try:
+        keep()
+    except Exception as error:  # a fault of a page must not be one of the run
+        say(f"{name} of the report could not be kept: {type(error).__name__}: {reason(error)}")

@@ -44,6 +44,7 @@ from dolly_batch.spark.tables.input import InputTable, input_files, open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
+from dolly_batch.spark.tell.others import check_clients
 from dolly_batch.spark.work_dir import prepare_work_dir
 from dolly_batch.tasks.base import TaskModel
 
@@ -57,6 +58,7 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     job = loaded(job)
     report = report or Report(job.name)
     options.check(job)
+    check_clients(job)
     with report.timed("session"):
         spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)

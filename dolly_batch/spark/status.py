@@ -1,23 +1,22 @@
-"""How a job stands, by its open or its last finished plan; and all plans of a work folder."""
+"""How a job stands, by its open or its last finished plan."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pyspark.sql import SparkSession
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
-from dolly_batch.console import say
-from dolly_batch.errors import AuditError, Refused, Stopped
-from dolly_batch.report import PlanReport, Progress, Report, duration
+from dolly_batch.errors import AuditError
+from dolly_batch.report import Progress, Report, duration
 from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.generate.tracker import read_kept
-from dolly_batch.spark.local_files import LocalFiles
 from dolly_batch.spark.options import loaded
-from dolly_batch.spark.plan.manifest import ABANDONED, COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
+from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
+from dolly_batch.spark.plans import num_staged_rows, stored_report
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.tables.input import open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
@@ -51,61 +50,8 @@ def read_status(job: JobConfig | str | Path, full: bool = False, *, report: Repo
     return report
 
 
-def read_plans(work_dir: str) -> list[PlanReport]:
-    """The plans of all jobs under a plain folder, newest first; needs no Spark session.
-
-    Raises Refused where there is no such folder, or no plan in it.
-    """
-    if not Path(work_dir).is_dir():
-        raise Refused(f"WORK_DIR {work_dir}: no such folder here; `report` reads plain folders and mounts")
-    plans = [_plan_report(folder, plan) for folder, plan in plans_under(LocalFiles(), work_dir, _name)]
-    if not plans:
-        raise Refused(f"WORK_DIR {work_dir}: holds no plans; give the work_dir of a job that has run")
-    return sorted(plans, key=lambda plan: plan.created_at, reverse=True)
-
-
-def _name(folder: PlanFolder, fault: Stopped) -> None:
-    say(f"{folder.path}: its manifest cannot be read: {fault}")
-
-
-def _plan_report(folder: PlanFolder, plan: Plan) -> PlanReport:
-    return PlanReport(
-        plan_id=plan.plan_id,
-        name=plan.name,
-        created_at=plan.created_at,
-        state=_state(folder, plan),
-        model=plan.model,
-        num_input_rows=plan.num_rows,
-        num_answered=plan.num_todo if folder.has(PUBLISHED) else _num_staged_rows(folder, plan),
-        num_todo=plan.num_todo,
-        token_histogram=plan.token_histogram,
-        report=_stored_report(folder),
-    )
-
-
-def _state(folder: PlanFolder, plan: Plan) -> str:
-    if folder.has(COMPLETE):
-        return "complete"
-    if folder.has(ABANDONED):
-        return "abandoned"
-    if folder.has(PUBLISHED):
-        return "published, not audited"
-    return f"open, {len(folder.staged_waves())} of {len(plan.waves)} waves"
-
-
-def _num_staged_rows(folder: PlanFolder, plan: Plan) -> int:
-    staged = folder.staged_waves()
-    return sum(wave.num_rows for wave in plan.waves if wave.number in staged)
-
-
-def _stored_report(folder: PlanFolder) -> dict[str, Any]:
-    """The content of report.json, empty before the plan is complete."""
-    stored: dict[str, Any] = json.loads(folder.files.read(folder.of("report.json")) or "{}")
-    return stored
-
-
 def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
-    num_answered = _num_staged_rows(folder, plan)
+    num_answered = num_staged_rows(folder, plan)
     waves = f"{len(folder.staged_waves())} of {len(plan.waves)} waves finished"
     report.plan_id, report.model, report.model_revision = plan.plan_id, plan.model, plan.model_revision
     report.num_input_rows, report.num_held_rows = plan.num_rows, plan.num_answered_before
@@ -118,7 +64,8 @@ def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
     )
     report.progress = read_kept(folder).get("progress", {})
     if report.progress and not folder.has(PUBLISHED):
-        report.message += f"\n{_as_of(Progress(**report.progress))}"
+        with suppress(TypeError, KeyError):  # another version's
+            report.message += f"\n{_as_of(Progress(**report.progress))}"
 
 
 def _as_of(progress: Progress) -> str:
@@ -135,7 +82,7 @@ def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> N
         report.message = f"{job.name}: there is no open and no finished plan under {job.work_dir}"
         return
     plan, folder = max(finished, key=lambda pair: pair[0].created_at)
-    last = _stored_report(folder)
+    last = stored_report(folder)
     for key in _SHOWN_OF_LAST:
         if key in last:
             setattr(report, key, last[key])

@@ -39,7 +39,12 @@ CSV: dict[str, Any] = {"format": "csv"}
 FOUND: dict[str, tuple[str, dict[str, Any], int]] = {
     "rows that are answered": (GOOD, JSON, 0),
     "rows with a status": (
-        lines({"id": None, "instruction": TEXT}, {"id": "r1", "instruction": ""}, {"id": "r2", "instruction": LONG}),
+        lines(
+            {"id": None, "instruction": TEXT},
+            {"id": "r1", "instruction": ""},
+            {"id": "r2", "instruction": LONG},
+            {"id": f"{CANARY} Smith 3", "instruction": LONG},
+        ),
         {**JSON, "on_bad_id": "status"},
         3,
     ),
@@ -122,6 +127,8 @@ def test_no_message_holds_a_secret_of_a_row(tmp_path: Path, stopped: bool) -> No
     assert codes == [code for *_, code in cases.values()], ran.stdout + ran.stderr
     assert CANARY not in ran.stdout, ran.stdout
     assert CANARY not in ran.stderr, ran.stderr
+    assert len(list(tmp_path.glob("work/p*/report.html"))) == sum(code in (0, 3) for code in codes)
+    assert len(list(tmp_path.glob("work/p*/progress.json"))) == sum(code in (0, 3) for code in codes)
     events = {name for name in holders(tmp_path) if name.startswith("events/")}
     assert holders(tmp_path) - events == set()
     assert not events or stopped, "Spark's own log of a query that no value has stopped"

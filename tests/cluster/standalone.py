@@ -124,13 +124,16 @@ class Cluster:
             "org.apache.spark.deploy.worker.Worker",
             *("--cores", "2", "--memory", "1g", "--work-dir", str(self.folder / f"work-{number}"), self.url),
             within=hiding(self.hidden) if self.hidden and number == 1 else (),
+            host=f"127.0.0.{number + 1}",  # Spark puts no copy of a task on the same host
             SPARK_WORKER_OPTS=options,
             PATH=f"{driver.parent}{os.pathsep}{os.environ['PATH']}",
         )
 
-    def _spark_class(self, name: str, main: str, *arguments: str, within: tuple[str, ...] = (), **extra: str) -> Daemon:
-        command = (*within, SPARK_HOME / "bin" / "spark-class", main, "--host", "127.0.0.1", "--webui-port", "0")
-        daemon = Daemon.start(self.folder / f"{name}.log", *command, *arguments, **extra)
+    def _spark_class(
+        self, name: str, main: str, *arguments: str, within: tuple[str, ...] = (), host: str = "127.0.0.1", **extra: str
+    ) -> Daemon:
+        command = (*within, SPARK_HOME / "bin" / "spark-class", main, "--host", host, "--webui-port", "0")
+        daemon = Daemon.start(self.folder / f"{name}.log", *command, *arguments, SPARK_LOCAL_IP=host, **extra)
         self.daemons.append(daemon)
         return daemon
 
@@ -155,7 +158,7 @@ class Ended:
     @property
     def reports(self) -> list[dict[str, Any]]:
         """The reports of all commands, in order."""
-        return [json.loads(line) for line in self.output.splitlines() if line.startswith('{"by_status"')]
+        return [json.loads(line) for line in self.output.splitlines() if line.startswith("{") and '"by_status"' in line]
 
 
 def submit(script: str, job: Path, *options: str, arguments: tuple[str, ...] = ()) -> Ended:

@@ -102,3 +102,30 @@ def test_executors_with_gpus_and_without_a_shared_folder(
         assert f"work_dir: {hidden}/work is not shared" in reports["hidden"]["message"]
         assert not list(hidden.glob("work/.dolly-batch-probe-*"))
     assert not any((tmp_path / name).exists() for name in ("bfloat16", "hidden"))
+
+
+@pytest.mark.chaos
+def test_speculative_copies_of_tasks_leave_one_answer_a_row(cluster: Cluster, wheel: Path, tmp_path: Path) -> None:
+    rows = questions(48)
+    (tmp_path / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    document = {**echo_document(tmp_path), "plan": {"max_shard_rows": 16}}  # three tasks for four slots
+    document["engine"] = {"kind": "echo", "echo_delay_s": 0.2}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    events = tmp_path / "events"
+    events.mkdir()
+    speculation = {"quantile": "0.1", "multiplier": "1", "minTaskRuntime": "100ms", "task.duration.threshold": "800ms"}
+    speculation["efficiency.enabled"] = "false"
+    conf = {"spark.speculation": "true", **{f"spark.speculation.{name}": value for name, value in speculation.items()}}
+    conf |= {"spark.eventLog.enabled": "true", "spark.eventLog.dir": str(events), "spark.eventLog.compress": "false"}
+    ended = submit(
+        "run_table.py",
+        tmp_path / "job.yaml",
+        *("--master", cluster.url, "--py-files", str(wheel), "--executor-memory", "1g"),
+        *(part for name, value in conf.items() for part in ("--conf", f"{name}={value}")),
+    )
+    assert ended.code == 0, ended.output
+    log = "".join(path.read_text() for path in events.rglob("*") if path.is_file())
+    assert '"Speculative":true' in log
+    table = pq.read_table(tmp_path / "out", columns=["id", "status"]).to_pylist()
+    assert sorted(row["id"] for row in table) == [row["id"] for row in rows]
+    assert {row["status"] for row in table} == {"ok"}

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -29,10 +30,10 @@ def below(pid: int) -> list[int]:
 
 
 def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
-    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool]
+    echo: EngineSpec, address: HostAddress, ends: Callable[[int], bool], tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
-    spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27)
+    spec = replace(echo, kind="auto", dtype="float32", processes=2, kv_bytes=2**27, metrics_dir=str(tmp_path))
     on_cpu = replace(address, device="cpu")
     engine = load_engine(replace(spec, processes=1), "cpu")
     assert isinstance(engine.encoder, PromptEncoder)
@@ -41,6 +42,8 @@ def test_a_host_of_two_processes_answers_as_the_engine_and_none_outlives_it(
         answers = {completion.key: completion for completion in client.generate(iter(ROWS))}
         assert answers == {completion.key: completion for completion in generate(engine, requests)}
         assert client.incarnation == other.incarnation == 1
+        (counts,) = tmp_path.glob("*.prom")  # the host has asked its processes for theirs
+        assert "\ndolly_batch_kv_peak_bytes{" in counts.read_text()
         processes = below(client.host_pid)
         assert len(processes) == 2  # the leader, and the one that it forked
         more = (replace(row, key=f"{row.key} {copy}", seed=copy) for row in ROWS for copy in range(1_000))

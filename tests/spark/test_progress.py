@@ -82,8 +82,9 @@ def test_waves_are_counted_from_begin_to_end_over_two_starts(tmp_path: Path) -> 
     assert (looked(second, clock, 60).num_rows, len(read_kept(second.folder)["starts"])) == (10, 2)
 
 
-def test_a_file_that_is_torn_counts_as_nothing(tmp_path: Path) -> None:
-    (tmp_path / "progress.json").write_text('{"waves": {"0"')
+@pytest.mark.parametrize("text", ['{"waves": {"0"', '{"waves": {"0": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "a", "b"]}}', "7"])
+def test_a_file_that_is_torn_or_of_another_version_counts_as_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "progress.json").write_text(text)
     (tmp_path / "staging" / "wave=0").mkdir(parents=True)
     assert looked(tracked(tmp_path, clock := Clock()), clock, 10).num_rows == 10
 

@@ -1,4 +1,4 @@
-"""`dolly-batch report`: every plan under a work folder on one page, which shows no prompt and no answer."""
+"""`dolly-batch report` and each run's own page: numbers, settings, and ids of rows; no prompt and no answer."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 from dolly_batch.cli import main
 from tests.spark.desk import Desk, questions
 
+SECRET = "Agnes Oyelaran"
+
 
 def test_plans_of_several_jobs_stand_in_a_table_and_on_a_page(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     name = "b&b"
@@ -15,7 +17,7 @@ def test_plans_of_several_jobs_stand_in_a_table_and_on_a_page(desk: Desk, capsys
     first = desk.run()
     desk.put(questions(4, start=50), "more.jsonl")
     more = {"path": str(desk.folder / "more.jsonl")}
-    second = desk.run(name="other", input=more, output={"path": str(desk.folder / name)})
+    second = desk.run(name="other", input=more, output={"path": str(desk.folder / name)}, report={"html": True})
     work = desk.folder / "work"
     assert main(["report", str(work), "--json"]) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -33,6 +35,34 @@ def test_plans_of_several_jobs_stand_in_a_table_and_on_a_page(desk: Desk, capsys
     assert name not in page
     assert "Say the number" not in page
     assert main(["report", f"file:{work}"]) == 0  # its own page is no plan
+
+
+def test_a_run_has_a_page_with_labels_confidences_and_the_ids_of_rows_that_need_a_look(desk: Desk) -> None:
+    texts = {"r1": "a", "r2": f"{SECRET} wrote", "r3": f"b {SECRET} " * 3000, SECRET: "word " * 3000, "r5": "b"}
+    desk.put([{"id": id, "text": text} for id, text in texts.items()])
+    desk.document["input"].pop("context")
+    document = {"task": {"kind": "classify", "labels": ["a", "b & c"]}, "report": {"html": True}}
+    report = desk.run(**document, limits={"price_per_gpu_hour": 1000.0}, tags={"team": "support"})
+    assert report.by_status == {"ok": 3, "too_long": 2}
+    folder = desk.folder / "work" / str(report.plan_id)
+    details = json.loads((folder / "details.json").read_text())
+    assert details["look"]["too_long"] == [None, "r3"]  # of an id that may name a person only that there is one
+    assert sorted(details["look"]["least confident"]) == ["r1", "r2", "r5"]
+    assert sum(count for _, count, _ in details["labels"]) == sum(details["confidences"].values()) == 3
+    assert details["ran"]["task"]["kind"] == "classify"
+    page = (folder / "report.html").read_text()
+    assert "too_long" in page
+    assert "2 rows, 40.0% of all" in page
+    assert "wave 0, task" in page
+    assert "team=support" in page
+    assert "and 1 whose ids may name a person" in page
+    for path in (folder / "details.json", folder / "report.html", folder / "report.json", folder / "progress.json"):
+        assert SECRET not in path.read_text()
+
+    # The same page from the job's file, wherever it is wanted.
+    output = desk.folder / "page.html"
+    assert main(["report", str(desk.folder / "job.yaml"), "--output", str(output)]) == 0
+    assert output.read_text() == page
 
 
 def test_a_folder_without_plans_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

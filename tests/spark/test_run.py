@@ -50,6 +50,22 @@ def test_a_small_run_has_few_spark_jobs(desk: Desk) -> None:
     assert 0 < scheduler.numTotalJobs() - before <= 22
 
 
+def test_skewed_files_make_even_shards_and_load_the_model_once(desk: Desk) -> None:
+    """One of 40 files has nearly all rows, most are empty."""
+    source = desk.folder / "skewed"
+    source.mkdir()
+    for i in range(40):
+        rows = questions(600) if i == 7 else questions(1, start=1000 + i) if i % 10 == 0 else []
+        desk.put(rows, f"skewed/{i}.jsonl")
+    report = desk.run(input={"path": str(source)}, plan={"max_shard_rows": 80, "slots": 2}, work={"keep_days": 1.0})
+    (plan,) = (desk.folder / "work").glob("p*")
+    todo = desk.spark.read.parquet(str(plan / "snapshot" / "todo"))
+    sizes = sorted(row["count"] for row in todo.groupBy("wave", "shard").count().collect())
+    assert sum(sizes) == len(desk.rows()) == 604
+    assert sizes[-1] <= 2 * sizes[len(sizes) // 2]
+    assert report.model_loads == 1
+
+
 def test_columns_stand_in_the_order_of_the_contract(desk: Desk) -> None:
     desk.put([{"id": "a", "instruction": "x", "category": "c"}])
     desk.run(output={"keep": ["category"]}, input={"context": None})
@@ -171,7 +187,7 @@ def test_snapshot_and_staging_go_when_the_run_is_complete_and_the_report_stays(d
     report = desk.run()
     folder = desk.folder / "work" / str(report.plan_id)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "complete.json", "manifest.json", "published.json", "report.json", "swapping.json",
+        "complete.json", "manifest.json", "progress.json", "published.json", "report.json", "swapping.json",
     ]  # fmt: skip
     assert json.loads((folder / "report.json").read_text())["by_status"] == {"ok": 3}
 

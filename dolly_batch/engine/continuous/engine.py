@@ -54,8 +54,9 @@ class ContinuousEngine(ModelEngine):
         install(loaded.model)
 
     def stats(self) -> dict[str, float]:
-        """Counts so far: steps, tokens, slots and how many were used, peak bytes of keys and values."""
-        return {**self._scheduler.stats.summary(), "peak_kv_bytes": self._cache.peak_bytes}
+        """Counts so far: steps, tokens, slots and how many were used, bytes of keys and values now and at most."""
+        memory = {"kv_bytes": self._cache.num_bytes, "peak_kv_bytes": self._cache.peak_bytes}
+        return {**self._scheduler.stats.summary(), **memory}
 
     @property
     def _num_sequences(self) -> int:

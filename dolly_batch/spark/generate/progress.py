@@ -110,9 +110,12 @@ class TaskProgress:
 def read_tasks(folder: str | None) -> Tasks:
     """The tasks that write to a folder, as far as they are; none where there is no folder (yet)."""
     found: dict[int, TaskCounts] = {}
-    for path in Path(folder).glob("[!.]*") if folder is not None else ():
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found[int(path.name)] = TaskCounts(*json.loads(path.read_text(encoding="ascii")))
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder) if folder is not None else []
+    for name in names:
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a draft, or of another version
+            found[int(name)] = TaskCounts(*json.loads(Path(str(folder), name).read_text(encoding="ascii")))
     return found
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
@@ -84,6 +84,7 @@ class Tracker:
     """Of finished waves."""
     _starts: list[list[Any]] = field(default_factory=list)
     _speed: Speed = field(default_factory=Speed)
+    _last: Progress | None = None
     _before: int = 0
     _look_at: float = 0.0
     _keep_at: float = 0.0
@@ -96,8 +97,7 @@ class Tracker:
         self._starts = kept.get("starts", [])
         for wave in self.plan.waves:
             if wave.number in staged:
-                known = kept.get("waves", {}).get(str(wave.number))
-                self._waves[wave.number] = WaveCounts(*known) if known else WaveCounts(wave.num_rows)
+                self._waves[wave.number] = _known(wave, kept)
         self._before = sum(counts.num_rows for counts in self._waves.values())
         self._say_at = self.now() + SAY_EVERY_S
 
@@ -114,6 +114,7 @@ class Tracker:
         """A wave is staged: it is looked at once more."""
         _, began_s = self._running[wave.number]
         counts = WaveCounts.of(wave, self._tasks(wave), began_s, self.now())
+        counts = replace(counts, num_rows=wave.num_rows)  # all of them, whatever a slow folder shows yet
         with self._lock:
             del self._running[wave.number]
             self._waves[wave.number] = counts
@@ -123,7 +124,7 @@ class Tracker:
         now = self.now()
         if now < self._look_at:
             return None
-        progress = self._progress(now)
+        progress = self._last = self._progress(now)
         self._look_at = self.now() + max(self.interval_s, (self.now() - now) / LOOK_SHARE)
         if self.speaks and now >= self._say_at:
             self._say_at = now + SAY_EVERY_S
@@ -139,7 +140,7 @@ class Tracker:
 
     def describe(self, wave: Wave) -> str:
         """A wave's job in Spark's UI: the job, the wave, its rows, and how far the whole is."""
-        done = f"; {progress}" if (progress := self._progress(self.now())).rows_per_s else ""
+        done = f"; {self._last}" if self._last is not None and self._last.rows_per_s else ""
         return f"{self.plan.name}: wave {wave.number}, {wave.num_rows:,} rows{done}"
 
     def _tasks(self, wave: Wave) -> Tasks:
@@ -188,9 +189,17 @@ def read_kept(folder: PlanFolder) -> dict[str, Any]:
     """The content of progress.json; empty where there is none, or it cannot be read."""
     try:
         kept = json.loads(folder.files.read(folder.of(PROGRESS)) or "{}")
-    except ValueError:
+    except (ValueError, OSError, Py4JError):
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def _known(wave: Wave, kept: dict[str, Any]) -> WaveCounts:
+    """What an earlier start has kept of a finished wave; its rows alone where that is nothing or of another version."""
+    try:
+        return WaveCounts(*kept["waves"][str(wave.number)])
+    except (KeyError, TypeError):
+        return WaveCounts(wave.num_rows)
 
 
 def _rounded(value: float | None) -> float | None:

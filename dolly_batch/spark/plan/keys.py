@@ -190,21 +190,31 @@ def _holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
 
 
 def shown_ids(counts: Iterable[tuple[str, int]], num_ids: int) -> str:
-    """Row keys for a message, each with how often it occurs.
-
-    Of an id that is text only a plain code is told: letters, digits and `._:/-`, some digit among them. Names, mail
-    addresses and the like are counted.
-    """
+    """Row keys for a message, each with how often it occurs; those that `shown_id` does not tell are counted."""
     told, num_others = [], 0
     for key, count in counts:
-        parts = list(_id_texts(key, num_ids))
-        if all(not is_text or _CODE.fullmatch(text) for text, is_text in parts):
-            told.append(f"{'/'.join(text for text, _ in parts)!r} ({count} times)")
-        else:
+        shown = shown_id(key, num_ids)
+        if shown is None:
             num_others += 1
+        else:
+            told.append(f"{shown!r} ({count} times)")
     if num_others:
         told.append(f"{num_others} that may name a person, and are not shown")
     return ", ".join(told)
+
+
+def shown_id(key: str, num_ids: int) -> str | None:
+    """The id of a row key, for people; None where it may name a person. Of a row without an id the key itself.
+
+    Of an id that is text only a plain code is told: letters, digits and `._:/-`, some digit among them. Names and mail
+    addresses are not.
+    """
+    if num_ids == 0:
+        return key
+    parts = list(_id_texts(key, num_ids))
+    if any(is_text and not _CODE.fullmatch(text) for text, is_text in parts):
+        return None
+    return "/".join(text for text, _ in parts)
 
 
 def _id_texts(key: str, num_ids: int) -> Iterator[tuple[str, bool]]:

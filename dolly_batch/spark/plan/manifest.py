@@ -16,6 +16,7 @@ work_dir/<plan_id>/manifest.json      what was planned; never changed afterwards
                    swapping.json      a Parquet output is being replaced: by which folder
                    published.json     the output holds the rows
                    report.json        the numbers of the run
+                   details.json, report.html   what its page shows besides, and the page
                    complete.json      the audit has passed
                    abandoned.json     closed by --abandon
 """
@@ -37,6 +38,8 @@ ABANDONED = "abandoned.json"
 BESIDE = "beside.json"
 PROXY = "proxy.json"
 PROGRESS = "progress.json"
+DETAILS = "details.json"
+PAGE = "report.html"
 FORMAT = 1
 
 # Fields whose keys in manifest.json are older than their names.
