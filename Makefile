@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test quick check audit chaos kills bench quality cascade whole-table format lock clean
+.PHONY: help setup demo demo-delta test quick check audit chaos gpu-paper kills bench quality cascade whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -48,6 +48,26 @@ audit: $(READY) ## Look the locked versions up among known vulnerabilities (pip-
 
 chaos: $(READY) ## Many real kills, minutes long
 	@$(BIN)/pytest -m chaos
+
+# What the GPU code is proved by where there is no GPU: a quarter of an hour, of which `make test` has the quick part.
+GPU_TESTS = $(wildcard tests/engine/test_gpu*.py) tests/engine/test_kernels_gpu.py tests/engine/test_int8_gpu.py \
+	tests/engine/test_constraints_at_once.py
+# A second environment, in .venv-paper: what a GPU machine may have. Triton 3.6's interpreter needs numpy < 2.4.
+PAPER_VERSIONS = "torch==2.11.0" "transformers==5.17.0" "triton==3.6.0" "numpy<2.4"
+OLD_NUMPY = "ignore:Conversion of an array:DeprecationWarning"
+PAPER_READY = .venv-paper/.ready
+
+gpu-paper: $(READY) $(if $(OLDER),$(PAPER_READY)) ## What can be known of the GPU code without a GPU; OLDER=yes also in a GPU machine's older versions
+	@$(BIN)/pytest -m "chaos or not chaos" $(GPU_TESTS) $(ARGS)
+	@$(if $(OLDER),.venv-paper/bin/python -m pytest -W $(OLD_NUMPY) $(GPU_TESTS) $(ARGS),:)
+	@$(BIN)/python -m benchmarks.gpu.calculator --models 12b
+
+$(PAPER_READY): $(READY)
+	@echo "Making .venv-paper: some minutes, about 5 GB on disk"
+	@$(BIN)/uv venv -q --allow-existing --python $(BIN)/python .venv-paper
+	@$(BIN)/uv pip install -q --python .venv-paper/bin/python $(PAPER_VERSIONS) \
+		-e . pytest hypothesis llguidance accelerate pandas pyarrow
+	@touch $@
 
 kills: $(READY) ## Random kills for ten minutes and more, every row counted
 	@$(BIN)/python benchmarks/kills.py $(ARGS)

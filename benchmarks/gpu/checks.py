@@ -263,6 +263,7 @@ def loads_from_a_folder(device: torch.device) -> str:
 
 
 _TOP_P = GenerationParams(temperature=0.9, top_p=0.8)
+_SMALL_TOP_P = GenerationParams(temperature=1.0, top_p=0.05)  # refuses most draws, and ends in the search
 _TOP_K = GenerationParams(temperature=1.2, top_p=0.95, top_k=40)
 CHECKS: dict[str, Callable[[torch.device], str]] = (
     {"the fast engine": fast_engine_runs}
@@ -280,6 +281,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = (
         "memory runs out": memory_runs_out,
         "spoilt rows": spoilt_rows,
         "sampled, top-p": lambda device: sampled(device, _TOP_P),
+        "sampled, small top-p": lambda device: sampled(device, _SMALL_TOP_P),
         "sampled, top-k": lambda device: sampled(device, _TOP_K),
         "scores": scores,
         "the small model": through_the_door,

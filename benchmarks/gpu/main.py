@@ -1,5 +1,6 @@
 """Dolly's models on one GPU, against what the GPU can do and against Hugging Face's `generate`.
 
+    python benchmarks/gpu/first_minutes.py OUT                all of it, whatever fails, for the first minutes
     python benchmarks/gpu/main.py --check                     correctness first: some minutes, nothing timed
     python benchmarks/gpu/main.py --models 12b --profile      the numbers: under 10 minutes
     python benchmarks/gpu/main.py --models 12b --products     products in bf16 and int8, at the sizes of decoding
@@ -32,7 +33,7 @@ import torch
 from benchmarks.gpu import checks, padded, products, rates, top_kernels
 from benchmarks.gpu.answers import stats_of
 from benchmarks.gpu.run import drive, finished
-from benchmarks.gpu.work import SHAPES, Shape, Work, make_engine, random_model
+from benchmarks.gpu.work import SHAPES, Shape, Work, end_by_themselves, make_engine, random_model
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -46,7 +47,7 @@ _STARTED = time.monotonic()
 
 def main() -> int:
     """Check, or time the models one after the other."""
-    given = _arguments()
+    given = arguments()
     logging.basicConfig(level=logging.WARNING)  # why an engine falls back on something slower
     device = torch.device("cuda:0" if given.device == "cuda" else given.device)
     if device.type == "cuda":
@@ -80,7 +81,7 @@ def time_model(
     shape, dtype = SHAPES[name], getattr(torch, given.dtype)
     began = time.monotonic()
     work = Work.whole_table().part(given.rows)
-    requests = work.requests(shape.vocab_size, sampled=not given.greedy)
+    requests = work.requests(shape.vocab_size, sampled=not given.greedy, ending=given.ending)
     loaded = random_model(shape, device, dtype)
     say(f"{name}: made in {time.monotonic() - began:.0f} s; {len(requests):,} rows, {work.answer_tokens:,} to answer")
     result: dict[str, Any] = {}
@@ -95,9 +96,11 @@ def time_model(
                 break
             quantize(loaded.model, device, dtype)
             _free(device)
+        elif given.only_int8:
+            continue
         run_ends = began + (ends - began) * (_RUN_SHARE if quantization == "none" else 0.95)
         result[kind] = _time_engine(name, kind, loaded, shape, work, requests, given, run_ends, table)
-        if quantization == "none" and not given.no_padded:
+        if quantization == "none" and not given.no_padded and not given.ending:
             padded_ends = began + (ends - began) * _PADDED_SHARE
             result.update(_time_padded(name, loaded, shape, work, given, padded_ends, result[kind]["tokens_per_s"]))
     return result
@@ -128,6 +131,8 @@ def _time_engine(
     # Where an engine does not say what it has for keys and values, it is taken to have nine tenths.
     kv_bytes = stats_of(engine).get("kv_bytes", 0.9 * free_bytes)
     _warm_up(engine, work, shape, given, device)
+    if given.ending:
+        end_by_themselves(engine, work)
     say(f"{name} {kind}: {type(engine).__name__} is warm, at {time.monotonic() - _STARTED:.0f} s")
     if _is_cuda(device):
         torch.cuda.reset_peak_memory_stats(device)
@@ -147,7 +152,8 @@ def _time_engine(
     say(table[-1])
     say(
         f"{name} {kind}: floor {least.prefill_s:.1f} s of prompts + {least.decode_s:.1f} s of answers with "
-        f"{least.rows_in_flight} rows in flight ({least.overlapped_s:.1f} s if they overlapped); stats {run.stats}"
+        f"{least.rows_in_flight} rows in flight ({least.overlapped_s:.1f} s if they overlapped, "
+        f"{least.serial_s:.1f} s if bytes and arithmetic did not); stats {run.stats}"
     )
     for part, floor_s in (("prefill_s", least.prefill_s), ("decode_s", least.decode_s)):
         if run.stats.get(part):
@@ -198,7 +204,8 @@ def _time_padded(
     return {"padded": {**asdict(best), "tokens_per_s": best.tokens_s}, "ratio": ours / best.tokens_s}
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments, or these words'."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["12b"], choices=sorted(SHAPES))
     parser.add_argument("--rows", type=int, default=2000)
@@ -209,11 +216,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--padded-rows", type=int, default=512)
     parser.add_argument("--no-padded", action="store_true", help="without Hugging Face's generate")
     parser.add_argument("--int8", action="store_true", help="the same rows with the model in int8, last")
+    parser.add_argument("--only-int8", action="store_true", help="with --int8: nothing else")
+    parser.add_argument(
+        "--ending", action="store_true", help="rows may have 256 tokens and end by themselves, as a job's do"
+    )
     parser.add_argument("--greedy", action="store_true", help="greedy instead of sampled")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take longest")
     parser.add_argument("--products", action="store_true", help="time single products instead of the engine")
     parser.add_argument("--check", nargs="*", metavar="WORD", help="check that answers are right: all, or those named")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def say(text: str) -> None:

@@ -31,6 +31,7 @@ class Floor:
     decode_s: float
     rows_in_flight: int
     overlapped_s: float  # if prompts were computed while answers wait for memory
+    serial_s: float  # if a decode step's bytes and arithmetic came one after the other, as most kernels have them
 
     @property
     def total_s(self) -> float:
@@ -106,4 +107,5 @@ def floor(shape: Shape, work: Work, rates: Rates, weight_item_bytes: int, item_b
         num_steps * step_s,
         rows,
         max(num_steps * step_bytes / rates.copy_bytes_s, (prefill + num_steps * step_flops) / rates.flops_s),
+        prefill / rates.flops_s + num_steps * (step_bytes / rates.copy_bytes_s + step_flops / rates.flops_s),
     )

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.gpu.answers import stats_of
 from benchmarks.gpu.work import Work
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.records import Completion, Request
 
@@ -24,10 +25,11 @@ class Run:
     peak_bytes: int
     is_cut: bool
     stats: dict[str, float]
+    open_rows: tuple[tuple[int, int], ...] = ()  # of a cut run, prompt and answer tokens of the rows in flight
 
     @property
     def tokens_s(self) -> float:
-        return self.answer_tokens / self.seconds
+        return (self.answer_tokens + sum(answer for _, answer in self.open_rows)) / self.seconds
 
 
 def drive(
@@ -58,6 +60,7 @@ def drive(
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         engine.num_unfinished > 0,
         _since(before, stats_of(engine)),
+        _open_rows(engine),
     )
 
 
@@ -70,8 +73,14 @@ def _since(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
     return found
 
 
+def _open_rows(engine: Engine) -> tuple[tuple[int, int], ...]:
+    running = engine._scheduler.running if isinstance(engine, ContinuousEngine) else ()
+    return tuple((len(row.request.prompt_ids), len(row.token_ids)) for row in running if row.token_ids)
+
+
 def finished(run: Run, work: Work) -> Work:
-    """About the rows that ended: as many, of the mean lengths of those. What is in flight is not counted."""
+    """What a cut run did: about the rows that ended, of their mean lengths, and those in flight as far as they were."""
     if not run.num_rows:
-        return work.part(1)
-    return Work(((run.prompt_tokens // run.num_rows, max(1, run.answer_tokens // run.num_rows)),) * run.num_rows)
+        return Work(run.open_rows) if run.open_rows else work.part(1)
+    mean = (run.prompt_tokens // run.num_rows, max(1, run.answer_tokens // run.num_rows))
+    return Work((*(mean,) * run.num_rows, *run.open_rows))

@@ -1,6 +1,7 @@
 """The work of this benchmark: Dolly's shapes with random weights, and rows of databricks-dolly-15k's lengths."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
+from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.load import continuous_engine
 from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.plain.engine import PlainEngine
@@ -44,7 +46,11 @@ DOLLY_15K = (
     (234, 591, (11, 23, 34, 49, 67, 85, 118, 217)),
     (234, 960, (16, 29, 46, 62, 84, 121, 177, 253)),
 )
+MAX_NEW_TOKENS = 256
 NUM_PREFIX = 23  # tokens that all prompts of Dolly's format begin with
+
+
+_STOP = -7  # no token of any model
 
 
 @dataclass(frozen=True)
@@ -139,17 +145,37 @@ class Work:
         seen = sum((answer - 1) * prompt + answer * (answer - 1) // 2 for prompt, answer in self.lengths)
         return seen / max(1, self.decoded_tokens)
 
-    def requests(self, vocab_size: int, *, sampled: bool, seed: int = 0) -> list[Request]:
-        """A request a row, in random order: a common beginning, then random ids; it ends at its own length alone."""
+    def requests(self, vocab_size: int, *, sampled: bool, seed: int = 0, ending: bool = False) -> list[Request]:
+        """A request a row, in random order: a common beginning, then random ids; it ends at its own length alone.
+
+        With `ending` each may have `MAX_NEW_TOKENS`, and ends before that where `end_by_themselves` says so.
+        """
         draw = random.Random(seed)
         prefix = tuple(draw.choices(range(vocab_size), k=NUM_PREFIX))
         requests = []
         for row, (prompt, answer) in enumerate(self.lengths):
             ids = (*prefix, *draw.choices(range(vocab_size), k=max(0, prompt - NUM_PREFIX)))[:prompt]
-            params = GenerationParams(max_new_tokens=answer, do_sample=sampled)
+            params = GenerationParams(max_new_tokens=MAX_NEW_TOKENS if ending else answer, do_sample=sampled)
             requests.append(Request(str(row), ids, params, seed=row))
         draw.shuffle(requests)
         return requests
+
+
+def end_by_themselves(engine: Engine, work: Work) -> None:
+    """Let each row of `work` end as at a stop token, once it has its length, which the engine cannot know before."""
+    if not isinstance(engine, ContinuousEngine):
+        return
+    scheduler = engine._scheduler
+    collected, lengths = scheduler.collected, {str(row): answer for row, (_, answer) in enumerate(work.lengths)}
+    scheduler._stop_ids = {_STOP}
+
+    def ending(sequences: Any, token_ids: Sequence[int], sound: Sequence[bool]) -> Any:
+        pairs = zip(sequences, token_ids, strict=True)
+        is_last = [len(row.token_ids) >= lengths[row.request.key] for row, _ in pairs]
+        ids = [_STOP if last else token_id for last, token_id in zip(is_last, token_ids, strict=True)]
+        return collected(sequences, ids, sound)
+
+    scheduler.collected = ending  # type: ignore[method-assign]
 
 
 def random_model(

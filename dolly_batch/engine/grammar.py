@@ -81,6 +81,7 @@ class Constraint:
         """Go back to the answer's beginning."""
         self._matcher = self._compiled.deep_copy()
         self._forced: deque[int] = deque()
+        self._knows_forced = False
 
     def mask(self, logits: Tensor) -> None:
         """Mask, in place, the logits of the tokens that cannot come next: [vocabulary], finite afterwards."""
@@ -95,18 +96,52 @@ class Constraint:
 
     def forced(self) -> Sequence[int]:
         """The tokens that must come next, as many as are known; often none."""
-        if not self._forced:
+        if not self._forced and not self._knows_forced:
             self._forced.extend(self._matcher.compute_ff_tokens())
+            self._knows_forced = True
         return tuple(self._forced)
 
     def take(self, token_id: int) -> Failure | None:
         """Advance by a chosen token. A Failure when it is not allowed, or when the grammar's limits are reached."""
         if self._forced:
             self._forced.popleft()
+        self._knows_forced = bool(self._forced)
         self._matcher.consume_token(token_id)
         if self._matcher.is_error():
             return Failure("model_error", f"the grammar ended: {self._matcher.get_error()[:300]}")
         return None
+
+
+def mask_rows(logits: Tensor, constraints: Sequence[tuple[int, Constraint]]) -> None:
+    """Mask, in place, [rows, vocabulary] logits by constraints, each with its row, as `Constraint.mask`.
+
+    The host fills the masks of all rows in parallel, while a GPU computes the logits; they go over in one copy.
+    """
+    num_rows, vocab_size = logits.shape
+    num_words = (vocab_size + 31) // 32
+    bits = torch.full((num_rows, num_words), -1, dtype=torch.int32, pin_memory=logits.device.type == "cuda")
+    matchers = []
+    for row, constraint in constraints:
+        if forced := constraint.forced():
+            bits[row] = 0
+            bits[row, forced[0] // 32] = _word(forced[0] % 32)
+        else:
+            matchers.append((constraint._matcher, row))
+    if matchers:
+        _executor().unsafe_compute_mask_ptr(matchers, bits.data_ptr(), 4 * num_words, num_rows)
+    octets = bits.to(logits.device, non_blocking=True).view(torch.uint8)
+    allowed = (octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device)).bitwise_and_(1)
+    logits.masked_fill_(allowed.view(num_rows, -1)[:, :vocab_size] == 0, torch.finfo(logits.dtype).min)
+
+
+def _word(bit: int) -> int:
+    """The int32 in which only this bit is set."""
+    return 1 << bit if bit < 31 else -(2**31)
+
+
+@lru_cache(maxsize=1)
+def _executor() -> Any:
+    return importlib.import_module("llguidance").LLExecutor()
 
 
 @lru_cache(maxsize=1)

@@ -15,13 +15,18 @@ _PIECE_BYTES, _LINE_BYTES = 2**25, 64
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
+# What a RuntimeError says that means it: torch's CPU allocator; CUDA outside of torch's allocator, as a recorded graph,
+# a kernel's module (Triton) or a thread's stack; cuBLAS for its work space.
+_SAY_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+
+
 @contextmanager
 def allocator_errors() -> Iterator[None]:
-    """Raise MemoryError where torch's CPU allocator raises a RuntimeError, known by nothing but its text."""
+    """Raise MemoryError where a RuntimeError says, by nothing but its text, that there was no memory."""
     try:
         yield
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or not any(text in str(error) for text in _SAY_OUT_OF_MEMORY):
             raise
         message = str(error)
     else:
@@ -76,21 +81,3 @@ def trim_heap() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-class SequenceLimit:
-    """How many sequences may run at once: halved whenever memory runs out, and remembered.
-
-    A sequence that fails even alone says nothing about others: the limit goes back to what it was before.
-    """
-
-    def __init__(self, max_sequences: int) -> None:
-        self.max_sequences = max_sequences
-        self._before = max_sequences
-
-    def fail(self, num_sequences: int) -> None:
-        """A step of so many sequences ran out of memory."""
-        if num_sequences > 1:
-            self.max_sequences = num_sequences // 2
-        else:
-            self.max_sequences = self._before

@@ -10,6 +10,7 @@ from dolly_batch.host.address import HostAddress
 from dolly_batch.host.runtime_dir import HostRecord, RuntimeDir, sweep
 from dolly_batch.records import EngineSpec
 from dolly_batch.system.process import child_environment
+from dolly_batch.system.user_cache import private_cache
 
 _BACKLOG = 512
 _START_TIMEOUT_S = 120
@@ -30,8 +31,12 @@ def join_or_start(runtime_dir: RuntimeDir, spec: EngineSpec, address: HostAddres
     return _start(runtime_dir, record), record
 
 
-def host_environment(record: HostRecord) -> dict[str, str]:
-    """The host's environment: this process's, but only one GPU, and no access to the hub."""
+def host_environment(record: HostRecord, folder: Path) -> dict[str, str]:
+    """The host's environment: this process's, but only one GPU, and no access to the hub.
+
+    `folder` is private to the user, and may be written to: Triton keeps its kernels there where the user's cache cannot
+    be, as on images without a home.
+    """
     environment = child_environment(record.spec.num_threads)
     environment["HF_HUB_OFFLINE"] = "1"
     # Threads that spin at a barrier take more from a busy JVM than they save.
@@ -41,6 +46,12 @@ def host_environment(record: HostRecord) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = index if kind == "cuda" else ""
         # Spark's addresses are nvidia-smi's, which counts in this order; CUDA itself would put the fastest first.
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        if kind == "cuda":
+            environment.setdefault("TRITON_CACHE_DIR", str(private_cache("triton") or folder / "triton"))
+            # Prompts take another size each step, and keys and values leave little beside them: blocks of fixed size
+            # would soon have no room for the largest.
+            if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # its name before torch 2.9
+                environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return environment
 
 
@@ -85,7 +96,7 @@ def _launch(runtime_dir: RuntimeDir, record: HostRecord, listener: int) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=host_environment(record),
+                env=host_environment(record, runtime_dir.path),
                 pass_fds=[listener],
                 start_new_session=True,
                 timeout=_START_TIMEOUT_S,

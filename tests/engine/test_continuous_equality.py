@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dolly_batch.engine.continuous.engine import ContinuousEngine
-from dolly_batch.engine.continuous.scheduler import CHUNK_TOKENS
+from dolly_batch.engine.continuous.pace import CHUNK_TOKENS
 from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.weights.int8_cpu import quantize

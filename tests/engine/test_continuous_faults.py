@@ -1,5 +1,6 @@
 """Rows at fault fail alone in the fast engine too: memory, broken logits, prompts that can't be run."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def loaded(neox_folder: Path) -> LoadedModel:
 def test_the_cpu_allocators_error_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="DefaultCPUAllocator"), allocator_errors():
         refuse_memory()
+    for text in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when"):
+        with pytest.raises(MemoryError, match=re.escape(text)), allocator_errors():
+            raise torch.AcceleratorError(text) if "CUDA error" in text else RuntimeError(text)
+    with pytest.raises(torch.OutOfMemoryError), allocator_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="size"), allocator_errors():
         torch.ones(2) + torch.ones(3)
 
@@ -178,7 +184,7 @@ def test_no_memory_to_admit_a_row_takes_nothing_from_those_that_run(
     assert (failed.failure.status, failed.num_prompt_tokens) == ("out_of_memory", wanted.num_prompt_tokens)
     assert found == expected
     assert pools.num_failures > 2
-    assert engine._scheduler._limit.max_sequences == 64
+    assert engine._scheduler._pace.max_sequences == 64
 
 
 def test_rows_that_can_never_be_admitted_fail_one_by_one(loaded: LoadedModel) -> None:

@@ -16,7 +16,7 @@ from dolly_batch.engine.continuous.gpu.engine import GpuEngine
 from dolly_batch.engine.continuous.gpu.load import StepSize, engine_over_pages
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS
 from dolly_batch.engine.continuous.gpu.self_test import Backend, choose_backend
-from dolly_batch.engine.continuous.scheduler import StepLimits
+from dolly_batch.engine.continuous.pace import StepLimits
 from dolly_batch.engine.continuous.sequence import CachedSequence
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.plain.engine import PlainEngine

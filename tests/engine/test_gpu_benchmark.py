@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.gpu import checks, main, rates
+from benchmarks.gpu import calculator, checks, main, rates
 from benchmarks.gpu.work import NUM_PREFIX, SHAPES, Work, random_model
 from dolly_batch.engine.continuous.engine import ContinuousEngine
 from dolly_batch.engine.continuous.sequence import CachedSequence
@@ -75,6 +75,20 @@ def test_the_floor_is_the_larger_of_bytes_and_arithmetic() -> None:
     assert by_arithmetic.decode_s == pytest.approx(9 * (2 * weights + 4 * shape.hidden_size * 2 * 32) / 1e3)
     prompts = 2 * shape.layer_weights * (90 - 2 * NUM_PREFIX) + 3 * 2 * shape.hidden_size * 2 * 30**2
     assert by_arithmetic.prefill_s == pytest.approx((prompts + 3 * 2 * shape.head_weights) / 1e3)
+
+
+def test_the_calculator_has_the_benchmarks_floor_and_a_share_for_each_stage() -> None:
+    work, device = Work.whole_table().part(600), calculator.DEVICES["H200"]
+    model = calculator.MODELS["12b"]
+    its_rates = rates.Rates(0.9 * device.bytes_s, 0.71 * device.flops_s)
+    expected = rates.floor(SHAPES["12b"], work, its_rates, 2, 2, 50e9)
+    assert calculator.floor(model, device, work, 50e9) == pytest.approx(expected.total_s, rel=0.001)
+    found = [calculator.estimate(model, device, engine, work) for engine in calculator.STAGES.values()]
+    shares = [each.share for each in found if each]
+    assert len(shares) == len(calculator.STAGES)
+    assert shares == sorted(shares)
+    assert 0.2 < shares[0] < shares[-1] < 1.5
+    assert calculator.estimate(model, calculator.DEVICES["A10"], calculator.Engine(), work) is None
 
 
 def test_checks_pass_and_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def real_shape(folder: Path, num_layers: int, hidden_size: int) -> tuple[ModelCo
 
 @pytest.mark.parametrize(
     ("num_layers", "hidden_size", "free_gib", "least_tokens", "max_sequences"),
-    [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 512), (36, 5120, 4, 0, 64)],
+    [(36, 5120, 55, 60_000, 1024), (32, 2560, 73, 190_000, 1024), (32, 4096, 9, 9_000, 256), (36, 5120, 4, 0, 64)],
     ids=["12b on 80 GB", "3b on 80 GB", "7b on 24 GB", "12b where it hardly fits"],
 )
 def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(
@@ -87,4 +87,9 @@ def test_memory_is_for_keys_and_values_once_the_steps_have_theirs(
     assert size.max_sequences == max_sequences
     assert kv_bytes(spec, shape, spare) // shape.token_bytes >= least_tokens
     assert kv_bytes(replace(spec, max_batch_tokens=100), shape, spare) <= 100 * shape.token_bytes
-    assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == 12_345
+    assert kv_bytes(replace(spec, kv_bytes=12_345), shape, spare) == min(12_345, max(0, spare))
+    assert kv_bytes(replace(spec, kv_bytes=2**60), shape, spare) == max(0, spare)
+    # What scoring holds, all layers' keys and values twice, is no more than what a step of prompts would.
+    scored = size.scored_tokens(loaded)
+    assert scored == 256 or 2 * scored * shape.token_bytes < size.working_bytes(loaded)
+    assert 256 <= scored <= 4_096

@@ -26,6 +26,30 @@ def test_a_common_prefix_is_held_once(double: LoadedModel) -> None:
     assert without.stats()["peak_kv_bytes"] >= 30 * 220 * token_bytes
 
 
+def test_a_page_that_is_still_to_be_copied_is_copied_before_it_is_somebody_elses(double: LoadedModel) -> None:
+    """Rows can be preempted between their admission and the step: source and target may then be taken again."""
+    pages = Pages(CacheShape.of(double), TIGHT, max_sequences=8, max_positions=2048)
+    pages.data.zero_()
+    first, second, third = (CachedSequence(Request("", (5,) * 24, GenerationParams(4))) for _ in range(3))
+    for sequence in (first, second):
+        pages.allocate(sequence, 24)
+    source, target = first.location.pages[1], second.location.pages[1]
+    pages.data[:, :, source] = 1.0
+    pages.share_prefix(first, second, 20)
+    assert not pages.data[:, :, target].any()  # not yet
+    pages.free(first)
+    pages.data[:, :, source] = 2.0  # what its next owner writes
+    pages.write_block_tables()
+    assert (pages.data[:, :, target] == 1.0).all()
+    pages.allocate(third, 24)
+    pages.share_prefix(second, third, 20)
+    target = third.location.pages[1]
+    pages.free(third)  # nothing is left to be copied to
+    pages.data[:, :, target] = 3.0
+    pages.write_block_tables()
+    assert (pages.data[:, :, target] == 3.0).all()
+
+
 class Optimist(Pages):
     """Expects every row to end at once."""
 

@@ -115,6 +115,40 @@ def test_dtypes() -> None:
         resolve_dtype("float8", CPU)
 
 
+@pytest.mark.parametrize(
+    ("capability", "archs", "is_refused"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], True),
+        ((7, 0), ["sm_50", "sm_70", "sm_80"], False),
+        ((8, 9), ["sm_80", "sm_90"], False),
+        ((9, 0), ["sm_80", "sm_90a"], False),
+        ((8, 0), ["sm_86", "sm_90"], True),
+        ((12, 0), ["sm_90", "compute_90"], False),
+        ((12, 0), ["sm_75", "sm_90"], True),
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_named(
+    capability: tuple[int, int], archs: list[str], is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its first kernel would end the host, after the model was staged and loaded."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: archs)
+    if is_refused:
+        with pytest.raises(ConfigError, match=r"Tesla V100 has compute capability .* has code for .* only; install"):
+            resolve_dtype("auto", torch.device("cuda:0"))
+    else:
+        assert resolve_dtype("float16", torch.device("cuda:0")) == torch.float16
+
+
+def test_products_in_float32_are_float32s(neox_folder: Path) -> None:
+    """NVIDIA's images set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    load_model(neox_folder, dtype="float32", device="cpu")
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU here")
 def test_a_gpu_that_torch_cannot_use_is_named(neox_folder: Path) -> None:
     """As where Spark hands out GPUs on a machine whose torch was built without CUDA."""

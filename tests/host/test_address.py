@@ -101,8 +101,31 @@ def test_sweep_removes_dead_owners_folders_only(address: HostAddress):
     [("cuda:3", "3"), ("cuda:GPU-1f2e", "GPU-1f2e"), ("cpu", ""), (None, os.environ.get("CUDA_VISIBLE_DEVICES"))],
 )
 def test_a_host_sees_its_own_gpu_alone(address: HostAddress, device: str | None, visible: str | None):
-    environment = host_environment(record_for(replace(address, device=device), replace(SPEC, num_threads=3)))
+    record = record_for(replace(address, device=device), replace(SPEC, num_threads=3))
+    environment = host_environment(record, address.root)
     assert environment.get("CUDA_VISIBLE_DEVICES") == visible
     assert environment.get("CUDA_DEVICE_ORDER") == (device and "PCI_BUS_ID")
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def test_a_gpus_host_has_a_folder_for_kernels_and_an_allocator_that_does_not_fragment(
+    address: HostAddress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    record = record_for(replace(address, device="cuda:0"), SPEC)
+    for name in ("TRITON_CACHE_DIR", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = host_environment(record, address.root)
+    assert Path(found["TRITON_CACHE_DIR"]).is_relative_to(tmp_path)
+    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # as a home that cannot be written to
+    assert host_environment(record, address.root)["TRITON_CACHE_DIR"] == str(address.root / "triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    found = host_environment(record, address.root)
+    assert found["TRITON_CACHE_DIR"] == "mine"
+    assert "PYTORCH_ALLOC_CONF" not in found
+    assert "TRITON_CACHE_DIR" not in os.environ or "PYTORCH_ALLOC_CONF" not in host_environment(
+        record_for(replace(address, device="cpu"), SPEC), address.root
+    )

@@ -14,7 +14,8 @@ from dolly_batch.engine.base import ModelEngine, no_memory
 from dolly_batch.engine.continuous.cache import Cache, StepAttention, install
 from dolly_batch.engine.continuous.cpu.attention_numba import CompiledAttention
 from dolly_batch.engine.continuous.cpu.layers import CompiledLayers
-from dolly_batch.engine.continuous.scheduler import CPU_LIMITS, MAX_SEQUENCES, Scheduler, StepLimits
+from dolly_batch.engine.continuous.pace import CPU_LIMITS, StepLimits
+from dolly_batch.engine.continuous.scheduler import MAX_SEQUENCES, Scheduler
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.grammar import Constraint
 from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
@@ -26,7 +27,7 @@ from dolly_batch.records import Request
 # Products of fewer rows, or of an odd number in float64, give other bits. On Intel's AVX-512 CPUs, MKL's products of 8
 # rows in float32 have other bits than those of 16, and are no faster.
 _PADDED_TO, _PADDED_FROM = 8, 16
-_SCORED_TOKENS = 4_096
+SCORED_TOKENS = 4_096
 
 
 class ContinuousEngine(ModelEngine):
@@ -43,9 +44,10 @@ class ContinuousEngine(ModelEngine):
         max_sequences: int = MAX_SEQUENCES,
         prefix_sharing: bool = True,
         limits: StepLimits = CPU_LIMITS,
+        max_scored_tokens: int = SCORED_TOKENS,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
-        super().__init__(loaded, _SCORED_TOKENS, heartbeat)
+        super().__init__(loaded, max_scored_tokens, heartbeat)
         self._cache = cache
         self._scheduler = Scheduler(cache, max_sequences, prefix_sharing, limits, self._stop_ids)
         self._layers = CompiledLayers.of(loaded, cache)
@@ -120,13 +122,17 @@ class ContinuousEngine(ModelEngine):
 
     def _preempt_half(self) -> list[CachedSequence]:
         """Continue with half of the sequences; one that has no memory even alone fails, and is returned."""
-        sequence = self._scheduler.preempt_half()
+        sequence = self._without_memory()
         self._free_memory()
         if sequence is None:
             return []
         sequence.failure = no_memory(sequence.request)
         self._scheduler.end(sequence)
         return [sequence]
+
+    def _without_memory(self) -> CachedSequence | None:
+        """Make the next step smaller; return the sequence that cannot be."""
+        return self._scheduler.preempt_half()
 
 
 def _pad(numbers: list[int]) -> None:

@@ -5,35 +5,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 from dolly_batch.engine.continuous.cache import HEADROOM, Cache
+from dolly_batch.engine.continuous.pace import CPU_LIMITS, Pace, StepLimits
 from dolly_batch.engine.continuous.prefixes import MIN_SHARED, Prefixes, num_common
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
-from dolly_batch.engine.memory import OUT_OF_MEMORY, SequenceLimit, allocator_errors
+from dolly_batch.engine.memory import OUT_OF_MEMORY, allocator_errors
 from dolly_batch.engine.requests import num_positions
 from dolly_batch.engine.sequence import append_tokens
 from dolly_batch.engine.waiting import UNRANKED, WaitingOrder
 
 MAX_SEQUENCES = 64
-# Chunks end at multiples of this, in absolute positions, so that they do not depend on the batch.
-CHUNK_TOKENS = 256
-STEP_TOKENS = 512  # of prompts; beyond some hundred, more at once is no faster
 _MIN_WAITED_FOR = 16
+_CALM_STEPS = 16  # a shortage that comes back within so many is none of a moment
 _LOOKED_AT = 32  # waiting sequences, for one that need not wait for a prompt that is being computed
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """How much goes into a step, by what the device is good at.
-
-    Sequences are admitted every `admit_every` steps while others decode, so that a device that runs prompts
-    separately runs many at a time.
-    """
-
-    chunk_tokens: int = CHUNK_TOKENS
-    step_tokens: int = STEP_TOKENS
-    admit_every: int = 1
-
-
-CPU_LIMITS = StepLimits()
 
 
 @dataclass
@@ -58,8 +41,8 @@ class SchedulerStats:
 class Scheduler:
     """Sequences that wait and sequences that run.
 
-    `next_step` may run out of memory, as the step itself may: see `preempt_half`. A waiting sequence takes nothing from
-    those that run: where there is no memory to admit it, it keeps waiting.
+    `next_step` may run out of memory, as the step itself may: see `preempt_half`, and `shrink` for GPUs. A waiting
+    sequence takes nothing from those that run: where there is no memory to admit it, it keeps waiting.
     """
 
     def __init__(
@@ -75,13 +58,15 @@ class Scheduler:
         self.running: list[CachedSequence] = []
         self.stats = SchedulerStats()
         self._cache = cache
-        self._limit = SequenceLimit(max_sequences)
+        self._pace = Pace(max_sequences, limits)
         self._limits = limits
         self._stop_ids = stop_ids
         self._prefixes = Prefixes() if prefix_sharing else None
         # Has ended, and stays cached as long as no running sequence can be the source of its prefix.
         self._kept_source: CachedSequence | None = None
         self._prefilled: set[CachedSequence] = set()  # their first token is not known yet
+        self._suspect: CachedSequence | None = None  # of the last step that ran out of memory
+        self._calm_from = 0
         self._num_slots = max_sequences
         self._steps_to_admission = 0
 
@@ -94,7 +79,7 @@ class Scheduler:
     def next_step(self) -> Step:
         """Lay out the next step, empty only when there is nothing to do."""
         step = Step()
-        num_left = self._limits.step_tokens
+        num_left = self._pace.step_tokens
         for sequence in self.running:
             if sequence.is_full:
                 continue
@@ -125,6 +110,7 @@ class Scheduler:
     def launched(self, step: Step, sequences: Sequence[CachedSequence]) -> None:
         """The step's keys and values are computed before those of any later step; `sequences` have a token pending."""
         self.stats.num_steps += 1
+        self._pace.succeed()
         for sequence in step.decoding:
             sequence.num_cached += 1
         for chunk in step.chunks:
@@ -177,21 +163,57 @@ class Scheduler:
         num_sequences = len(self.running)
         if had_source and num_sequences <= 1:
             return None
-        self._limit.fail(num_sequences)
+        self._pace.fail(num_sequences)
         if num_sequences == 0:
             self.running.append(self.waiting.pop(0))
         if num_sequences <= 1:
             return self.running[0]
-        for sequence in self.running[self._limit.max_sequences :]:
-            if self._prefixes is not None:
-                self._prefixes.remove(sequence)
+        for sequence in self.running[self._pace.max_sequences :]:
             # What was being written when memory ran out is unknown, so nothing of it is kept.
-            self._prefilled.discard(sequence)
-            self._cache.free(sequence)
             sequence.restart()
-            self.add(sequence)
-        del self.running[self._limit.max_sequences :]
+            self._wait_again(sequence)
+        del self.running[self._pace.max_sequences :]
         return None
+
+    def shrink(self) -> CachedSequence | None:
+        """A step ran out of memory on a device whose keys and values are reserved: the next ones take less.
+
+        Of several prompts in it, fewer go into a step. Anything else is tried once more, with the memory that can be
+        given back; if that fails, half of the sequences wait again, with their answers so far. Returns the sequence
+        that had no memory alone.
+        """
+        self.stats.num_out_of_memory += 1
+        if not self.running:
+            self.running.append(self.waiting.pop(0))
+        prompts = [sequence for sequence in self.running if not sequence.is_decoding]
+        if len(prompts) > 1:
+            self._pace.fail_prompts(sum(sequence.num_tokens - sequence.num_cached for sequence in prompts))
+        elif not self._is_second_failure(prompts[0] if prompts else self.running[0]):
+            pass
+        elif len(self.running) == 1:
+            self._pace.fail(1)
+            return self.running[0]
+        else:
+            self._pace.fail(len(self.running))
+            prompts = self.running[self._pace.max_sequences :]
+        for sequence in prompts:
+            self.running.remove(sequence)
+            self._wait_again(sequence)
+        return None
+
+    def _is_second_failure(self, suspect: CachedSequence) -> bool:
+        """Whether memory ran out with the same suspect, or some steps ago: `suspect` is what the step began with."""
+        is_second = self._suspect is suspect or self.stats.num_steps < self._calm_from
+        self._suspect, self._calm_from = suspect, self.stats.num_steps + _CALM_STEPS
+        return is_second
+
+    def _wait_again(self, sequence: CachedSequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.remove(sequence)
+        self._prefilled.discard(sequence)
+        self._cache.free(sequence)
+        sequence.num_cached = 0
+        self.add(sequence)
 
     def preempt(self) -> None:
         """The sequences have outgrown the cache: the one admitted last waits again, and keeps its answer so far.
@@ -201,19 +223,14 @@ class Scheduler:
         if self._kept_source is not None:
             self._free_kept_source()
             return
-        sequence = self.running.pop()
         self.stats.num_preempted += 1
-        if self._prefixes is not None:
-            self._prefixes.remove(sequence)
-        self._cache.free(sequence)
-        sequence.num_cached = 0
-        self.add(sequence)
+        self._wait_again(self.running.pop())
         self._steps_to_admission = self._limits.admit_every
 
     def _admit_waiting(self, step: Step, num_left: int) -> None:
         """Admit waiting sequences, as long as there are slots, memory and prompt tokens left in the step."""
         memory_left = True
-        while self.waiting and num_left > 0 and len(self.running) < self._limit.max_sequences:
+        while self.waiting and num_left > 0 and len(self.running) < self._pace.max_sequences:
             index = self._next_waiting(step)
             if index is None:
                 break
@@ -221,7 +238,7 @@ class Scheduler:
             if not memory_left:
                 break
             num_left -= self._add_chunks(step, self.running[-1], num_left)
-        self._num_slots = self._limit.max_sequences if memory_left else len(self.running)
+        self._num_slots = self._pace.max_sequences if memory_left else len(self.running)
         if len(self.running) >= self._num_slots:
             self._steps_to_admission = self._limits.admit_every
 

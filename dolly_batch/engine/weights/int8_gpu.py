@@ -17,7 +17,7 @@ from dolly_batch.models.sizing import INT8_FROM, lacks_int8
 MAX_FUSED_ROWS = 512  # not measured yet: `benchmarks/gpu.py --products` times both products at both sides of it
 _TRITON_FROM = (8, 0)
 _ALIGNED = 16  # cuBLAS takes multiples of 8, and is at its best from 16 bytes on
-_MIN_ROWS = 17  # of `torch._int_mm`
+_MIN_ROWS = 32  # of `torch._int_mm`: from 17 on it takes them, and some GPUs' cuBLAS then refuses (pytorch #169956)
 _BLOCK_ITEMS = 2**22  # of a weight that are on the GPU in floating point at once
 
 

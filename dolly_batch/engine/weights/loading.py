@@ -5,6 +5,7 @@ settings alone (`config.py`), not from the file.
 """
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ def load_model(
     devices = first_gpus(num_gpus) if num_gpus > 1 else ()
     on = devices[0] if devices else torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     resolved = resolve_dtype(dtype, on)
+    # NVIDIA's images set it by their environment, and the angles of rotary embeddings are a product in float32.
+    torch.backends.cuda.matmul.allow_tf32 = False
     if quantization == "none":
         model = _load_weights(checked, resolved, on, devices)
     elif quantization == "int8":
@@ -116,6 +119,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
                 "with CUDA, fix the driver, or ask for no GPUs"
             )
         capability = torch.cuda.get_device_capability(device)
+        _check_compiled_for(torch.cuda.get_device_name(device), capability)
         if dtype == "bfloat16" and capability < (8, 0):
             raise ConfigError(
                 f"model.dtype is bfloat16, but {torch.cuda.get_device_name(device)} has compute capability "
@@ -125,6 +129,23 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     else:
         auto = torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
     return _DTYPES.get(dtype, auto)
+
+
+def _check_compiled_for(name: str, capability: tuple[int, int]) -> None:
+    """Raise ConfigError where the installed torch has no code for a GPU: its first kernel would end the process.
+
+    Code for 8.0 (`sm_80`) runs on 8.0 and on later minor versions of it; `compute_80` is compiled for any later GPU.
+    """
+    built_for = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", arch) for arch in torch.cuda.get_arch_list()]
+    known = [(found[1], (int(found[2]), int(found[3]))) for found in built_for if found]
+    fits = [version <= capability and (kind == "compute" or version[0] == capability[0]) for kind, version in known]
+    if known and not any(fits):
+        versions = ", ".join(f"{major}.{minor}" for _, (major, minor) in known)
+        raise ConfigError(
+            f"{name} has compute capability {capability[0]}.{capability[1]}, and torch {torch.__version__} has code "
+            f"for {versions} only; install a torch that is built for this GPU (for a V100 one for CUDA 12.6, from "
+            "https://download.pytorch.org/whl/cu126), or use another GPU"
+        )
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -232,8 +232,11 @@ class PageAttention:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, head size]
         if len(self._parts) == 1 and self._parts[0].tokens == slice(0, len(query)):
             return self._parts[0].attend(layer, query, key, value, scaling)[None]
-        output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+        outputs = []
         for part in self._parts:
             own = part.tokens
-            output[own] = part.attend(layer, query[own], key[own], value[own], scaling)
-        return output[None]
+            outputs.append(part.attend(layer, query[own], key[own], value[own], scaling))
+        num_padding = len(query) - self._parts[-1].tokens.stop
+        if num_padding:
+            outputs.append(query.new_zeros((num_padding, *query.shape[1:])))
+        return torch.cat(outputs)[None]

@@ -3,22 +3,22 @@
 Each step is schedule, run, sample, as on the CPU, but nothing waits for its tokens: they stay on the device, where the
 next step reads them, and the host collects them one step late. A sequence that ended meanwhile has computed one token
 too many, which is dropped. Sequences whose tokens must be known to choose the next one (grammars, repetition penalties)
-are collected first. Decoding sequences run by a recorded graph, prompts in a forward of their own: a GPU gains nothing
-by mixing them.
+are collected first. A step of decoding sequences alone is a recorded graph; in a step with prompts they are packed in
+front of these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.engine import ContinuousEngine
+from dolly_batch.engine.continuous.engine import SCORED_TOKENS, ContinuousEngine
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
 from dolly_batch.engine.continuous.gpu.pages import OutOfPages, Pages
-from dolly_batch.engine.continuous.scheduler import StepLimits
-from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
+from dolly_batch.engine.continuous.pace import StepLimits
+from dolly_batch.engine.continuous.sequence import CachedSequence, Step
 from dolly_batch.engine.host_device import Download, Timestamp
 from dolly_batch.engine.memory import allocator_errors
 from dolly_batch.engine.protocol import no_heartbeat
@@ -27,9 +27,9 @@ from dolly_batch.engine.weights.loading import LoadedModel
 
 MAX_SEQUENCES = 1024
 STEP_TOKENS = 8_192  # of prompts; enough to keep the matrix units busy, few enough for their activations
-RECORD_AT = 4
-_PARTS = ("decode_s", "prefill_s", "choose_s")  # the last with the output layer
-GPU_LIMITS = StepLimits(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=4)
+RECORD_AT = 4  # runs of a bucket of a long reach: those that a batch only passes through are not worth it
+_PARTS = ("decode_s", "prefill_s", "choose_s")  # the second of all steps with prompts, the last with the output layer
+GPU_LIMITS = StepLimits(chunk_tokens=2**30, step_tokens=STEP_TOKENS, admit_every=2, regrows=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class GpuEngine(ContinuousEngine):
         limits: StepLimits = GPU_LIMITS,
         use_kernels: bool = False,
         use_graphs: bool = False,
+        max_scored_tokens: int = SCORED_TOKENS,
         heartbeat: Callable[[], None] = no_heartbeat,
     ) -> None:
         super().__init__(
@@ -65,6 +66,7 @@ class GpuEngine(ContinuousEngine):
             max_sequences=max_sequences,
             prefix_sharing=prefix_sharing,
             limits=limits,
+            max_scored_tokens=max_scored_tokens,
             heartbeat=heartbeat,
         )
         self._pages = pages
@@ -77,6 +79,10 @@ class GpuEngine(ContinuousEngine):
         self._timestamps: list[Timestamp] = []
         self._ended: list[CachedSequence] = []  # and not yet returned
         self._seconds = dict.fromkeys((*_PARTS, "waiting_s"), 0.0)
+
+    def record_graphs(self) -> None:
+        """Record the decode steps that there will be, before the first request; nothing without `use_graphs`."""
+        self._decoder.record_all(self._heartbeat)
 
     def stats(self) -> dict[str, float]:
         """As on the CPU; and seconds of the device by part of the step, and of the host waiting for it."""
@@ -122,32 +128,33 @@ class GpuEngine(ContinuousEngine):
         """Return the sequences whose next token can be chosen, and their logits, [sequences, vocabulary]."""
         self._timestamps = [Timestamp(self._device)]
         self._pages.write_block_tables()
-        sequences, parts = list(step.decoding), []
-        if sequences:
+        sequences, hidden = list(step.decoding), None
+        if not step.chunks:
             slots = [sequence.location.slot for sequence in sequences]
-            parts.append(self._decoder.run(slots, self._positions(sequences)))
+            hidden = self._decoder.run(slots, self._positions(sequences))
         self._timestamps.append(Timestamp(self._device))
-        if step.chunks:
-            prefilled, hidden = self._prefill(step.chunks)
-            sequences += prefilled
-            parts.append(hidden)
+        if hidden is None:
+            sequences, hidden = self._run_packed(step)
         self._timestamps.append(Timestamp(self._device))
-        return sequences, self._model.get_output_embeddings()(torch.cat(parts))
+        return sequences, self._model.get_output_embeddings()(hidden)
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> tuple[list[CachedSequence], Tensor]:
-        """Run chunks of prompts. Return the sequences whose prompt is complete, and their last hidden states."""
+    def _run_packed(self, step: Step) -> tuple[list[CachedSequence], Tensor]:
+        """Run chunks of prompts, and decoding sequences with them, whose products then cost next to nothing.
+
+        Return the sequences whose next token can be chosen, and their last hidden states.
+        """
+        sequences, upload = list(step.decoding), self._pages.upload
         ids: list[int] = []
-        positions: list[int] = []
-        sequences, last = [], []
-        for chunk in chunks:
+        positions, last = self._positions(sequences), list(range(len(sequences)))
+        for chunk in step.chunks:
             ids += chunk.sequence.ids(chunk.start, chunk.stop)
             positions += range(chunk.start, chunk.stop)
             if chunk.is_last:
                 sequences.append(chunk.sequence)
-                last.append(len(ids) - 1)
-        _, attention = self._pages.plan(Step(chunks=list(chunks)))
-        upload = self._pages.upload
-        hidden = run_modules(self._model, upload(ids), upload(positions), attention)
+                last.append(len(positions) - 1)
+        _, attention = self._pages.plan(step)
+        newest = self._last_ids[self._pages.upload_slots(step.decoding)]
+        hidden = run_modules(self._model, torch.cat([newest, upload(ids)]), upload(positions), attention)
         return sequences, hidden[upload(last)]
 
     def _collect(self) -> None:
@@ -167,10 +174,9 @@ class GpuEngine(ContinuousEngine):
         return ended
 
     def _preempt_half(self) -> list[CachedSequence]:
-        """As on the CPU, once it is known which sequences still run; if some have ended, their memory may suffice."""
+        """Take less into the next steps, once it is known which sequences still run."""
         self._collect()
-        ended = self._take_ended()
-        if ended:
-            self._free_memory()
-            return ended
-        return super()._preempt_half()
+        return [*self._take_ended(), *super()._preempt_half()]
+
+    def _without_memory(self) -> CachedSequence | None:
+        return self._scheduler.shrink()

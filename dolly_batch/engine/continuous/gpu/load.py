@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from dolly_batch.engine.continuous.cache import CacheShape
+from dolly_batch.engine.continuous.engine import SCORED_TOKENS
 from dolly_batch.engine.continuous.gpu.engine import GPU_LIMITS, MAX_SEQUENCES, STEP_TOKENS, GpuEngine
-from dolly_batch.engine.continuous.gpu.pages import GATHERED_KEYS, Pages
+from dolly_batch.engine.continuous.gpu.graphs import bucket_sizes
+from dolly_batch.engine.continuous.gpu.pages import GATHERED_KEYS, Pages, shortest_reach
 from dolly_batch.engine.continuous.gpu.self_test import Backend, Unsupported, choose_backend
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -24,6 +27,8 @@ _LIBRARY_BYTES = 512 << 20  # work space of cuBLAS, and what falls between the a
 # Of one packed token, in hidden sizes, at the widest place of a layer: its inputs, queries, keys and values before and
 # after the rotation, the attended values; then the inner layer of four times the size, twice.
 _HIDDEN_SIZES = 16
+_GRAPH_BYTES = 8 << 20  # of a recorded step's own, beside the memory that all of them share
+_LEAST_SCORED_TOKENS = 256
 
 
 def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], None]) -> Engine:
@@ -67,13 +72,31 @@ class StepSize:
     def working_bytes(self, loaded: LoadedModel) -> int:
         """Bytes that such a step needs in addition to weights, keys and values."""
         config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
-        num_tokens = self.step_tokens + config.max_positions  # the last prompt of a step is run whole
-        num_keys = GATHERED_KEYS + config.max_positions
-        activations = (_HIDDEN_SIZES * num_tokens * config.hidden_size + 2 * num_keys * config.kv_size) * item_bytes
+        num_tokens = self.step_tokens + config.max_positions
         recorded = 2 * _HIDDEN_SIZES * self.max_sequences * config.hidden_size * item_bytes
+        num_parts = self.max_sequences * config.num_heads * shortest_reach(config.max_positions) // SPLIT_KEYS
+        recorded += 4 * num_parts * (config.head_size + 1) + _GRAPH_BYTES * len(bucket_sizes(self.max_sequences))
         # Logits as they come and in float32, whether they are finite, and their best.
         logits = (self.max_sequences + num_tokens // 64) * config.vocab_size * (item_bytes + 4 + 1 + 4)
-        return activations + recorded + logits + _LIBRARY_BYTES
+        return self._prompt_bytes(loaded) + recorded + logits + _LIBRARY_BYTES
+
+    def scored_tokens(self, loaded: LoadedModel) -> int:
+        """Tokens that may be scored at once: scoring keeps all layers' keys and values in what prompts else take.
+
+        Twice, since those of a prompt stay while its continuations run; at most as many as on a CPU.
+        """
+        config, item_bytes = loaded.folder.config, loaded.dtype.itemsize
+        token_bytes = 2 * CacheShape.of(loaded).token_bytes + _HIDDEN_SIZES * config.hidden_size * item_bytes
+        return max(_LEAST_SCORED_TOKENS, min(SCORED_TOKENS, self._prompt_bytes(loaded) // token_bytes))
+
+    def _prompt_bytes(self, loaded: LoadedModel) -> int:
+        """Activations of a step's prompts, and the keys and values that are gathered for them."""
+        config = loaded.folder.config
+        # The last prompt of a step is run whole, and decoding sequences with it.
+        num_tokens = self.max_sequences + self.step_tokens + config.max_positions
+        num_keys = GATHERED_KEYS + config.max_positions
+        items = _HIDDEN_SIZES * num_tokens * config.hidden_size + 2 * num_keys * config.kv_size
+        return items * loaded.dtype.itemsize
 
 
 def engine_over_pages(
@@ -93,7 +116,7 @@ def engine_over_pages(
         prefill=backend.prefill,
         use_kernel=backend.use_kernels,
     )
-    return GpuEngine(
+    engine = GpuEngine(
         loaded,
         pages,
         max_sequences=size.max_sequences,
@@ -101,14 +124,20 @@ def engine_over_pages(
         limits=replace(GPU_LIMITS, step_tokens=size.step_tokens),
         use_kernels=backend.use_kernels,
         use_graphs=backend.use_graphs,
+        max_scored_tokens=size.scored_tokens(loaded),
         heartbeat=heartbeat,
     )
+    engine.record_graphs()
+    return engine
 
 
 def kv_bytes(spec: EngineSpec, shape: CacheShape, spare_bytes: int) -> int:
-    """Bytes for keys and values, of so many that weights and steps leave free."""
+    """Bytes for keys and values, of so many that weights and steps leave free: no more, whatever the job says."""
     fraction = MEMORY_FRACTION if spec.memory_fraction is None else spec.memory_fraction
     num_bytes = spec.kv_bytes or int(max(0, spare_bytes) * fraction)
+    if num_bytes > max(0, spare_bytes):
+        log.warning("engine.kv_bytes is %d, and this GPU has %d for keys and values", num_bytes, spare_bytes)
+        num_bytes = max(0, spare_bytes)
     if spec.max_batch_tokens is not None:
         num_bytes = min(num_bytes, spec.max_batch_tokens * shape.token_bytes)
     return num_bytes

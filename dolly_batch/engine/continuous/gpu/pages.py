@@ -25,8 +25,14 @@ from dolly_batch.engine.host_device import upload
 
 PAGE_TOKENS = 16
 GATHERED_KEYS = 16_384  # at most, or one sequence's: prompts with a long shared prefix have many more keys than tokens
+_LONGEST_SHORT_REACH = 2_048  # programs of parts that no row has cost little, but there must not be hundreds a row
 _PRIOR_SEQUENCES = 16  # taken to use all of their new tokens, until others have ended
 _SEQUENCES_A_SPARE_PAGE = 4  # for answers that turn out longer than expected
+
+
+def shortest_reach(max_positions: int) -> int:
+    """The positions that all decode steps are laid out for, in a window of so many."""
+    return round_up_position(min(max_positions, _LONGEST_SHORT_REACH))
 
 
 class OutOfPages(MemoryError):
@@ -46,7 +52,8 @@ class Pages:
     """Keys and values of up to `max_sequences` sequences, and of one more that has ended and only shares its prefix.
 
     `budget_bytes` is taken at once, and at least what one sequence of `max_positions` tokens needs. `prefill` attends
-    for chunks; `use_kernel` is whether the Triton kernel attends for decoding sequences.
+    for chunks; `use_kernel` is whether the Triton kernel attends for decoding sequences. Decode steps are laid out for
+    positions up to `reach` at least, by default the window's.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Pages:
         max_positions: int,
         prefill: Prefiller = prefill_by_sdpa,
         use_kernel: bool = False,
+        reach: int | None = None,
     ) -> None:
         self.shape = shape
         self.page_bytes = PAGE_TOKENS * shape.token_bytes
@@ -75,6 +83,7 @@ class Pages:
         self.null_slot = max_sequences + 1
         self.block_tables = torch.zeros((max_sequences + 2, table_size), dtype=torch.int32, device=shape.device)
         self._layers: tuple[Tensor, ...] = self.data.unbind(0)
+        self._reach = reach or shortest_reach(max_positions)
         self._prefill = prefill
         self._use_kernel = use_kernel
         self._free_pages = list(range(self.num_pages - 1, 0, -1))
@@ -82,6 +91,8 @@ class Pages:
         self._ref_counts = [0] * self.num_pages
         self._num_sequences = 0
         self._num_expected = 0  # pages that the sequences are expected to take in addition
+        self._copies: dict[int, int] = {}  # pages that are to be copied before anything is written, by their targets
+        self._sources: set[int] = set()  # of these copies
         self._unwritten: dict[int, int] = {}  # entries of the block tables that the device does not have yet
         self._num_ended, self._share_used = _PRIOR_SEQUENCES, float(_PRIOR_SEQUENCES)
 
@@ -133,8 +144,8 @@ class Pages:
             self._ref_counts[page] += 1
             self._unwritten[line + number] = page
         if rest:
-            kept, copy = origin.pages[num_shared], target.pages[num_shared]
-            self.data[:, :, copy, :, :rest] = self.data[:, :, kept, :, :rest]
+            self._copies[target.pages[num_shared]] = origin.pages[num_shared]
+            self._sources.add(origin.pages[num_shared])
 
     def free(self, sequence: CachedSequence, has_nan: bool = False) -> None:
         """Forget the sequence. NaN need not be wiped out: every position is written before it is read."""
@@ -159,7 +170,8 @@ class Pages:
         if step.decoding:
             positions = [sequence.num_cached for sequence in step.decoding]
             slots = self.upload_slots(step.decoding)
-            parts.append(self._decode(slice(0, num_decoding), slots, self.upload(positions), max(positions)))
+            reach = self.reach_for(max(positions))  # as recorded steps: no kernel is built for a reach of its own
+            parts.append(self._decode(slice(0, num_decoding), slots, self.upload(positions), reach))
         start = num_decoding
         for chunks in _batches(step.chunks):
             parts.append(Prefill.of(self._layers, chunks, start, self._prefill))
@@ -170,9 +182,9 @@ class Pages:
         """Attention of decoding sequences, their newest tokens at `positions`; both [sequences], on the device."""
         return PageAttention([self._decode(slice(0, len(slots)), slots, positions, max_position)])
 
-    def round_up_position(self, position: int) -> int:
-        """The largest position that costs no more than this one."""
-        return round_up_position(position) if self._use_kernel else position
+    def reach_for(self, position: int) -> int:
+        """Up to which position a decode step is laid out that goes up to this one; for most, always the same."""
+        return max(self._reach, round_up_position(position))
 
     def upload(self, values: Sequence[int]) -> Tensor:
         """The numbers on the cache's device, int64."""
@@ -183,12 +195,28 @@ class Pages:
         return self.upload([sequence.location.slot for sequence in sequences])
 
     def write_block_tables(self) -> None:
-        """Write new entries of the block tables to the device."""
+        """Write new entries of the block tables to the device, and copy pages in which prompts part."""
+        self._copy_pages()
         if self._unwritten:
             indices = self.upload(list(self._unwritten))
             pages = upload(list(self._unwritten.values()), torch.int32, self.shape.device)
             self.block_tables.view(-1)[indices] = pages
             self._unwritten.clear()
+
+    def _copy_pages(self) -> None:
+        """Whole pages: what lies behind the common tokens is written before it is read."""
+        if not self._copies:
+            return
+        targets, sources = self.upload(list(self._copies)), self.upload(list(self._copies.values()))
+        self._copies.clear()
+        self._sources.clear()
+        if self._use_kernel:
+            from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages  # needs triton
+
+            copy_pages(self.data, sources, targets)
+            return
+        for layer in self._layers:
+            layer[:, targets] = layer[:, sources]
 
     def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
         return Decode(self._layers, self.block_tables, tokens, slots, positions, max_position, self._use_kernel)
@@ -202,6 +230,9 @@ class Pages:
     def _release_page(self, page: int) -> None:
         self._ref_counts[page] -= 1
         if not self._ref_counts[page]:
+            if page in self._sources:
+                self._copy_pages()  # before the page is somebody else's, and perhaps a target
+            self._copies.pop(page, None)
             self._free_pages.append(page)
             self.num_bytes -= self.page_bytes
 

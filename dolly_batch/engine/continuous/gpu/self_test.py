@@ -20,7 +20,7 @@ from dolly_batch.engine.continuous.gpu.attention import (
     varlen_prefill,
 )
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
-from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages
+from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages, shortest_reach
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
 # Rows at and around the borders of pages, of blocks of keys and of parts.
-_POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100)
+_POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100, 2_100)
 
 
 class Unsupported(Exception):
@@ -59,6 +59,7 @@ def choose_backend(loaded: LoadedModel) -> Backend:
         torch.cuda.set_device(loaded.device)  # kernels, events and graphs are launched on the current one
     max_positions = loaded.folder.max_positions
     _run_check("the decode kernel", lambda: check_decode(shape, max_positions))
+    _run_check("the kernel that copies pages", lambda: check_copies(shape))
     _run_check("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
     why_not = None
@@ -90,12 +91,38 @@ def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _
     expected = decode_by_sdpa(query.double(), key.double(), value.double(), wide, tables, slots, at, scaling, 1)
     num_splits = round_up_position(max(positions)) // SPLIT_KEYS
     found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits)
+
+    def decode(rows: Sequence[int], num_splits: int) -> Tensor:
+        index = torch.tensor(rows, device=shape.device)
+        own_slots, own_at = slots[index], at[index]
+        return paged_decode(
+            query[index], key[index], value[index], pages, tables, own_slots, own_at, scaling, num_splits
+        )
+
     for row, position in enumerate(positions):
         _assert_close(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
     _assert_close(pages.nan_to_num(), wide.nan_to_num(), 1e-6, "in what it stores")
-    alone = paged_decode(query[:1], key[:1], value[:1], pages, tables, slots[:1], at[:1], scaling, 1)
-    if not torch.equal(alone[0], found[0]):
-        raise Unsupported("a sequence's numbers change with its neighbours")
+    # A sequence that one part holds: the same bits alone and among all, whether others need more parts or none does.
+    short = [row for row, position in enumerate(positions) if position <= SPLIT_KEYS]
+    together = decode(short, 1)
+    for number, row in enumerate(short):
+        others = (together[number], decode([row], 1)[0], decode([row], max(2, num_splits))[0])
+        if not all(torch.equal(other, found[row]) for other in others):
+            raise Unsupported(f"a sequence's numbers change with its neighbours, with {positions[row] + 1} keys")
+
+
+def check_copies(shape: CacheShape) -> None:
+    """Compare copied pages with what torch copies, and see that no other page changes."""
+    from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages
+
+    numbers = torch.Generator(shape.device).manual_seed(4)
+    pages = _random(shape, (2, 2, 9, shape.num_kv_heads, PAGE_TOKENS), numbers)
+    expected = pages.clone()
+    sources, targets = (torch.tensor(each, device=shape.device) for each in ([4, 1, 4], [2, 7, 8]))
+    expected[:, :, targets] = expected[:, :, sources]
+    copy_pages(pages, sources, targets)
+    if not torch.equal(pages, expected):
+        raise Unsupported("pages differ from what was copied")
 
 
 def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
@@ -124,11 +151,12 @@ def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_
     from dolly_batch.engine.kernels.gpu.sample import choose
 
     numbers = torch.Generator(device).manual_seed(3)
-    top_ps = (1.0, 0.92, 0.5)
+    top_ps = (1.0, 0.92, 0.5, 0.02)  # the last refuses most draws, and ends in the search
     params = [
-        GenerationParams(do_sample=row % 4 > 0, temperature=0.7, top_p=top_ps[row % 3]) for row in range(num_rows)
+        GenerationParams(do_sample=row % 5 > 0, temperature=0.7, top_p=top_ps[row % 4]) for row in range(num_rows)
     ]
-    logits = (4 * torch.randn((len(params), vocab_size), generator=numbers, device=device)).to(dtype)
+    # Flat enough that hundreds of tokens are likely, and that the smallest top_p keeps more than one.
+    logits = torch.randn((len(params), vocab_size), generator=numbers, device=device).to(dtype)
     seeds = torch.arange(len(params), device=device)
     expected = choose_tokens(logits, params, seeds.tolist(), seeds.tolist())
     found = choose(
@@ -148,7 +176,13 @@ def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, u
     max_positions = min(256, loaded.folder.max_positions)
     install(loaded.model)
     pages = Pages(
-        CacheShape.of(loaded), 0, max_sequences=4, max_positions=max_positions, prefill=prefill, use_kernel=use_kernels
+        CacheShape.of(loaded),
+        0,
+        max_sequences=4,
+        max_positions=max_positions,
+        prefill=prefill,
+        use_kernel=use_kernels,
+        reach=shortest_reach(loaded.folder.max_positions),
     )
     last_ids = torch.zeros(len(pages.block_tables), dtype=torch.int64, device=loaded.device)
     decoder = Decoder(loaded.model, pages, last_ids, 4, record_at=1 if use_graphs else None)
@@ -169,6 +203,8 @@ def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, u
             slots = [row.location.slot for row in rows]
             last_ids[pages.upload(slots)] = pages.upload([text[-number] for text in texts])
             found.append(decoder.run(slots, [len(text) - number for text in texts]).clone())
+        if use_graphs and not decoder.num_graphs:
+            raise Unsupported(f"not recorded: {decoder.why_not}")
         for number, text in enumerate(texts):
             expected = loaded.model.base_model(input_ids=pages.upload(text)[None], use_cache=False).last_hidden_state[0]
             for back, part in zip((3, 2, 1), found, strict=True):

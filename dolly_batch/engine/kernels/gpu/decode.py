@@ -2,7 +2,8 @@
 
 A program takes one head of one row, and of that row `SPLIT_KEYS` keys: rows longer than that are taken by several and
 joined by a second kernel. Where a row is cut depends on its own length alone, and a row that is not cut gets the same
-bits with and without the second kernel; so its result depends on no neighbour. The new token's key and value come from
+bits with and without the second kernel; so its result depends on no neighbour. Programs of parts that a short row does
+not have end at once. The new token's key and value come from
 the layer itself, and are written to their page on the way: nothing is read that was written in the same launch.
 
 Each of `BLOCK_KEYS` lanes keeps a softmax of its own over every `BLOCK_KEYS`-th key (the running maximum of Milakov and
@@ -56,6 +57,10 @@ def _attend(
     num_heads = tl.num_programs(0)
     num_kv_heads = num_heads // GROUP
     position = tl.load(positions + row).to(tl.int32)
+    if NUM_SPLITS > 1:  # noqa: SIM102 - known when the kernel is compiled, what follows is not
+        if (split > 0) & (split * KEYS >= position):  # a part that this row does not have
+            tl.store(sums + (row * num_heads + head) * NUM_SPLITS + split, -float("inf"))
+            return
     table = tables + tl.load(slots + row).to(tl.int64) * table_row
     size = tl.arange(0, BLOCK_SIZE)
     inner = size < HEAD_SIZE
@@ -129,7 +134,8 @@ def _join(
     sum_ = tl.load(sums + place * NUM_SPLITS + split)
     weight = tl.exp2(sum_ - tl.max(sum_, axis=0))
     at = (place * NUM_SPLITS + split[:, None]) * HEAD_SIZE + size[None, :]
-    part = tl.load(parts + at, mask=inner[None, :], other=0.0)
+    # Of a part that the row does not have only the sum was written.
+    part = tl.load(parts + at, mask=inner[None, :] & (sum_ > -float("inf"))[:, None], other=0.0)
     result = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
     tl.store(output + place * HEAD_SIZE + size, result.to(output.dtype.element_ty), mask=inner)
 

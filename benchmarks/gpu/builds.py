@@ -1,0 +1,167 @@
+"""The GPU kernels built for GPUs that are not here: what the compiler made of them. Needs triton, and no GPU.
+
+    python benchmarks/gpu/builds.py 7.5 8.0 8.6 9.0        a line of JSON for each kernel and compute capability
+
+Arguments are as the engine gives them: aligned pointers, strides that are multiples of 16. Registers, spills and loads
+are read from the machine code itself.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # else there is nothing to build
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script, without the package installed
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, int8, sample
+
+_HEADS = (64, 80, 128)
+_TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One kernel for one GPU. `spilled_bytes` is local memory; loads and barriers are counted over the whole code."""
+
+    kernel: str
+    capability: str
+    num_registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    wide_loads: int  # of 16 bytes
+    narrow_loads: int  # of 1 or 2 bytes
+    num_barriers: int
+    num_products: int  # of tensor cores
+    num_doubles: int  # float64 instructions
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel, the types of its pointers and numbers (others are int32), its constants and launch settings."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 3
+    unaligned: tuple[str, ...] = ()
+
+
+def cases(dtype: str) -> Iterator[Case]:
+    """All kernels in a dtype (`bf16` or `fp16`), in the shapes in which they run."""
+    for head_size in _HEADS:
+        for group, num_splits in itertools.product((1, 4) if head_size == 128 else (1,), (1, 4)):
+            name = f"decode, heads of {head_size}, groups of {group}, {num_splits} parts"
+            sizes = _attend_sizes(head_size, num_splits, group)
+            yield Case(name, decode._attend, _attend_types(dtype, num_splits), sizes, 4)
+        sizes = {"NUM_SPLITS": 4, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
+        yield Case(f"join, heads of {head_size}", decode._join, _types("parts, sums: fp32", output=dtype), sizes, 1)
+    types = _types("temperatures, top_ps, numbers: fp64", logits=dtype, tokens="i64", limits="fp32")
+    sizes = {"MAX_ATTEMPTS": 16, "BLOCK": sample._BLOCK, "BLOCKS": sample.num_blocks(50_280), "MULTIPLE": 8}
+    # Rows of 50,280 logits in units of 8: no multiple of 16.
+    yield Case("choose", sample._choose, types, sizes, sample._NUM_WARPS, 3, ("row_units", "vocab_units"))
+    sizes = {"PAGE_ITEMS": 40 * 16 * 128, "BLOCK": copy_pages._BLOCK}
+    types = _types("sources, targets: i64", pages=dtype)
+    yield Case("copy pages", copy_pages._copy_pages, types, sizes, copy_pages._NUM_WARPS, 3, ("num_pages",))
+    if dtype == "bf16":  # before 8.0 int8 is torch's own operations
+        yield from _int8_cases(dtype)
+
+
+def _types(alike: str, **others: str) -> dict[str, str]:
+    """Types of pointers: of names that have one in common, and of others."""
+    names, _, dtype = alike.partition(": ")
+    return {**dict.fromkeys(names.split(", "), f"*{dtype}"), **{name: f"*{own}" for name, own in others.items()}}
+
+
+def _attend_types(dtype: str, num_splits: int) -> dict[str, str]:
+    out = "fp32" if num_splits > 1 else dtype
+    types = _types(f"query, key, value, key_pages, value_pages: {dtype}", tables="i32", slots="i64", positions="i64")
+    return {**types, **_types(f"output, sums: {out}"), "scale": "fp32"}
+
+
+def _attend_sizes(head_size: int, num_splits: int, group: int) -> dict[str, Any]:
+    sizes = {"NUM_SPLITS": num_splits, "KEYS": SPLIT_KEYS, "PAGE": 16, "BLOCK_KEYS": decode._BLOCK_KEYS}
+    return {**sizes, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size), "GROUP": group}
+
+
+def _int8_cases(dtype: str) -> Iterator[Case]:
+    types = _types("scales: fp32", rows=dtype, quantized="i8")
+    yield Case("quantize rows", int8._quantize_rows, types, {"BLOCK": 4096}, 8)
+    types = _types("row_scales, weight_scales, bias: fp32", rows="i8", weight="i8", outputs=dtype)
+    for num_rows in (16, 128, 512):
+        tile = int8.choose_tile(num_rows, 15_360, 132)
+        sizes = {"BLOCK_ROWS": tile.num_rows, "BLOCK_OUTPUTS": tile.num_outputs, "BLOCK_INPUTS": tile.num_inputs}
+        sizes |= {"HAS_BIAS": True, "EVEN": True}
+        name = f"int8 product, {num_rows} rows"
+        yield Case(name, int8._multiply, types, sizes, tile.num_warps, tile.num_stages, ("num_rows",))
+    types = _types("row_scales, weight_scales, bias: fp32", sums="i32", outputs=dtype)
+    yield Case("scale sums", int8._scale_sums, types, {"HAS_BIAS": True, "BLOCK": 4096}, 8)
+
+
+def build(case: Case, capability: str) -> Build:
+    """Build a kernel for a compute capability such as `9.0`."""
+    kernel = case.kernel
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in case.constants else case.types.get(name, "i32") for name in names}
+    aligned = [
+        name for name in names
+        if name not in case.constants and name not in case.unaligned and signature[name] not in ("fp32", "fp64")
+    ]  # fmt: skip
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in case.constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    major, _, minor = capability.partition(".")
+    target = GPUTarget("cuda", 10 * int(major) + int(minor), 32)
+    compiled: Any = triton.compile(
+        source, target=target, options={"num_warps": case.num_warps, "num_stages": case.num_stages}
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        usage, code = (_read(option, file.name) for option in ("--dump-resource-usage", "-sass"))
+    found = {key: int(value) for key, value in re.findall(r"(REG|LOCAL|STACK):(\d+)", usage)}
+    return Build(
+        case.name,
+        capability,
+        found["REG"],
+        found["LOCAL"] + found["STACK"],
+        compiled.metadata.shared,
+        len(re.findall(r"(?:LDG|LDGSTS)\.E[.\w]*\.128", code)),
+        len(re.findall(r"LDG\.E[.\w]*\.[US](?:8|16)\b", code)),
+        code.count("BAR.SYNC"),
+        len(re.findall(r"\b(?:[IHQ]?MMA|IGMMA|HGMMA|QGMMA)\.", code)),
+        len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP)\b", code)),
+    )
+
+
+def _read(option: str, path: str) -> str:
+    return subprocess.run([str(_TOOL), option, path], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> None:
+    """Build for the capabilities that are given; those after `--only` are words of the kernels' names."""
+    words = sys.argv[1:]
+    only = words[words.index("--only") + 1 :] if "--only" in words else []
+    for capability in words[: words.index("--only")] if "--only" in words else words:
+        for case in cases("fp16" if capability < "8" else "bf16"):
+            if not only or any(word in case.name for word in only):
+                print(json.dumps(asdict(build(case, capability))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The GPU kernels built for GPUs that are not here: what the interpreter lets pass and the compiler does not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.conftest import PROJECT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="triton's assembler comes for Linux")
+# Of one multiprocessor, that a program may have.
+SHARED_BYTES = {"7.5": 64 << 10, "8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 << 10}
+
+
+def built(folder: Path, *words: str) -> list[dict[str, Any]]:
+    """What `benchmarks/gpu/builds.py` says of these capabilities and kernels."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "benchmarks/gpu/builds.py"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+        env={**environment, "TRITON_CACHE_DIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_good(found: dict[str, Any]) -> None:
+    """No spills, room for several programs on a multiprocessor, keys and values read 16 bytes at a time."""
+    name = found["kernel"]
+    assert found["spilled_bytes"] == 0, found
+    assert found["shared_bytes"] <= SHARED_BYTES[found["capability"]], found
+    assert found["num_registers"] <= (168 if name.startswith("int8") else 96), found
+    if name.startswith("decode"):
+        assert found["wide_loads"] >= (6 if "heads of 64" in name else 8), found  # four of keys, four of values; or two
+        assert found["shared_bytes"] <= 2048, found  # nothing but the lanes' last exchange
+    if name in ("copy pages", "choose"):
+        assert found["wide_loads"] > 0, found
+        assert found["narrow_loads"] <= 2, found  # of a drawn token's own logit
+        assert found["num_doubles"] < 300, found  # sums, and nothing else
+    if name.startswith("int8 product"):
+        assert found["num_products"] > 0, found  # tensor cores'
+        assert found["narrow_loads"] == 0, found
+
+
+def test_the_kernels_of_a_decode_step_are_built_as_they_should_for_hopper(tmp_path: Path) -> None:
+    found = built(tmp_path, "9.0", "--only", "heads of 128, groups of 4, 4 parts", "int8 product, 512 rows")
+    assert [each["kernel"].split(",")[0] for each in found] == ["decode", "int8 product"]
+    for each in found:
+        assert_good(each)
+
+
+@pytest.mark.chaos  # two minutes of compiling
+@pytest.mark.parametrize("capability", sorted(SHARED_BYTES))
+def test_all_kernels_are_built_as_they_should(tmp_path: Path, capability: str) -> None:
+    found = built(tmp_path, capability)
+    assert len(found) >= 12
+    for each in found:
+        assert_good(each)
