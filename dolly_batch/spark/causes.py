@@ -24,6 +24,12 @@ _THROWN = re.compile(r"(?:^\(?|(?<=[\s:]))((?:[a-z_]\w*\.)+[A-Z][\w$]*)(?:\) |: 
 _CLASS = re.compile(r"\b(?:[a-z_]\w*\.){2,}([A-Z]\w*?)(?:DataSource)?(?:@[0-9a-f]+)?(?![\w.])")
 _STATE = re.compile(r"\s*SQLSTATE: (\w+);?")
 _FILE = re.compile(r"\[FAILED_READ_FILE[.\w]*\] Encountered error while reading file (\S+?)\.?(?:\s|$)")
+# What a disk says lies below what a writer makes of it, sometimes among what it suppressed.
+_OF_A_DISK = re.compile(
+    r"(?:IOException|FSError|FileSystemException)[^\n]*?: "
+    r"(No space left on device|Disk quota exceeded|Read-only file system|Too many open files)"
+)
+_WRITTEN = re.compile(r"Task failed while writing rows to (\S+?)\.?(?:\s|$)")
 _TRY = re.compile(r"\b(try_[a-z_]+)\b")
 _TYPES = re.compile(r'of the type ("[A-Z0-9_(), ]+") cannot be cast to ("[A-Z0-9_(), ]+")')
 _PRINTED = "An error occurred while calling"  # behind it py4j has what Java printed
@@ -71,6 +77,8 @@ def cause(error: BaseException) -> str:
     """The deepest cause that the error gives, on one line; empty where it gives none."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if disk := of_a_disk(error):
+        return disk
     said = ""
     for part in _parts(error):
         if not (part.is_told() or _is_of_the_query(error, part)):
@@ -105,10 +113,16 @@ def raised_in_task(error: BaseException) -> str | None:
 
 def is_of_data(error: BaseException) -> bool:
     """Whether a value stopped the query: one that a cast, a division or the like cannot take."""
-    if isinstance(error, AnalysisException) or _is_of_python(error):
+    if isinstance(error, AnalysisException) or _is_of_python(error) or of_a_disk(error):
         return False
     part = next((part for part in _parts(error) if not part.is_told()), None)
     return part is not None and bool(part.condition or part.thrown) and _OF_CODE.match(part.condition) is None
+
+
+def of_a_disk(error: BaseException) -> str:
+    """What a disk that is full, or takes no more files, said, and where; empty for other errors."""
+    said, where = _OF_A_DISK.search(str(error)), _WRITTEN.search(str(error))
+    return "" if said is None else f"{said[1]}{f' (writing {where[1]})' if where else ''}"
 
 
 def file_of(error: BaseException) -> str | None:

@@ -38,7 +38,7 @@ from dolly_batch.spark.preflight.executors import check_executors, check_shared
 from dolly_batch.spark.publish import publish, put_tags
 from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
-from dolly_batch.spark.signals import stopping_on_signals
+from dolly_batch.spark.signals import raising_by_name, stopping_on_signals
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
 from dolly_batch.spark.tables.input import InputTable, input_files, open_input
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
@@ -49,6 +49,7 @@ from dolly_batch.spark.work_dir import prepare_work_dir
 from dolly_batch.tasks.base import TaskModel
 
 
+@raising_by_name()
 def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, report: Report | None = None) -> Report:
     """Run a job, given as such or as the path of its file, to its end, and return its numbers.
 
@@ -73,6 +74,7 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
     return report
 
 
+@raising_by_name()
 def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, report: Report | None = None) -> Report:
     """Count what a run of the job would take: rows, tokens, time. Writes nothing except the staged model.
 

@@ -65,6 +65,17 @@ def as_dolly_error(error: BaseException) -> DollyBatchError:
     return Stopped(_first_cause(error))
 
 
+@contextmanager
+def raising_by_name() -> Iterator[None]:
+    """Raise what a block raises as a DollyBatchError, from what it was; Ctrl-C stays what it is."""
+    try:
+        yield
+    except DollyBatchError:
+        raise
+    except Exception as error:
+        raise as_dolly_error(error) from error
+
+
 def _first_cause(error: BaseException) -> str:
     """The error in one line; of an error in a Python worker, what it was raised by; of Spark's, its cause."""
     if isinstance(error, (PySparkException, Py4JError)):

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from dolly_batch.config.job import JobConfig
 from dolly_batch.config.tables import InputConfig, ReadableTable
 from dolly_batch.errors import InputError
-from dolly_batch.spark.causes import cause, file_of, is_of_data
+from dolly_batch.spark.causes import cause, file_of, is_of_data, of_a_disk
 from dolly_batch.spark.files import plain_name
 from dolly_batch.spark.plan.keys import row_key
 from dolly_batch.spark.tables.columns import ColumnRef, resolve_column
@@ -128,6 +128,8 @@ def unreadable_input_named(config: ReadableTable, key: str = "input") -> Iterato
     try:
         yield
     except (PySparkException, Py4JError) as error:
+        if of_a_disk(error):
+            raise
         if (fails := is_of_data(error)) and isinstance(config, InputConfig) and config.where is not None:
             raise InputError(f"input.where fails on a row: {cause(error)}") from error
         if not fails and UNREADABLE.search(str(error)) is None:
