@@ -4,7 +4,7 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
-from dolly_batch.errors import Refused
+from dolly_batch.errors import InputError, Refused
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit
 from dolly_batch.spark.checks import check_predicates
@@ -40,7 +40,7 @@ from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import raising_by_name, stopping_on_signals
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
-from dolly_batch.spark.tables.input import InputTable, input_files, open_input
+from dolly_batch.spark.tables.input import InputTable, input_files, open_input, read_table
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
 from dolly_batch.spark.tables.trial import try_output
@@ -171,6 +171,14 @@ def _opened_tables(spark: SparkSession, job: JobConfig) -> tuple[InputTable, Out
     return source, target
 
 
+def _files_of_input(spark: SparkSession, job: JobConfig) -> Sequence[str]:
+    """The input's files as it is now; none where it is gone, which a plan's resumption does not mind."""
+    try:
+        return input_files(read_table(spark, job.input, "input")[0], job.input)
+    except InputError:
+        return []
+
+
 def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files, work: str) -> Opened | None:
     """The job's open plan, if it has one. Its input is not read again."""
     opened = open_plan(files, work, job.name)
@@ -195,6 +203,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     check_predicates(target)
     if not folder.has(PUBLISHED):
         try_output(target, work, plan.retries)
+        open_rejected(target, work, partial(_files_of_input, spark, job))
     model = planned_model(spark, plan, job)
     check_shared(spark, files, work, target, model.folder)
     say(f"resuming plan {plan.plan_id}: {len(folder.staged_waves())} of {len(plan.waves)} waves are finished")

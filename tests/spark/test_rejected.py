@@ -70,18 +70,44 @@ def test_counts_add_up_though_a_start_dies_after_them(
 
 
 def test_a_check_that_too_many_fail_or_that_a_value_stops_is_exit_3_and_named(desk: Desk) -> None:
-    desk.put(questions(20))
-    checks = {"sevens": "response like '%7%'", "number": "cast(response as int) > 0", "known": "response is not null"}
+    desk.put([*questions(19), {"id": "bracket", "instruction": "(Say 7."}])
+    checks = {
+        "by-chance": "rand() >= 0",
+        "pattern": "response rlike substr(response, 1, 1)",
+        "sevens": "response like '%7%'",
+        "number": "cast(response as int) > 0",
+        "known": "response is not null",
+    }
     report = desk.run(checks=checks)
     assert (report.outcome, report.exit_code) == ("complete", 3)
     assert report.checks["sevens"] > 10
     assert report.checks["known"] == 0
-    assert set(report.check_faults) == {"number"}
+    assert report.checks["by-chance"] == 0
+    assert set(report.check_faults) == {"number", "pattern"}
     assert "fail the check sevens, more than limits.max_error_share = 5.0% (exit 3)" in report.message
     assert "the check number could not be counted (exit 3): [CAST_INVALID_INPUT]" in report.message
     assert "Say the number" not in report.to_json()
     assert len(desk.rows()) == 20
     assert desk.run(checks=checks).outcome == "nothing_to_do"
+
+
+def test_a_resumed_plan_refuses_a_rejected_table_in_its_output(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who adds it after a start that has stopped: the output's rows must not make way for it."""
+    desk.put([*questions(3), *REPEATED])
+    job = {"input": {"on_bad_id": "status"}, "limits": {"max_error_share": 1.0}}
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "publish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        desk.run(**job, output={"mode": "append"})
+    monkeypatch.undo()
+    same = {"mode": "append", "rejected": {"path": str(desk.out), "format": "parquet"}}
+    assert "lie in one another" in str(desk.refused(**job, output=same))
+    beside = {"mode": "append", "rejected": {"path": str(desk.folder / "rejected"), "format": "parquet"}}
+    assert desk.run(**job, output=beside).num_rejected_rows == 2
+    assert (len(desk.rows()), len(rejected(desk.spark, desk.folder, "parquet"))) == (5, 2)
 
 
 def test_refused_before_any_work(desk: Desk) -> None:
@@ -91,6 +117,9 @@ def test_refused_before_any_work(desk: Desk) -> None:
         ("length(respons) < 5", "UNRESOLVED_COLUMN"),
         ("length(response <", "PARSE_SYNTAX_ERROR"),
         ("count(*) > 5", "INVALID_WHERE_CONDITION"),
+        ("response rlike '('", "INVALID_PARAMETER_VALUE"),
+        ("size(split(response, '[')) > 0", "IllegalArgumentException"),
+        ("date_format(created_at, 'QQQQQQ') > ''", "INVALID_DATETIME_PATTERN"),
     ):
         error = desk.refused(checks={"odd": predicate})
         assert isinstance(error, ConfigError)

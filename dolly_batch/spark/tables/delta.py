@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
@@ -20,8 +19,8 @@ from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
 from dolly_batch.spark.session.environment import delta_jars
 from dolly_batch.spark.session.session import is_connect
 from dolly_batch.spark.tables.base import OutputFormat, has_no_data, partitioned
-from dolly_batch.spark.tables.columns import no_rows, quoted_path, schema_difference
-from dolly_batch.spark.tables.delta_commit import commit, save, table_identifier
+from dolly_batch.spark.tables.columns import no_rows, schema_difference
+from dolly_batch.spark.tables.delta_commit import append_once, commit, save, table_identifier
 from dolly_batch.spark.tables.delta_log import Version, own_version, see, seen_by, versions_since, was_alone
 from dolly_batch.spark.tables.delta_rules import broken_rules, check_rules, table_rules, violated
 from dolly_batch.spark.tables.output import OutputTable
@@ -177,10 +176,8 @@ class Delta(OutputFormat):
             output.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(new)})")
 
     def add(self, output: OutputTable, plan: Plan, rows: DataFrame) -> None:
-        """Append in one commit, unless the plan's rows are there."""
-        table = output.read()
-        if table is None or table.filter(F.col(quoted_path(output.output_name("plan_id"))) == plan.plan_id).isEmpty():
-            save(output, rows.write.format("delta").mode("append"))
+        """Append in one commit, unless the plan has done so before."""
+        append_once(output, f"dolly_batch rejected {plan.plan_id} {plan.created_at}", rows)
 
 
 FORMAT = Delta()

@@ -103,6 +103,14 @@ def _append(output: OutputTable, rows: DataFrame) -> None:
         save(output, rebalanced.write.format("delta").mode("append"))
 
 
+def append_once(output: OutputTable, writer_name: str, rows: DataFrame) -> None:
+    """Add the rows in one commit, unless a writer of this name has added some: Delta remembers it."""
+    _create(output)
+    with sized(output, rows) as rebalanced:
+        writer = rebalanced.write.format("delta").mode("append")
+        save(output, writer.option("txnAppId", writer_name).option("txnVersion", 1))
+
+
 def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     """MERGE, on names that cannot be mistaken: every column of the new rows is renamed first."""
     columns = [field.name for field in output.schema.fields]

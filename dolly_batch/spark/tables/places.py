@@ -70,12 +70,14 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Callable
         raise OutputError(f"work_dir {work} lies in the output {name}; name two folders side by side")
 
 
-def lie_in_one_another(one: str | None, other: str | None) -> bool:
-    """Whether two folders are one, or one lies in the other; never so where one is not known."""
-    if one is None or other is None:
-        return False
-    one, other = _real(one), _real(other)
-    return _lies_in(one, other) or _lies_in(other, one)
+def lie_in_one_another(one: "OutputTable", other: "OutputTable") -> bool:
+    """Whether two tables are one, by folder or by name, or one's folder lies in the other's."""
+    spark, names = one.spark, [table.job.output.table for table in (one, other)]
+    if None not in names and len({tuple(name_parts(str(name).lower())[-2:]) for name in names}) == 1:
+        return True
+    places = [table.path or _location(spark, str(table.job.output.table)) for table in (one, other)]
+    first, second = (None if place is None else _real(place) for place in places)
+    return first is not None and second is not None and (_lies_in(first, second) or _lies_in(second, first))
 
 
 def _absolute(spark: SparkSession, path: str) -> str:
