@@ -52,9 +52,9 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Callable
     The roots of the tables are compared. `inputs`, which lists every file of the input, is called where it has none, or
     a pattern.
     """
-    location = target.path or _location(spark, str(target.job.output.table))
+    location = target.path or table_location(spark, str(target.job.output.table))
     work, name, config = _real(files_for(spark, target.job.work_dir)[1]), target.job.output.name, target.job.input
-    root = _location(spark, str(config.table)) if config.path is None else _absolute(spark, config.path)
+    root = table_location(spark, str(config.table)) if config.path is None else _absolute(spark, config.path)
     root = None if root is None else _real(root)
     if root is not None and _lies_in(work, root):
         raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
@@ -93,7 +93,7 @@ def _is_matched(path: str, pattern: str) -> bool:
     return len(names) >= len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
-def _location(spark: SparkSession, table: str) -> str | None:
+def table_location(spark: SparkSession, table: str) -> str | None:
     """Where a catalog table's files lie; None for one that is not there yet, for a view, and where it is not known."""
     if not spark.catalog.tableExists(table) or not _NAME.fullmatch(table):
         return None
