@@ -21,7 +21,7 @@ from dolly_batch.console import (
     print_summary,
     say,
 )
-from dolly_batch.errors import DollyBatchError, UsageError
+from dolly_batch.errors import DollyBatchError, Stopped, UsageError
 from dolly_batch.evaluate.report import EvaluateReport
 from dolly_batch.logs import log_to_terminal, silence_pyspark
 from dolly_batch.report import PlanReport, Report
@@ -241,23 +241,34 @@ def _stage_model(arguments: argparse.Namespace) -> int:
 
 def _report_plans(arguments: argparse.Namespace) -> int:
     """Make a page of a job's last plan, or of all plans of a work folder."""
+    from dolly_batch.spark.signals import as_dolly_error
+
     try:
         plans, text, keep = _page_of(arguments)
-    except DollyBatchError as error:
-        say(f"dolly-batch: {error}")
-        return error.exit_code
-    print_plans(plans)
-    try:
-        if arguments.output is None:
-            say(f"page: {keep(text)}")
-        else:
-            Path(arguments.output).write_text(text, encoding="utf-8")
-            say(f"page: {arguments.output}")
-    except OSError as error:
-        say(f"dolly-batch: the page could not be written: {error}")
-    if arguments.json:
-        print(json.dumps([asdict(plan) for plan in plans]), flush=True)  # noqa: T201 - as above
+        print_plans(plans)
+        if arguments.json:
+            print(json.dumps([asdict(plan) for plan in plans]), flush=True)  # noqa: T201 - as above
+        say(f"page: {_keep_page(text, arguments.output, keep)}")
+    except Exception as error:
+        known = as_dolly_error(error)
+        if known is not error:
+            logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)
+        say(f"dolly-batch: {known}")
+        return known.exit_code
     return 0
+
+
+def _keep_page(text: str, output: str | None, keep: Callable[[str], str]) -> str:
+    """Write a page, and return where it is. Raises Stopped where it cannot be written."""
+    from dolly_batch.spark.causes import reason
+
+    try:
+        if output is None:
+            return keep(text)
+        Path(output).write_text(text, encoding="utf-8")
+    except Exception as error:  # of the system, or of Java where Hadoop alone reaches the work folder
+        raise Stopped(f"the page could not be written: {reason(error)}") from error
+    return output
 
 
 def _page_of(arguments: argparse.Namespace) -> tuple[list[PlanReport], str, Callable[[str], str]]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dolly_batch.evaluate.report import EvaluateReport
-from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, Progress, Report, duration
+from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, Progress, Report, duration, num_new_tokens
 
 _MODEL_NOTES = {
     "tiny": "note: `tiny` is a small stand-in that can answer little beyond its sample tables; "
@@ -132,7 +132,7 @@ def _speed_line(report: Report) -> str:
     counts = [
         (f"{report.num_asked:,} rows answered", report.num_asked, "rows/s"),
         (f"{report.num_read_tokens:,} tokens in", report.num_read_tokens, "tokens/s"),
-        (f"{report.num_generated_tokens:,} tokens out", report.num_generated_tokens, "tokens/s"),
+        (f"{report.num_generated_tokens:,} tokens out", num_new_tokens(vars(report)), "tokens/s"),
     ]
     if report.num_resumed_waves:  # the report does not know how long the earlier starts took
         parts = [text for text, _, _ in counts]
@@ -216,7 +216,7 @@ def _plan_cells(plan: PlanReport) -> tuple[str, ...]:
         f"{plan.num_answered:,} of {plan.num_todo:,}",
         "" if share is None else f"{share:.1%}",
         "" if tokens is None else f"{tokens:,}",
-        f"{tokens / generate_s:,.0f}" if has_speed else "",
+        f"{(tokens - plan.report.get('num_begun_tokens', 0)) / generate_s:,.0f}" if has_speed else "",
         f"{sum(seconds.values()):,.0f} s" if seconds else "",
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -60,6 +60,11 @@ class Progress:
             speeds.append(f"{self.rows_per_s:,.{0 if self.rows_per_s >= 100 else 2}f} rows/s")
         left = "not known yet" if self.left_s is None else duration(self.left_s)
         return ", ".join([*speeds, f"time left: {left}"])
+
+
+def num_new_tokens(report: Mapping[str, Any]) -> int:
+    """Tokens that the model has generated, by the content of a report.json: those that were reused are none."""
+    return int(report.get("num_generated_tokens") or 0) - int(report.get("num_begun_tokens") or 0)
 
 
 def duration(seconds: float) -> str:
@@ -133,7 +138,7 @@ class Report(BaseReport):
     num_completion_tokens: int = 0
     """Of all rows; rows that share an answer count each."""
     num_generated_tokens: int = 0
-    """Of all answers, each counted once."""
+    """Of all answers, each counted once; `num_begun_tokens` are among them."""
     num_read_tokens: int = 0
     """Of all prompts that the model was given, over all calls; rows that share an answer count once."""
     num_rejected_rows: int = 0
@@ -155,9 +160,9 @@ class Report(BaseReport):
     estimated_cost: float | None = None
     """Of a plan that was only counted, where the job names a price."""
     gpu_hours: float = 0.0
-    """For which GPUs were busy, on CPUs engines; over all starts."""
+    """For which GPUs were busy with finished waves, on CPUs engines; over all starts. 0 before a run is complete."""
     cost: float | None = None
-    """Of these hours, at the job's price."""
+    """Of these hours, at the job's price; None without one, and for answers that an earlier version has published."""
     tags: dict[str, str] = field(default_factory=dict)
     """The job's own."""
     num_waves: int = 0

@@ -123,6 +123,20 @@ def test_what_is_not_known_is_left_out(state: str) -> None:
     assert state in texts(plans_page("all", [bare, PLAN]))
 
 
+def test_half_a_surrogate_pair_is_shown_as_a_page_can_hold_it() -> None:
+    labels = json.loads('{"labels": [["a\\ud800", 2, null]]}')
+    page = plan_page(replace(PLAN, details=labels))
+    assert "a\ufffd" in page
+    assert page.encode()
+    assert "answered questions (rows that ask the same are one)" in page
+
+
+def test_tokens_that_were_reused_are_in_no_speed() -> None:
+    report = PLAN.report | {"num_generated_tokens": 200_000, "num_begun_tokens": 47_970}
+    shown = texts(plan_page(replace(PLAN, report=report)))
+    assert "100 answer tokens/s" in shown  # (200,000 - 47,970) / 1520.3 s
+
+
 def test_speeds_leave_out_the_time_between_starts() -> None:
     unit, segments, end_s = speeds(PLAN.progress)
     assert (unit, len(segments), end_s) == ("tokens/s", 2, 398 + 898)

@@ -94,3 +94,21 @@ def test_a_line_says_waves_rows_speeds_time_left_and_errors() -> None:
     assert "(0.0%), time left: not known yet, errors: 0" in str(Progress("", 1, 0, 10, 0, 0, 0))
     times = {7.4: "7 s", 130: "2 min 10 s", 1500: "25 min", 7320: "2 h 2 min", 200_000: "2.3 days"}
     assert {seconds: duration(seconds) for seconds in times} == times
+
+
+def test_points_of_one_time_are_no_division_by_zero() -> None:
+    speed = Speed([Point(at_s, 10 + int(at_s), 0, 0) for at_s in (0.0, 400.0, 400.0)])
+    assert speed.per_s("num_rows") == 1.0
+    assert speed.left_s(510, 0) == 100.0
+    assert Speed([Point(5.0, 1, 0, 0), Point(5.0, 2, 0, 0)]).per_s("num_rows") is None
+
+
+def test_a_task_that_runs_again_is_no_negative_speed() -> None:
+    speed = Speed()
+    for at_s, num_rows in [(0.0, 1), (100.0, 201), (200.0, 51), (300.0, 181), (400.0, 401)]:
+        speed.add(Point(at_s, num_rows, 8 * num_rows, num_rows), 0)
+        per_s, left_s = speed.per_s("num_rows"), speed.left_s(1000, 8000)
+        assert per_s is None or per_s > 0
+        assert left_s is None or left_s > 0
+    assert [point.num_rows for point in speed.points] == [1, 201, 201, 201, 401]
+    assert speed.per_s("num_rows") == pytest.approx(200 / 300)  # of the last five minutes

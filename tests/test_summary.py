@@ -42,3 +42,7 @@ def test_a_resumed_run_names_no_speed_and_one_without_work_nothing() -> None:
 @pytest.mark.parametrize("status", [*ERROR_STATUSES, "truncated", "empty_response"])
 def test_each_kind_of_error_has_its_advice(status: str) -> None:
     assert WHAT_TO_DO[status]
+
+
+def test_tokens_that_were_reused_are_in_no_speed() -> None:
+    assert "20,000 tokens out (150 tokens/s)" in lines(num_begun_tokens=5_000)[0]

@@ -19,11 +19,13 @@ class LimitsConfig(Section):
     max_rows: int | None = Field(default=None, ge=1)
     """Refuse a plan with more rows left to answer than this."""
     max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Stop (exit 5, resumable) when GPUs have been busy for this long, on CPUs engines; checked after each wave."""
+    """Stop (exit 5, resumable) when GPUs have been busy with finished waves for this long, on CPUs engines; checked
+    after each wave."""
     price_per_gpu_hour: float | None = Field(default=None, gt=0)
     """Of one GPU, on CPUs of one engine (one an executor), in whatever money; plan and report then say the cost."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Refuse a plan that is estimated to cost more; stop (exit 5, resumable) when that much is spent."""
+    """Refuse a plan that is estimated to cost more, with a cascade one whose sample is; stop (exit 5, resumable) when
+    finished waves have cost that much."""
 
     @model_validator(mode="after")
     def _has_a_price(self) -> "LimitsConfig":

@@ -14,6 +14,8 @@ from pathlib import Path
 from dolly_batch.records import Completion, Scores
 
 WRITE_EVERY_S = 10.0
+IDLE_EVERY_S = 1.0
+"""At least so far apart are two writes, one of them because nothing is left to do."""
 # What engines count themselves (`stats`), where they do: our name, and what it says.
 _OF_ENGINE = {
     "num_out_of_memory": ("out_of_memory_steps_total", "counter", "Steps for which there was no memory."),
@@ -35,27 +37,39 @@ class Metrics:
         self._labels = f'engine="{_safe(engine_id)}",device="{_safe(device or "cpu")}"'
         self._rows: Counter[str] = Counter()
         self._num_prompt_tokens = self._num_tokens = 0
-        self._write_at = 0.0
+        self._written_at = -WRITE_EVERY_S  # as `time.monotonic()`, which may be young
+        self._is_idle_written = False
 
     def count(self, answers: Sequence[Completion | Scores]) -> None:
         """Count answers of the engine."""
         if self._path is None:
             return
+        self._is_idle_written = False
         for answer in answers:
             self._rows["answered" if answer.failure is None else answer.failure.status] += 1
             self._num_prompt_tokens += answer.num_prompt_tokens
             if isinstance(answer, Completion):
                 self._num_tokens += answer.num_completion_tokens - answer.num_partial_tokens
 
+    @property
+    def idle_s(self) -> float | None:
+        """Seconds until the file is to say that nothing is in work; None where it does, or there is none."""
+        return None if self._path is None or self._is_idle_written else self._due_s(IDLE_EVERY_S)
+
+    def _due_s(self, every_s: float) -> float:
+        return max(0.0, self._written_at + every_s - time.monotonic())
+
     def write(self, num_in_work: int, stats: Callable[[], Mapping[str, float]] = lambda: _NO_STATS) -> None:
-        """Write the file, where ten seconds have passed or nothing is in work any more.
+        """Write the file, where ten seconds have passed, or nothing is in work any more and `idle_s` have passed.
 
         A folder that cannot be written costs the metrics, and nothing else.
         """
-        now = time.monotonic()
-        if self._path is None or (now < self._write_at and num_in_work):
+        if num_in_work:
+            self._is_idle_written = False
+        wait_s = self._due_s(WRITE_EVERY_S) if num_in_work else self.idle_s
+        if self._path is None or wait_s is None or wait_s > 0:
             return
-        self._write_at = now + WRITE_EVERY_S
+        self._written_at, self._is_idle_written = time.monotonic(), not num_in_work
         partial = self._path.with_suffix(".partial")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

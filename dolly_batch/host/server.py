@@ -69,11 +69,11 @@ class HostServer:
         )
         while True:
             self._take_rows(engine)
+            # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
+            self._watchdog.arm()
             if engine.num_unfinished:
-                # The engine alone gives heartbeats: a pool's step returns even while its processes are stuck.
-                self._watchdog.arm()
                 self._route(engine.step())
-                self._metrics.write(len(self._submitted), getattr(engine, "stats", dict))
+            self._metrics.write(len(self._submitted), getattr(engine, "stats", dict))
             if not engine.num_unfinished:
                 self._watchdog.disarm()
                 if self._submitted:
@@ -102,12 +102,13 @@ class HostServer:
         return engine
 
     def _take_rows(self, engine: "Engine") -> None:
-        """Submits the rows that have arrived, in that order; waits for the first when the engine has nothing to do.
+        """Submits the rows that have arrived, in that order. When the engine has nothing to do, waits for the first,
+        until the metrics are to say so.
 
         A quarantine batch is submitted when all rows before it are answered, and nothing else until it is answered.
         """
         try:
-            incoming = self._next or self._inbox.get(block=not engine.num_unfinished)
+            incoming = self._next or self._inbox.get(block=not engine.num_unfinished, timeout=self._metrics.idle_s)
             while not engine.num_unfinished or (incoming.quarantine is None and self._quarantine is None):
                 self._next = None
                 self._note_quarantine(incoming)

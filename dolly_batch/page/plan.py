@@ -7,7 +7,7 @@ from dolly_batch.page.charts import Bar, bars, columns, compact, histogram, line
 from dolly_batch.page.html import Html, joined, tag
 from dolly_batch.page.times import slowest_tasks, speeds, wave_seconds
 from dolly_batch.records import ERROR_STATUSES
-from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, duration
+from dolly_batch.report import STAGES, WHAT_TO_DO, PlanReport, duration, num_new_tokens
 
 _KINDS = {"ok": "good", "truncated": "warn", "empty_response": "warn"}
 MAX_LABELS = 40
@@ -61,7 +61,7 @@ def _numbers(plan: PlanReport) -> Html:
     generate_s = report.get("seconds", {}).get("generate")
     if generate_s and not report.get("num_resumed_waves"):
         shown.append((f"{plan.num_answered / generate_s:,.1f}", "rows/s", ""))
-        if tokens := report.get("num_generated_tokens"):
+        if tokens := num_new_tokens(report):
             shown.append((f"{tokens / generate_s:,.0f}", "answer tokens/s", ""))
     if report:
         shown.append((compact(report.get("num_read_tokens", 0)), "tokens in", ""))
@@ -197,7 +197,7 @@ def _labels(labels: Sequence[Sequence[Any]]) -> Html | None:
         Bar("none" if label is None else label, count, f"{count:,}{'' if mean is None else f', {mean:.0%} sure'}")
         for label, count, mean in labels[:MAX_LABELS]
     ]
-    said = "rows, and the mean confidence"
+    said = "answered questions (rows that ask the same are one), and the mean confidence"
     if len(labels) > MAX_LABELS:
         said += f"; the commonest {MAX_LABELS} of {len(labels)}"
     return _section("Labels", bars(drawn), said)

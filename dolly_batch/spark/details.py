@@ -88,7 +88,7 @@ def _bins(value: Column, bounds: tuple[int, ...]) -> Mapping[str, Column]:
 
 
 def _labels(answers: DataFrame) -> list[tuple[str | None, int, float | None]]:
-    """Labels, the commonest first, with their rows and their mean confidence."""
+    """Labels, the commonest first, with their answered questions and their mean confidence."""
     counted = answers.groupBy("response").agg(F.count("*"), F.avg("confidence")).collect()
     rows = ((label, count, None if mean is None else round(mean, 4)) for label, count, mean in counted)
     return sorted(rows, key=lambda row: (-row[1], row[0] or ""))

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from dolly_batch.spark.session.environment import launched_by
@@ -59,11 +60,16 @@ class LocalFiles:
         target = self._at(path)
         partial = f"{target}.{uuid.uuid4().hex}.partial"
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            _sync(file.fileno())
-        os.replace(partial, target)
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                _sync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:  # on a full disk too, what was written is no use to anybody
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
 
     def create(self, path: str, text: str) -> bool:
         """See Files."""

@@ -138,6 +138,17 @@ class JobLock:
         return is_mine
 
 
+def is_held(files: Files, path: str, patience_s: float = PATIENCE_S) -> bool:
+    """Whether a start holds the lock: its process runs here, or, elsewhere, gives a heartbeat within the patience."""
+    if not files.exists(path):
+        return False
+    try:
+        JobLock(files, path, patience_s)._wait_for_death()
+    except AlreadyRunning:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def alone(files: Files, path: str, name: str, wait_s: float = 60.0) -> Iterator[Callable[[], None]]:
     """Be the only one that adds to the output `name`; yields what raises when another one has taken over.

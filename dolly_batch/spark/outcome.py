@@ -102,10 +102,11 @@ def _num_by_proxy(answers: DataFrame) -> dict[str, object]:
     return {"num_answered_by_proxy": answers.filter(F.col("answered_by") == "proxy").count()}
 
 
-def _count_cost(job: JobConfig, engines_s: float, report: Report) -> None:
+def _count_cost(job: JobConfig, engines_s: float | None, report: Report) -> None:
+    """`engines_s` is None where an earlier version has published: nobody has counted it then."""
     report.tags, price = job.tags, job.limits.price_per_gpu_hour
-    report.gpu_hours = round(engines_s * job.model.gpus / 3600, 6)
-    report.cost = None if price is None else round(report.gpu_hours * price, 4)
+    report.gpu_hours = round((engines_s or 0.0) * job.model.gpus / 3600, 6)
+    report.cost = None if price is None or engines_s is None else round(report.gpu_hours * price, 4)
 
 
 def _too_many(report: Report, limit: float) -> list[str]:
@@ -127,7 +128,7 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
     report.model_loads = facts.get("model_loads", 0)
     report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
     report.num_read_tokens = facts.get("num_read_tokens", opened.plan.num_prompt_tokens)
-    _count_cost(job, facts.get("busy_s", 0.0), report)
+    _count_cost(job, facts.get("busy_s"), report)
     for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned

@@ -1,8 +1,10 @@
 """How a job stands, by its open or its last finished plan."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -14,6 +16,7 @@ from dolly_batch.report import Progress, Report, duration
 from dolly_batch.spark.audit import audit_table
 from dolly_batch.spark.files import Files, files_for
 from dolly_batch.spark.generate.tracker import read_kept
+from dolly_batch.spark.lock import is_held
 from dolly_batch.spark.options import loaded
 from dolly_batch.spark.plan.manifest import COMPLETE, PUBLISHED, Plan, PlanFolder, open_plan, plans_under
 from dolly_batch.spark.plans import num_staged_rows, stored_report
@@ -26,7 +29,7 @@ SILENT_S = 120.0
 _SHOWN_OF_LAST = (
     *("by_status", "error_share", "num_completion_tokens", "num_published_rows", "model_loads", "seconds"),
     *("answered_by", "num_answered_by_model", "num_answered_by_proxy"),
-    *("num_read_tokens", "num_generated_tokens", "num_waves", "num_resumed_waves"),
+    *("num_read_tokens", "num_generated_tokens", "num_begun_tokens", "num_waves", "num_resumed_waves"),
 )
 
 
@@ -42,7 +45,7 @@ def read_status(job: JobConfig | str | Path, full: bool = False, *, report: Repo
     report.outcome, report.exit_code = "status", 0
     opened = open_plan(files, work, job.name)
     if opened is not None:
-        _describe_open(*opened, report)
+        _describe_open(*opened, report, partial(is_held, files, f"{work}/.{job.name}.lock"))
     else:
         _describe_last(files, work, job, report)
     if full:
@@ -50,7 +53,7 @@ def read_status(job: JobConfig | str | Path, full: bool = False, *, report: Repo
     return report
 
 
-def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
+def _describe_open(folder: PlanFolder, plan: Plan, report: Report, is_active: Callable[[], bool]) -> None:
     num_answered = num_staged_rows(folder, plan)
     waves = f"{len(folder.staged_waves())} of {len(plan.waves)} waves finished"
     report.plan_id, report.model, report.model_revision = plan.plan_id, plan.model, plan.model_revision
@@ -64,15 +67,21 @@ def _describe_open(folder: PlanFolder, plan: Plan, report: Report) -> None:
     )
     report.progress = read_kept(folder).get("progress", {})
     if report.progress and not folder.has(PUBLISHED):
-        with suppress(TypeError, KeyError):  # another version's
-            report.message += f"\n{_as_of(Progress(**report.progress))}"
+        with suppress(TypeError, KeyError, ValueError, AttributeError, ArithmeticError):  # another version's
+            report.message += f"\n{_as_of(Progress(**report.progress), is_active)}"
 
 
-def _as_of(progress: Progress) -> str:
-    """What the run that answers, or the last one that did, said of itself."""
+def _as_of(progress: Progress, is_active: Callable[[], bool]) -> str:
+    """What the run that answers, or the last one that did, said of itself; `is_active` may look for some seconds."""
     age_s = (datetime.now(UTC) - datetime.fromisoformat(progress.at)).total_seconds()
     line = f"{progress.at} ({duration(max(0.0, age_s))} ago): {progress}"
-    return line if age_s < SILENT_S else f"{line}\nno run has said anything since: none is active, or it is stuck"
+    if age_s < SILENT_S:
+        return line
+    if not is_active():
+        return f"{line}\nno run is active"
+    if progress.num_finished_waves == progress.num_waves:
+        return f"{line}\na run is active: all waves are finished, and it publishes"
+    return f"{line}\na run is active that has not answered since: it starts, trains a proxy, or waits for its tasks"
 
 
 def _describe_last(files: Files, work: str, job: JobConfig, report: Report) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dolly_batch.host import metrics as metrics_module
 from dolly_batch.host.address import HostAddress
 from dolly_batch.host.client import EngineClient
 from dolly_batch.host.metrics import Metrics
@@ -27,7 +28,7 @@ def samples(text: str) -> dict[str, float]:
     return found
 
 
-def test_answers_are_counted_by_how_they_ended(tmp_path: Path) -> None:
+def test_answers_are_counted_by_how_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(str(tmp_path / "new"), 'host "1"/cuda', "cuda:0")
     failure = Failure("out_of_memory", "SECRET")
     metrics.count(
@@ -48,7 +49,38 @@ def test_answers_are_counted_by_how_they_ended(tmp_path: Path) -> None:
     metrics.write(3)
     assert path.read_text() == text  # not twice within ten seconds ...
     metrics.write(0)
-    assert samples(path.read_text())["rows_in_work"] == 0  # ... but at the end of work
+    assert path.read_text() == text
+    monkeypatch.setattr(metrics_module, "IDLE_EVERY_S", 0.0)
+    metrics.write(0)
+    assert samples(path.read_text())["rows_in_work"] == 0  # ... but within a second of the end of work
+
+
+def test_an_engine_that_is_idle_again_and_again_is_asked_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = [100.0], []
+    monkeypatch.setattr(metrics_module.time, "monotonic", lambda: now[0])
+    metrics = Metrics(str(tmp_path), "host", None)
+    assert metrics.idle_s == 0.0
+
+    def stats() -> dict[str, float]:
+        asked.append(now[0])
+        return {}
+
+    for _ in range(32):  # a row each eighth of a second, alone each time
+        metrics.count([Scores("s", (0.1,), None, 7)])
+        metrics.write(0, stats)
+        now[0] += 0.125
+    assert asked == [100.0, 101.0, 102.0, 103.0]
+    assert metrics.idle_s == 0.0  # so long the host waits for rows, and then says that it is idle
+    metrics.write(0, stats)
+    assert metrics.idle_s is None
+    now[0] += 60
+    metrics.write(0, stats)
+    assert len(asked) == 5
+    metrics.write(1, stats)
+    assert len(asked) == 6
+    assert metrics.idle_s == 1.0
 
 
 def test_no_folder_and_one_that_cannot_be_written_do_no_harm(tmp_path: Path) -> None:
@@ -66,7 +98,8 @@ def test_a_host_writes_its_counts(echo: EngineSpec, address: HostAddress, tmp_pa
     with EngineClient.connect(spec, address) as client:
         tokens = sum(answer.num_completion_tokens for answer in client.generate(iter(rows)))
         until = time.monotonic() + EXIT_S  # answers are passed on first
-        while not (paths := [*tmp_path.glob("*.prom")]) and time.monotonic() < until:
+        found: dict[str, float] = {}
+        while (found.get("answered"), found.get("rows_in_work")) != (3, 0) and time.monotonic() < until:
             time.sleep(0.01)
-        found = samples(paths[0].read_text())
+            found = next((samples(path.read_text()) for path in tmp_path.glob("*.prom")), {})
     assert (found["generated_tokens_total"], found["answered"], found["rows_in_work"]) == (tokens, 3, 0)

@@ -1,5 +1,6 @@
 """The file systems of a run: the same promises from the driver's own and from Hadoop's."""
 
+import errno
 import stat
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
+from dolly_batch.spark import local_files
 from dolly_batch.spark.files import Files, HadoopFiles, LocalFiles, files_for
 from dolly_batch.spark.plan.manifest import ABANDONED, MANIFEST, PlanFolder, open_plan, plans_under
 
@@ -98,3 +100,17 @@ def test_a_plan_of_another_version_or_half_of_one_stops_no_other_job(
     assert list(plans_under(files, work)) == []
     PlanFolder(files, f"{work}/p1").mark(ABANDONED, {})
     assert open_plan(files, work, "theirs") is None
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, path = LocalFiles(), tmp_path / "a.json"
+    files.write(str(path), "one")
+
+    def fill(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local_files, "_sync", fill)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(str(path), "two")
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_text() == "one"

@@ -12,7 +12,7 @@ import pytest
 
 from dolly_batch.errors import AlreadyRunning, AuditError
 from dolly_batch.spark.files import LocalFiles
-from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.lock import JobLock, is_held
 
 HOLD = """
 import sys, time
@@ -34,10 +34,12 @@ def lock(path: str) -> JobLock:
 
 
 def test_it_is_held_by_one_and_given_back(path: str) -> None:
+    assert not is_held(LocalFiles(), path)
     with lock(path) as mine:
         mine.check()
         with pytest.raises(AlreadyRunning, match="is active"), lock(path):
             pass
+        assert is_held(LocalFiles(), path)
         mine.check()
     assert not Path(path).exists()
     with lock(path):
@@ -52,8 +54,21 @@ def test_that_of_a_killed_process_is_taken_over_at_once(path: str) -> None:
         pass
     holder.kill()
     holder.communicate()
+    assert not is_held(LocalFiles(), path)
     with lock(path) as mine:
         mine.check()
+
+
+def test_on_another_machine_who_holds_it_is_known_by_its_heartbeat(path: str) -> None:
+    def beat(beats: int) -> None:
+        LocalFiles().write(path, json.dumps({"token": "t", "beats": beats, "host": "elsewhere/1", "pid": 1}))
+
+    beat(0)
+    assert not is_held(LocalFiles(), path, patience_s=0.2)
+    later = threading.Timer(0.1, beat, [1])
+    later.start()
+    assert is_held(LocalFiles(), path, patience_s=5.0)
+    later.join()
 
 
 def test_a_start_that_has_lost_it_says_so_whatever_it_fails_by(path: str) -> None:

@@ -4,18 +4,21 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import astuple
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dolly_batch.page.pages import plan_page
 from dolly_batch.report import Progress, Report
 from dolly_batch.spark.generate import tracker as tracking
 from dolly_batch.spark.generate.progress import TaskCounts
 from dolly_batch.spark.generate.tracker import Tracker, read_kept
 from dolly_batch.spark.local_files import LocalFiles
 from dolly_batch.spark.plan.manifest import Plan, PlanFolder, Wave
-from dolly_batch.spark.status import read_status
+from dolly_batch.spark.plans import plan_report
+from dolly_batch.spark.status import _as_of, read_status
 from tests.spark.desk import Desk, questions
 
 PLAN_PARTS: dict[str, Any] = {
@@ -82,11 +85,70 @@ def test_waves_are_counted_from_begin_to_end_over_two_starts(tmp_path: Path) -> 
     assert (looked(second, clock, 60).num_rows, len(read_kept(second.folder)["starts"])) == (10, 2)
 
 
-@pytest.mark.parametrize("text", ['{"waves": {"0"', '{"waves": {"0": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "a", "b"]}}', "7"])
+ODD = [
+    '{"waves": {"0"',
+    '{"waves": {"0": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "a", "b"]}}',
+    '{"waves": {"0": [1, 2, 3, 4, "5", 6, 7, 8, 9, 10, "a"]}}',
+    '{"waves": {"0": [null, null, null, 4, 5, 6, 7, 8, 9, 10, "a"], "one": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "a"]}}',
+    '{"waves": {"0": [NaN, 2, 3, 4, 5, 6, 7, 8, 9, 1e999, "a"]}}',
+    '{"waves": {"0": null}, "starts": null, "progress": null}',
+    '{"waves": [1], "starts": {"0": 1}, "progress": [1]}',
+    '{"starts": [null, [null], [[1]], [[1, 2, 3, "4"], [2, 3, 4, 5]], "text"]}',
+    "7",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
 def test_a_file_that_is_torn_or_of_another_version_counts_as_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "progress.json").write_text(text)
     (tmp_path / "staging" / "wave=0").mkdir(parents=True)
-    assert looked(tracked(tmp_path, clock := Clock()), clock, 10).num_rows == 10
+    plan = Plan(**PLAN_PARTS, waves=WAVES)
+    assert "Speed over time" not in plan_page(plan_report(PlanFolder(LocalFiles(), str(tmp_path)), plan))
+    tracker = tracked(tmp_path, clock := Clock())
+    assert looked(tracker, clock, 10).num_rows == 10
+    tracker.close()
+    kept = read_kept(tracker.folder)
+    assert kept["waves"] == {"0": [10, 0, 0, 0, 0.0, 0.0, 0, 0.0, 0, 0.0, ""]}
+    assert kept["progress"]["num_rows"] == 10
+
+
+def test_no_fault_of_what_is_shown_ends_a_run(tmp_path: Path) -> None:
+    tracker = tracked(tmp_path, clock := Clock())
+    tracker.begin(WAVES[0])
+    (tmp_path / "progress" / "wave=0").mkdir(parents=True)
+    (tmp_path / "progress" / "wave=0" / "0").write_text('["3", null]')
+    clock.s += 10
+    assert tracker.look() is None
+    tracker.finish(WAVES[0])
+    (tmp_path / "progress.json").mkdir()  # it cannot be written either
+    assert looked(tracker, clock, 10).num_rows == 10
+    tracker.close()
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "num_finished", "is_active", "says"),
+    [
+        (10, 3, None, "s ago): 3 of 3 waves"),
+        (600, 1, False, "no run is active"),
+        (600, 3, True, "a run is active: all waves are finished, and it publishes"),
+        (600, 1, True, "a run is active that has not answered since: it starts, trains a proxy"),
+    ],
+)
+def test_a_silent_run_is_judged_by_its_lock(age_s: int, num_finished: int, is_active: bool | None, says: str) -> None:
+    progress = Progress((NOW - timedelta(seconds=age_s)).isoformat(timespec="seconds"), 3, num_finished, 30, 10, 0, 0)
+    asked: list[bool] = []
+
+    def look() -> bool:
+        asked.append(True)
+        return bool(is_active)
+
+    line = _as_of(progress, look)
+    assert says in line
+    assert len(asked) == (is_active is not None)
+    assert line.count("\n") == len(asked)
 
 
 @pytest.mark.parametrize("by_files", [True, pytest.param(False, marks=pytest.mark.chaos)], ids=["files", "accumulator"])

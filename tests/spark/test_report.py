@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from py4j.protocol import Py4JError
 
+from dolly_batch import cli
 from dolly_batch.cli import main
+from dolly_batch.spark.local_files import LocalFiles
+from dolly_batch.spark.plan.manifest import MANIFEST, Plan, PlanFolder
 from tests.spark.desk import Desk, questions
+from tests.spark.test_progress import PLAN_PARTS
 
 SECRET = "Agnes Oyelaran"
 
@@ -72,3 +77,21 @@ def test_a_folder_without_plans_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "holds no plans" in said
     assert "no such folder" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_or_read_ends_in_exit_code_5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = PlanFolder(LocalFiles(), str(tmp_path / "p1"))
+    folder.files.write(folder.of(MANIFEST), Plan(**PLAN_PARTS, waves=()).to_json())
+    assert main(["report", str(tmp_path), "--json", "--output", str(tmp_path / "none" / "page.html")]) == 5
+    told = capsys.readouterr()
+    assert "dolly-batch: the page could not be written: No such file or directory" in told.err
+    assert [plan["plan_id"] for plan in json.loads(told.out.splitlines()[-1])] == ["p1"]
+
+    def fail(arguments: object) -> None:
+        raise Py4JError("no such bucket")
+
+    monkeypatch.setattr(cli, "_page_of", fail)
+    assert main(["report", str(tmp_path)]) == 5
+    assert "dolly-batch: Spark stopped: " in capsys.readouterr().err

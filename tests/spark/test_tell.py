@@ -1,17 +1,21 @@
 """What MLflow and OpenLineage are told of a run, by their real clients into local files; nothing of a row's text."""
 
+import importlib
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dolly_batch.config.job import JobConfig, check_job
+from dolly_batch.config.tables import OutputConfig
 from dolly_batch.errors import ConfigError
 from dolly_batch.report import PlanReport
 from dolly_batch.spark.tell import others
-from dolly_batch.spark.tell.lineage_event import place_name
+from dolly_batch.spark.tell.lineage_event import dataset_name, place_name
 from dolly_batch.spark.tell.mlflow_run import metrics, parameters
 from tests.spark.desk import Desk
 
@@ -92,6 +96,20 @@ def test_a_client_that_is_not_there_is_refused_before_any_work(
         others.check_clients(job(**{key: True}))
 
 
+def test_another_package_of_that_name_is_no_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "openlineage" / "sql").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openlineage"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match=r"dolly-batch\[lineage\]"):
+        others.check_clients(job(openlineage=True))
+    (tmp_path / "openlineage").rename(tmp_path / "other")
+    monkeypatch.delitem(sys.modules, "openlineage", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError, match=r"dolly-batch\[lineage\]"):
+        others.check_clients(job(openlineage=True))
+
+
 def test_what_fails_is_named_and_costs_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +143,7 @@ def test_parameters_and_metrics_are_flat() -> None:
         **{"num_answered_by_model": 10, "num_generated_tokens": 50, "seconds.generate": 5.0, "by_status.ok": 10},
         **{"rows_per_s": 2.0, "tokens_per_s": 10.0},
     }
+    assert metrics(report | {"num_begun_tokens": 20})["tokens_per_s"] == 6.0  # reused ones were not generated
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,9 @@ def test_parameters_and_metrics_are_flat() -> None:
         ("/data/in.parquet", ("file", "/data/in.parquet")),
         ("file:/data/in", ("file", "/data/in")),
         ("s3a://bucket/a/b/", ("s3://bucket", "a/b")),
+        ("s3a://bucket/a#b/c?d=e", ("s3://bucket", "a#b/c?d=e")),
+        ("file:///data/in#1", ("file", "/data/in#1")),
+        ("/data/in#1?", ("file", "/data/in#1?")),
         ("abfss://box@account.dfs.core.windows.net/a", ("abfss://box@account.dfs.core.windows.net", "a")),
         ("dbfs:/jobs/out", ("dbfs", "/jobs/out")),
         ("hdfs://node:8020/jobs/out", ("hdfs://node:8020", "/jobs/out")),
@@ -140,3 +162,17 @@ def test_parameters_and_metrics_are_flat() -> None:
 )
 def test_datasets_are_named_by_where_they_lie(place: str, named: tuple[str, str]) -> None:
     assert place_name(place) == named
+
+
+def test_a_column_called_location_is_not_where_a_table_lies() -> None:
+    rows = [
+        ("id", "string", None),
+        ("Location", "string", None),
+        ("", "", ""),
+        ("# Detailed Table Information", "", ""),
+    ]
+    rows += [("Name", "spark_catalog.db.t", ""), ("Location", "s3a://bucket/t", "")]
+    catalog = SimpleNamespace(tableExists=lambda name: True)
+    spark: Any = SimpleNamespace(catalog=catalog, sql=lambda text: SimpleNamespace(collect=lambda: rows))
+    table = OutputConfig(table="db.t")
+    assert dataset_name(spark, table) == ("s3://bucket", "t")

@@ -84,7 +84,7 @@ class Budget:
 
     @property
     def hours(self) -> float:
-        """Hours for which GPUs have had tasks, added up; time that tasks shared counts once."""
+        """Hours for which GPUs have had tasks of finished waves, added up; time that tasks shared counts once."""
         return self.num_gpus * busy_s(self._busy) / 3600
 
 

@@ -1,6 +1,6 @@
 """How fast a run is, and how long it will take: from what it has done at some times. Pure arithmetic."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from dolly_batch.tasks.base import PREFILL_SPEEDUP
 
@@ -29,7 +29,13 @@ class Speed:
     points: list[Point] = field(default_factory=list)
 
     def add(self, point: Point, before: int) -> None:
-        """Add a later point; `before` are the rows that were answered before this start."""
+        """Add a later point; `before` are the rows that were answered before this start.
+
+        A task that Spark runs again counts from 0 once more: what it has caught up with is no progress.
+        """
+        if self.points:
+            counts = zip(astuple(self.points[-1])[1:], astuple(point)[1:], strict=True)
+            point = Point(point.at_s, *(max(pair) for pair in counts))
         if point.num_rows > before:
             self.points.append(point)
         if len(self.points) > MAX_POINTS:  # half as dense, for as long again
@@ -40,9 +46,10 @@ class Speed:
         """The points between which the present speed is measured; None before there are two at different times."""
         if not self.points or self.points[-1].at_s <= self.points[0].at_s:
             return None
-        last, first = self.points[-1], self.points[0]
-        from_s = last.at_s - max(MIN_WINDOW_S, (last.at_s - first.at_s) / 2)
-        return next((point for point in self.points[:-1] if point.at_s >= from_s), self.points[-2]), last
+        last = self.points[-1]
+        earlier = [point for point in self.points if point.at_s < last.at_s]
+        from_s = last.at_s - max(MIN_WINDOW_S, (last.at_s - self.points[0].at_s) / 2)
+        return next((point for point in earlier if point.at_s >= from_s), earlier[-1]), last
 
     def per_s(self, name: str) -> float | None:
         """How much a number of the points grows each second."""

@@ -1,15 +1,16 @@
 """On the driver: how far a plan is, over all its waves and starts; told in the log, in Spark's UI and to `status`.
 
 progress.json, in the plan's folder, holds a `Progress`; of each wave what its tasks have done, and the slowest of them;
-of each start its points, for the speed over time. For display only: no answer depends on it.
+of each start its points, for the speed over time. For display only: no answer depends on it, and no fault of it ends a
+run.
 """
 
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger("dolly_batch.progress")
 
 SAY_EVERY_S = 59.0  # with the time between two looks: once a minute at least
 KEEP_EVERY_S = 10.0
+MAX_COUNT = 1e15  # of seconds, rows or tokens
 LOOK_SHARE = 0.1  # of the time: however slow a shared folder is, looking at it takes no more
 
 
@@ -113,8 +115,9 @@ class Tracker:
     def finish(self, wave: Wave) -> None:
         """A wave is staged: it is looked at once more."""
         _, began_s = self._running[wave.number]
-        counts = WaveCounts.of(wave, self._tasks(wave), began_s, self.now())
-        counts = replace(counts, num_rows=wave.num_rows)  # all of them, whatever a slow folder shows yet
+        counts = WaveCounts(wave.num_rows)
+        with _for_display():  # all rows, whatever a slow folder shows yet
+            counts = replace(WaveCounts.of(wave, self._tasks(wave), began_s, self.now()), num_rows=wave.num_rows)
         with self._lock:
             del self._running[wave.number]
             self._waves[wave.number] = counts
@@ -124,6 +127,17 @@ class Tracker:
         now = self.now()
         if now < self._look_at:
             return None
+        self._look_at = now + self.interval_s
+        with _for_display():
+            return self._looked(now)
+        return None
+
+    def close(self) -> None:
+        """Keep what there is at the end of a start."""
+        with _for_display():
+            self._keep(self._progress(self.now()))
+
+    def _looked(self, now: float) -> Progress:
         progress = self._last = self._progress(now)
         self._look_at = self.now() + max(self.interval_s, (self.now() - now) / LOOK_SHARE)
         if self.speaks and now >= self._say_at:
@@ -133,10 +147,6 @@ class Tracker:
             self._keep_at = now + KEEP_EVERY_S
             self._keep(progress)
         return progress
-
-    def close(self) -> None:
-        """Keep what there is at the end of a start."""
-        self._keep(self._progress(self.now()))
 
     def describe(self, wave: Wave) -> str:
         """A wave's job in Spark's UI: the job, the wave, its rows, and how far the whole is."""
@@ -178,7 +188,7 @@ class Tracker:
         waves = {number: astuple(counts) for number, counts in sorted(self._waves.items())}
         starts = [*self._starts, [astuple(point) for point in self._speed.points]]
         document = {"progress": asdict(progress), "waves": waves, "starts": starts}
-        with contextlib.suppress(OSError, Py4JError):
+        with _for_display():
             self.folder.files.write(self.folder.of(PROGRESS), json.dumps(document))
 
 
@@ -186,20 +196,52 @@ _SUMMED = ("rows", "tokens", "errors")
 
 
 def read_kept(folder: PlanFolder) -> dict[str, Any]:
-    """The content of progress.json; empty where there is none, or it cannot be read."""
+    """The content of progress.json, without the waves and starts that are not as this version keeps them; empty where
+    there is none, or it cannot be read."""
     try:
         kept = json.loads(folder.files.read(folder.of(PROGRESS)) or "{}")
     except (ValueError, OSError, Py4JError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    if not isinstance(kept, dict):
+        return {}
+    progress, waves, starts = (kept.get(name) for name in ("progress", "waves", "starts"))
+    found = {
+        "progress": progress if isinstance(progress, dict) else {},
+        "waves": {n: wave for n, wave in waves.items() if _is_wave(n, wave)} if isinstance(waves, dict) else {},
+        "starts": [start for start in starts if _is_start(start)] if isinstance(starts, list) else [],
+    }
+    return {name: part for name, part in found.items() if part}
+
+
+def _is_wave(number: str, wave: Any) -> bool:
+    """Whether this is the list of a `WaveCounts`, whose last part alone is a text."""
+    has_all = number.isdecimal() and isinstance(wave, list) and len(wave) == len(fields(WaveCounts))
+    return has_all and all(map(_is_count, wave[:-1])) and isinstance(wave[-1], str)
+
+
+def _is_start(start: Any) -> bool:
+    """Whether this is a list of lists of `Point`s."""
+    return isinstance(start, list) and all(
+        isinstance(point, list) and len(point) == len(fields(Point)) and all(map(_is_count, point)) for point in start
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_COUNT  # no NaN
+
+
+@contextlib.contextmanager
+def _for_display() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of a file system, or of what is kept there
+        log.debug("how far the run is could not be told", exc_info=error)
 
 
 def _known(wave: Wave, kept: dict[str, Any]) -> WaveCounts:
-    """What an earlier start has kept of a finished wave; its rows alone where that is nothing or of another version."""
-    try:
-        return WaveCounts(*kept["waves"][str(wave.number)])
-    except (KeyError, TypeError):
-        return WaveCounts(wave.num_rows)
+    """What an earlier start has kept of a finished wave; its rows alone where that is nothing."""
+    counts = kept.get("waves", {}).get(str(wave.number))
+    return WaveCounts(wave.num_rows) if counts is None else WaveCounts(*counts)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,5 +1,6 @@
 """GPUs: which ones there are; and that generating tasks get them, and no others."""
 
+import math
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -115,10 +116,13 @@ def generation_slots(spark: SparkSession, num_gpus: int = 1) -> int:
 def gpus_at_once(spark: SparkSession, slots: int, num_gpus: int) -> float:
     """GPUs that are paid for while `slots` tasks generate; on CPUs engines, one an executor.
 
-    Where Spark does not give tasks their GPUs, each executor has one engine, of one model over `num_gpus`.
+    Where Spark does not give tasks their GPUs, each executor has one engine, of one model over `num_gpus`; over Spark
+    Connect, where executors are not counted, one is assumed.
     """
     if schedules_gpus(spark) and not is_local(spark):
-        return max(1.0, slots * float(spark.conf.get(TASK_GPUS, None) or _gpu_share(num_gpus)))
+        share = float(spark.conf.get(TASK_GPUS, None) or _gpu_share(num_gpus))
+        # Three tasks of 0.3 fill a GPU: Spark gives a task no share of two.
+        return slots * share if share > 1 else float(max(1, math.ceil(slots / int(1 / share))))
     return float(num_gpus) * (1 if is_connect(spark) or is_local(spark) else _num_executors(spark))
 
 

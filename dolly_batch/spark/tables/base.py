@@ -110,7 +110,7 @@ class OutputFormat(InputFormat, ABC):
         """Publish the plan's rows in the output's mode, all or none. A second commit of a plan changes nothing."""
 
     def put_properties(self, output: "OutputTable", properties: Mapping[str, str]) -> None:
-        """Set properties of the table, where it has such; those that are set already make no new version."""
+        """Set properties of the table, where it can have any; those that are there stay, and make no new version."""
 
     @abstractmethod
     def add(self, output: "OutputTable", plan: "Plan", rows: DataFrame) -> None:

@@ -168,10 +168,14 @@ class Delta(OutputFormat):
             raise
 
     def put_properties(self, output: OutputTable, properties: Mapping[str, str]) -> None:
-        """Set those that are not set so already."""
+        """Set those that the table does not have, whatever their value.
+
+        Each setting is a version, with which an append at the same time is in conflict: two jobs that differ in a tag
+        must not set it in turn. And some values are not shown (`spark.sql.redaction.regex`).
+        """
         name = table_identifier(output)
-        there = {row[0]: row[1] for row in output.spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
-        new = [f"{_literal(key)} = {_literal(text)}" for key, text in properties.items() if there.get(key) != text]
+        there = {row[0] for row in output.spark.sql(f"SHOW TBLPROPERTIES {name}").collect()}
+        new = [f"{_literal(key)} = {_literal(text)}" for key, text in properties.items() if key not in there]
         if new:
             output.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ({', '.join(new)})")
 

@@ -5,6 +5,7 @@ there; else they are merged, which reads the table.
 """
 
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,8 @@ from dolly_batch.spark.tables.id_range import id_range
 from dolly_batch.spark.tables.output import OutputTable
 
 NEW = "__new_"
+_CONFLICTS = ("DELTA_CONCURRENT", "DELTA_METADATA_CHANGED", "DELTA_PROTOCOL_CHANGED")
+_CONFLICT = re.compile("Concurrent|MetadataChanged|ProtocolChanged")  # in the names of delta.exceptions
 TRIES = 10
 FEW_ROWS = 200_000  # their ids are worth a look, since files without such ids are not read then
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
@@ -156,9 +159,10 @@ def pause_s(attempt: int) -> float:
 
 
 def _is_conflict(error: PySparkException) -> bool:
-    """Whether another writer was first. Delta's exceptions have no condition; it stands at the head of their text."""
+    """Whether another writer was first, be it with properties alone. Delta's exceptions have no condition; it stands at
+    the head of their text."""
     condition = error.getCondition() or str(error)[:200]
-    return "DELTA_CONCURRENT" in condition or "Concurrent" in type(error).__name__
+    return any(name in condition for name in _CONFLICTS) or bool(_CONFLICT.search(type(error).__name__))
 
 
 def _create(output: OutputTable) -> None:

@@ -52,9 +52,9 @@ def refuse_overlaps(spark: SparkSession, target: "OutputTable", inputs: Callable
     The roots of the tables are compared. `inputs`, which lists every file of the input, is called where it has none, or
     a pattern.
     """
-    location = target.path or _location(spark, str(target.job.output.table))
+    location = target.path or table_location(spark, str(target.job.output.table))
     work, name, config = _real(files_for(spark, target.job.work_dir)[1]), target.job.output.name, target.job.input
-    root = _location(spark, str(config.table)) if config.path is None else _absolute(spark, config.path)
+    root = table_location(spark, str(config.table)) if config.path is None else _absolute(spark, config.path)
     root = None if root is None else _real(root)
     if root is not None and _lies_in(work, root):
         raise OutputError(f"work_dir {work} lies in the input's folder; name a folder outside of it")
@@ -75,7 +75,7 @@ def lie_in_one_another(one: "OutputTable", other: "OutputTable") -> bool:
     spark, names = one.spark, [table.job.output.table for table in (one, other)]
     if None not in names and len({tuple(name_parts(str(name).lower())[-2:]) for name in names}) == 1:
         return True
-    places = [table.path or _location(spark, str(table.job.output.table)) for table in (one, other)]
+    places = [table.path or table_location(spark, str(table.job.output.table)) for table in (one, other)]
     first, second = (None if place is None else _real(place) for place in places)
     return first is not None and second is not None and (_lies_in(first, second) or _lies_in(second, first))
 
@@ -95,7 +95,7 @@ def _is_matched(path: str, pattern: str) -> bool:
     return len(names) >= len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
-def _location(spark: SparkSession, table: str) -> str | None:
+def table_location(spark: SparkSession, table: str) -> str | None:
     """Where a catalog table's files lie; None for one that is not there yet, for a view, and where it is not known."""
     if not spark.catalog.tableExists(table) or not _NAME.fullmatch(table):
         return None

@@ -10,7 +10,6 @@ import re
 import uuid
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -20,8 +19,11 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.config.tables import TableConfig
 from dolly_batch.spark.hadoop_files import OBJECT_STORES
 from dolly_batch.spark.plan.manifest import Plan
+from dolly_batch.spark.tables.places import table_location
 
 PRODUCER = f"https://pypi.org/project/dolly-batch/{dolly_batch.__version__}"
+# Of Hadoop, not of the web: `#` and `?` are letters of a path.
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<store>[^/]*))?(?P<path>.*)", re.DOTALL)
 _IDS = uuid.UUID("5a1e2c52-6a56-4d0b-9d0f-0b8f6f9c4c11")
 
 
@@ -70,17 +72,15 @@ def dataset_name(spark: SparkSession, table: TableConfig) -> tuple[str, str]:
 
 def place_name(place: str) -> tuple[str, str]:
     """Namespace and name of a path or a URI, by OpenLineage's rules."""
-    uri = urlparse(place)
-    if uri.scheme in ("", "file"):
-        return "file", str(Path(uri.path if uri.scheme else place).absolute())
-    scheme = re.sub(r"^s3[an]?$", "s3", uri.scheme)
-    name = uri.path.strip("/")
-    return f"{scheme}://{uri.netloc}" if uri.netloc else scheme, name if scheme in OBJECT_STORES else f"/{name}"
+    uri = _URI.fullmatch(place)
+    if uri is None or uri["scheme"] == "file":
+        return "file", str(Path(place if uri is None else uri["path"]).absolute())
+    scheme, name = re.sub(r"^s3[an]?$", "s3", uri["scheme"]), uri["path"].strip("/")
+    return f"{scheme}://{uri['store']}" if uri["store"] else scheme, name if scheme in OBJECT_STORES else f"/{name}"
 
 
 def _location(spark: SparkSession, table: str) -> str | None:
     try:
-        described = spark.sql(f"DESCRIBE TABLE EXTENDED {table}").collect()
+        return table_location(spark, table)
     except PySparkException:  # a catalog that does not tell
         return None
-    return next((row[1] for row in described if row[0] == "Location"), None)

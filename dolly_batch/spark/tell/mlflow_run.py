@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dolly_batch.page.pages import plan_page
-from dolly_batch.report import PlanReport
+from dolly_batch.report import PlanReport, num_new_tokens
 
 MAX_PARAM = 500
 """Letters of a value, the least that any version of MLflow takes."""
@@ -51,7 +51,7 @@ def _speeds(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         return
     asked = report.get("num_answered_by_model", 0) + report.get("num_answered_by_proxy", 0)
     yield "rows_per_s", asked / generate_s
-    yield "tokens_per_s", report.get("num_generated_tokens", 0) / generate_s
+    yield "tokens_per_s", num_new_tokens(report) / generate_s
 
 
 def _is_number(value: Any) -> bool:

@@ -16,15 +16,22 @@ from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.tell.lineage_event import emit_run
 from dolly_batch.spark.tell.mlflow_run import log_run
 
-_CLIENTS = {"mlflow": ("mlflow", "mlflow"), "openlineage": ("openlineage", "lineage")}
+_CLIENTS = {"mlflow": ("mlflow", "mlflow"), "openlineage": ("openlineage.client", "lineage")}
 """Keys of `report`: the module that each needs, and the extra that brings it."""
 
 
 def check_clients(job: JobConfig) -> None:
     """Raise ConfigError where a client that the job asks for is not installed on the driver."""
     for key, (module, extra) in _CLIENTS.items():
-        if getattr(job.report, key) and find_spec(module) is None:
+        if getattr(job.report, key) and not _is_there(module):
             raise ConfigError(f"report.{key} needs its client on the driver: pip install 'dolly-batch[{extra}]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it lies in; other distributions may have one of that name
+        return False
 
 
 def tell_others(spark: SparkSession, job: JobConfig, plan: Plan, report: Callable[[], PlanReport]) -> None:
