@@ -8,6 +8,7 @@ DollyBatchError
 │   ├── OutputError            the output table: another schema, same as the input, not writable
 │   └── ModelError             the model folder: a file missing or changed, an architecture we do not run
 ├── Stopped                5   stopped on the way; the same command resumes
+│   ├── BudgetSpent            limits.max_gpu_hours or limits.max_cost
 │   ├── EngineError            the engine host could not be started, or crashed
 │   └── AuditError             the published rows are not the planned rows
 └── AlreadyRunning         6   another start of this job is active
@@ -50,6 +51,15 @@ class ModelError(Refused):
 
 class Stopped(DollyBatchError):
     """Stopped on the way. Finished waves are kept, and the same command resumes."""
+
+
+class BudgetSpent(Stopped):
+    """The time or the money that the job may take is spent."""
+
+    def __init__(self, message: str, busy_s: float) -> None:
+        super().__init__(message)
+        self.busy_s = busy_s
+        """For which engines have had tasks of finished waves."""
 
 
 class EngineError(Stopped):

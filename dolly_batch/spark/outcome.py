@@ -102,8 +102,8 @@ def _num_by_proxy(answers: DataFrame) -> dict[str, object]:
     return {"num_answered_by_proxy": answers.filter(F.col("answered_by") == "proxy").count()}
 
 
-def _count_cost(job: JobConfig, engines_s: float | None, report: Report) -> None:
-    """`engines_s` is None where an earlier version has published: nobody has counted it then."""
+def count_cost(job: JobConfig, engines_s: float | None, report: Report) -> None:
+    """Put GPU time and cost into a report; `engines_s` is None where an earlier version has published, uncounted."""
     report.tags, price = job.tags, job.limits.price_per_gpu_hour
     report.gpu_hours = round((engines_s or 0.0) * job.model.gpus / 3600, 6)
     report.cost = None if price is None or engines_s is None else round(report.gpu_hours * price, 4)
@@ -128,7 +128,7 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
     report.model_loads = facts.get("model_loads", 0)
     report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
     report.num_read_tokens = facts.get("num_read_tokens", opened.plan.num_prompt_tokens)
-    _count_cost(job, facts.get("busy_s"), report)
+    count_cost(job, facts.get("busy_s"), report)
     for name in RESUMED_COUNTS:
         setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned

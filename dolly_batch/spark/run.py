@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
-from dolly_batch.errors import InputError, Refused
+from dolly_batch.errors import BudgetSpent, InputError, Refused
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit
 from dolly_batch.spark.checks import check_predicates
@@ -25,7 +25,7 @@ from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
 from dolly_batch.spark.model import planned_model, resolve_model
 from dolly_batch.spark.options import NO_OPTIONS, Options, loaded
-from dolly_batch.spark.outcome import Opened, answer_facts, complete, staged_facts
+from dolly_batch.spark.outcome import Opened, answer_facts, complete, count_cost, staged_facts
 from dolly_batch.spark.plan.column_order import find_column_order
 from dolly_batch.spark.plan.cost import cost_note, estimated_cost
 from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
@@ -137,7 +137,11 @@ class _Start:
 
     def generate(self, opened: Opened, check: Check) -> None:
         with self._step("generate"):
-            generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
+            try:
+                generate(Generation(self.spark, self.job, opened.folder, opened.plan, opened.model, check))
+            except BudgetSpent as spent:
+                count_cost(self.job, spent.busy_s, self.report)
+                raise
 
     def publish(self, opened: Opened) -> dict[str, object]:
         with self._step("publish"):

@@ -221,12 +221,14 @@ def test_answers_do_not_reach_the_plan_of_another_job(desk: Desk) -> None:
 def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(desk: Desk) -> None:
     desk.put(questions(12))
     plan = {"max_shard_rows": 2, "shards_per_slot": 1, "slots": 2, "waves_in_flight": 1}
-    desk.job(limits={"max_gpu_hours": 1e-9}, plan=plan)
+    desk.job(limits={"max_gpu_hours": 1e-9, "price_per_gpu_hour": 1e6}, plan=plan)
     reached = Report("job")
     with pytest.raises(Stopped, match=r"limits\.max_gpu_hours = 1e-09") as stopped:
         run_job(desk.folder / "job.yaml", report=reached)
     assert stopped.value.exit_code == 5
     assert (reached.num_waves > 2, "generate" in reached.seconds) == (True, True)
+    assert reached.gpu_hours > 0
+    assert reached.cost == pytest.approx(1e6 * reached.gpu_hours, abs=1e-3)
     report = desk.run(limits={"max_gpu_hours": 1.0}, plan=plan)
     assert (report.outcome, report.num_resumed_waves > 0) == ("complete", True)
     assert sorted(row["id"] for row in desk.rows()) == [row["id"] for row in questions(12)]

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from dolly_batch.config.limits import LimitsConfig
-from dolly_batch.errors import Stopped
+from dolly_batch.errors import BudgetSpent, Stopped
 from dolly_batch.records import ERROR_STATUSES
 
 MIN_JUDGED_ROWS = 500  # fewer may fail by chance
@@ -71,15 +71,17 @@ class Budget:
         self._busy = {engine: merged(spans) for engine, spans in self._busy.items()}
         max_hours, max_cost = self.limits.max_gpu_hours, self.limits.max_cost
         if max_hours is not None and self.hours > max_hours:
-            raise Stopped(
+            raise BudgetSpent(
                 f"stopped: engines have been busy for {self.hours:.3g} hours, more than limits.max_gpu_hours = "
-                f"{max_hours}; raise it and run the same command to resume"
+                f"{max_hours}; raise it and run the same command to resume",
+                busy_s(self._busy),
             )
         cost = self.hours * (self.limits.price_per_gpu_hour or 0.0)
         if max_cost is not None and cost > max_cost:
-            raise Stopped(
+            raise BudgetSpent(
                 f"stopped: {self.hours:.3g} GPU hours have cost {cost:,.2f}, more than limits.max_cost = {max_cost}; "
-                "raise it and run the same command to resume"
+                "raise it and run the same command to resume",
+                busy_s(self._busy),
             )
 
     @property
