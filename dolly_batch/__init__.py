@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dolly_batch.errors import (
         AlreadyRunning,
         AuditError,
+        BudgetSpent,
         CalibrationError,
         ConfigError,
         DollyBatchError,
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyRunning",
     "AuditError",
+    "BudgetSpent",
     "CalibrationError",
     "ConfigError",
     "DollyBatchError",
