@@ -125,9 +125,6 @@ def test_no_fault_of_what_is_shown_ends_a_run(tmp_path: Path) -> None:
     tracker.close()
 
 
-NOW = datetime.now(UTC)
-
-
 @pytest.mark.parametrize(
     ("age_s", "num_finished", "is_active", "says"),
     [
@@ -138,7 +135,9 @@ NOW = datetime.now(UTC)
     ],
 )
 def test_a_silent_run_is_judged_by_its_lock(age_s: int, num_finished: int, is_active: bool | None, says: str) -> None:
-    progress = Progress((NOW - timedelta(seconds=age_s)).isoformat(timespec="seconds"), 3, num_finished, 30, 10, 0, 0)
+    progress = Progress(
+        (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(timespec="seconds"), 3, num_finished, 30, 10, 0, 0
+    )
     asked: list[bool] = []
 
     def look() -> bool:
