@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from dolly_batch import Refused, Report, Stopped, plan_job
 from dolly_batch.config.limits import LimitsConfig
 from dolly_batch.spark.generate.limits import Budget
-from dolly_batch.spark.outcome import _count_cost
+from dolly_batch.spark.outcome import count_cost
 from dolly_batch.spark.plan import cost
 from dolly_batch.spark.plan.manifest import Plan
 from dolly_batch.spark.preflight.gpus import gpus_at_once
@@ -136,6 +136,6 @@ def test_what_nobody_has_counted_has_no_cost() -> None:
     job: Any = SimpleNamespace(limits=limits, tags={}, model=SimpleNamespace(gpus=2))
     found = []
     for engines_s in (50.0, None):
-        _count_cost(job, engines_s, report := Report("job"))
+        count_cost(job, engines_s, report := Report("job"))
         found.append((round(report.gpu_hours, 4), report.cost))
     assert found == [(0.0278, 1.0), (0.0, None)]
