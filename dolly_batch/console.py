@@ -207,14 +207,8 @@ def _plan_cells(plan: PlanReport) -> tuple[str, ...]:
     generate_s = seconds.get("generate")
     # No speed of a resumed run: its report does not know how long the earlier starts took.
     has_speed = tokens and generate_s and not plan.report.get("num_resumed_waves")
-    share = plan.report.get("error_share")
     return (
-        plan.name,
-        plan.created_at[:16].replace("T", " "),
-        plan.state,
-        f"{plan.num_input_rows:,}",
-        f"{plan.num_answered:,} of {plan.num_todo:,}",
-        "" if share is None else f"{share:.1%}",
+        *plan.listed,
         "" if tokens is None else f"{tokens:,}",
         f"{(tokens - plan.report.get('num_begun_tokens', 0)) / generate_s:,.0f}" if has_speed else "",
         f"{sum(seconds.values()):,.0f} s" if seconds else "",

@@ -1,5 +1,6 @@
 """Frozen records that pass between Spark tasks, the engine host and the engine, standard library only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,11 @@ EngineName = Literal["auto", "fast", "plain", "echo"]
 # The statuses of output rows; the share of those in ERROR_STATUSES is what `limits.max_error_share` limits.
 ERROR_STATUSES = ("too_long", "bad_encoding", "duplicate_id", "out_of_memory", "model_error", "invalid_output")
 STATUSES = ("ok", "truncated", "empty_response", "null_instruction", "empty_instruction", *ERROR_STATUSES)
+
+
+def count_errors(by_status: Mapping[str, int]) -> int:
+    """How many of the rows that are counted by status are errors."""
+    return sum(by_status.get(status, 0) for status in ERROR_STATUSES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dolly_batch.records import ERROR_STATUSES
+from dolly_batch.records import count_errors
 
 STAGES = ("session", "plan", "generate", "publish", "audit")
 """The steps of a run, in their order."""
@@ -186,8 +186,7 @@ class Report(BaseReport):
     def check_errors(self, max_error_share: float) -> None:
         """Set the error share, and from it the exit code of a complete run."""
         num_rows = sum(self.by_status.values())
-        num_errors = sum(self.by_status.get(status, 0) for status in ERROR_STATUSES)
-        self.error_share = num_errors / num_rows if num_rows else 0.0
+        self.error_share = count_errors(self.by_status) / num_rows if num_rows else 0.0
         too_many = self.error_share > max_error_share or self.check_faults or self.failing_checks(max_error_share)
         self.exit_code = 3 if too_many else 0
 
@@ -216,3 +215,16 @@ class PlanReport:
     """The content of its progress.json."""
     details: dict[str, Any] = field(default_factory=dict)
     """The content of its details.json."""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """How its line in a list of plans begins: job, time, state, input rows, answered of planned ones, errors."""
+        share = self.report.get("error_share")
+        return (
+            self.name,
+            self.created_at[:16].replace("T", " "),
+            self.state,
+            f"{self.num_input_rows:,}",
+            f"{self.num_answered:,} of {self.num_todo:,}",
+            "" if share is None else f"{share:.1%}",
+        )

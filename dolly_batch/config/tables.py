@@ -83,8 +83,8 @@ class InputConfig(ReadableTable):
         return self
 
 
-class RejectedConfig(TableConfig):
-    """A second table, to which each run adds a copy of its rows with an error status."""
+class WritableTable(TableConfig):
+    """A table to be written."""
 
     format: str = "delta"
 
@@ -94,20 +94,24 @@ class RejectedConfig(TableConfig):
         return _one_of(value, [name for name, facts in FORMATS.items() if facts.modes])
 
     @model_validator(mode="after")
-    def _can_be_in_catalog(self) -> "RejectedConfig":
+    def _can_be_in_catalog(self) -> "WritableTable":
         if self.table is not None and not FORMATS[self.format].in_catalog:
-            raise ValueError(f"a catalog table is not written as `format: {self.format}`; name a folder by `path`")
+            names = [name for name, other in FORMATS.items() if other.in_catalog]
+            raise ValueError(f"a catalog table is written as `format: {listed(names)}`; {self.format} needs `path`")
         return self
 
 
-class OutputConfig(TableConfig):
+class RejectedConfig(WritableTable):
+    """A second table, to which each run adds a copy of its rows with an error status."""
+
+
+class OutputConfig(WritableTable):
     """The table of answers.
 
     `keep` names input columns to carry over; `prefix` is put before our own columns, for one that collides with these.
     `target_file_mb` is the size aimed at. `reuse_answers` copies what the output answers already for another row.
     """
 
-    format: str = "delta"
     mode: Literal["append", "overwrite", "merge"] = "append"
     keep: list[str] = Field(default=[])
     partition_by: list[str] = Field(default=[])
@@ -115,11 +119,6 @@ class OutputConfig(TableConfig):
     reuse_answers: bool = True
     prefix: NamePart = ""
     rejected: RejectedConfig | None = None
-
-    @field_validator("format")
-    @classmethod
-    def _can_be_written(cls, value: str) -> str:
-        return _one_of(value, [name for name, facts in FORMATS.items() if facts.modes])
 
     @model_validator(mode="after")
     def _can_be_published(self) -> "OutputConfig":
@@ -129,9 +128,6 @@ class OutputConfig(TableConfig):
             raise ValueError(
                 f"mode {self.mode} needs `format: {listed(names)}`; {self.format} has {listed(facts.modes)}"
             )
-        if self.table is not None and not facts.in_catalog:
-            names = [name for name, other in FORMATS.items() if other.in_catalog]
-            raise ValueError(f"a catalog table is written as `format: {listed(names)}`; {self.format} needs `path`")
         return self
 
 

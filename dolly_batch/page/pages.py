@@ -42,14 +42,9 @@ def _side(column: int) -> str | None:
 def _cells(plan: PlanReport) -> tuple[str, ...]:
     """A line of the table, in the order of `_HEADER`."""
     report = plan.report
-    share, cost, seconds = report.get("error_share"), report.get("cost"), report.get("seconds", {})
+    cost, seconds = report.get("cost"), report.get("seconds", {})
     return (
-        plan.name,
-        plan.created_at[:16].replace("T", " "),
-        plan.state,
-        f"{plan.num_input_rows:,}",
-        f"{plan.num_answered:,} of {plan.num_todo:,}",
-        "" if share is None else f"{share:.1%}",
+        *plan.listed,
         "" if cost is None else f"{cost:,.2f}",
         duration(sum(seconds.values())) if seconds else "",
     )

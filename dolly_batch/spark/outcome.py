@@ -1,6 +1,6 @@
 """The end of a run: what the staged answers and the audit have counted goes into its report, and stays in the plan."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from dolly_batch.config.job import JobConfig
 from dolly_batch.console import say
 from dolly_batch.page.pages import plan_page
+from dolly_batch.records import count_errors
 from dolly_batch.report import Report
 from dolly_batch.spark.audit import Findings
 from dolly_batch.spark.causes import reason
@@ -40,7 +41,7 @@ class Opened:
     model: ModelFacts
 
 
-def staged_facts(opened: Opened) -> dict[str, object]:
+def staged_facts(opened: Opened) -> dict[str, Any]:
     """Counts of the staged answers: rows by status, tokens, resumed answers, model loads, seconds of busy engines."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
     counts = {"num_rows": F.count("*"), "load": F.max("engine_load"), **_sums()}
@@ -58,13 +59,18 @@ def staged_facts(opened: Opened) -> dict[str, object]:
     }
 
 
-def answer_facts(opened: Opened) -> dict[str, object]:
-    """Check the answers and add the rejected rows to their table, where the job asks for it."""
+def answer_facts(opened: Opened, by_status: Mapping[str, int]) -> dict[str, object]:
+    """Check the answers and add the rejected rows to their table, where the job asks for it.
+
+    `by_status` are the plan's new rows, as `staged_facts` counts them.
+    """
     target, facts = opened.target, dict[str, object]()
-    if target.job.checks or target.job.output.rejected is not None:
-        rows = new_rows(target, opened.folder, opened.plan)
-        facts |= add_rejected(target, opened.plan, rows)
-        facts |= count_failures(target, rows) if target.job.checks else {}
+    if target.job.output.rejected is not None:
+        facts["num_rejected_rows"] = num_rejected = count_errors(by_status)
+        if num_rejected:
+            add_rejected(target, opened.plan, new_rows(target, opened.folder, opened.plan))
+    if target.job.checks:
+        facts |= count_failures(target, new_rows(target, opened.folder, opened.plan))
     return facts
 
 
@@ -129,13 +135,11 @@ def complete(job: JobConfig, opened: Opened, findings: Findings, report: Report)
     report.num_generated_tokens = facts.get("num_generated_tokens", findings.num_completion_tokens)
     report.num_read_tokens = facts.get("num_read_tokens", opened.plan.num_prompt_tokens)
     count_cost(job, facts.get("busy_s"), report)
-    for name in RESUMED_COUNTS:
-        setattr(report, name, facts.get(name, 0))
     report.num_published_rows = opened.plan.num_planned
     report.num_answered_by_proxy = facts.get("num_answered_by_proxy", 0)
     report.num_answered_by_model = opened.plan.num_todo - report.num_answered_by_proxy
     report.answered_by, report.cascade = findings.answered_by, cascade_facts(opened.folder)
-    for name in _OF_ANSWERS:
+    for name in (*RESUMED_COUNTS, *_OF_ANSWERS):
         setattr(report, name, facts.get(name, getattr(report, name)))
     report.outcome = "complete"
     report.check_errors(job.limits.max_error_share)

@@ -41,25 +41,22 @@ def open_rejected(target: OutputTable, work: str, inputs: Callable[[], Sequence[
     try_output(rejected, work, retries=False)
 
 
-def add_rejected(target: OutputTable, plan: Plan, rows: DataFrame) -> dict[str, object]:
-    """Add the rows with an error status, of a plan's new rows; a second call adds nothing. Facts for the report.
+def add_rejected(target: OutputTable, plan: Plan, rows: DataFrame) -> None:
+    """Add the rows with an error status, of a plan's new rows; a second call adds nothing.
 
     Raises Stopped where they could not be added.
     """
     rejected = _rejected_table(target)
     if rejected is None:
-        return {}
+        return
     wrong = rows.filter(F.col(quoted_path(target.output_name("status"))).isin(*ERROR_STATUSES))
     try:
-        if not (count := wrong.count()):
-            return {"num_rejected_rows": 0}
         rejected.format.add(rejected, plan, wrong)
     except (PySparkException, Py4JJavaError, OSError) as error:
         raise Stopped(
             f"the rejected rows could not be added to {rejected.job.output.name}: {reason(error)}. All rows are in the "
             "output; mend that, and run the same command"
         ) from error
-    return {"num_rejected_rows": count}
 
 
 def _rejected_table(target: OutputTable) -> OutputTable | None:

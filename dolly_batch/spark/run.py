@@ -147,7 +147,8 @@ class _Start:
         with self._step("publish"):
             publish(opened.target, opened.folder, opened.plan)
             put_tags(opened.target)
-            return {**staged_facts(opened), **answer_facts(opened)}
+            facts = staged_facts(opened)
+            return {**facts, **answer_facts(opened, facts["by_status"])}
 
     def audit(self, opened: Opened) -> None:
         with self._step("audit"):

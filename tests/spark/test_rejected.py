@@ -39,8 +39,8 @@ def test_counts_add_up_though_a_start_dies_after_them(
     job = job_of(desk, format)
     count = run.answer_facts
 
-    def die(opened: Any) -> dict[str, object]:
-        count(opened)
+    def die(*arguments: Any) -> dict[str, object]:
+        count(*arguments)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "answer_facts", die)
