@@ -20,6 +20,7 @@ from dolly_batch.report import Report
 from dolly_batch.spark.audit import audit
 from dolly_batch.spark.checks import check_predicates
 from dolly_batch.spark.files import Files, files_for
+from dolly_batch.spark.generate.early_host import start_early
 from dolly_batch.spark.generate.jobs import described
 from dolly_batch.spark.generate.waves import Generation, generate
 from dolly_batch.spark.lock import JobLock
@@ -211,7 +212,10 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
         open_rejected(target, work, partial(_files_of_input, spark, job))
     model = planned_model(spark, plan, job)
     check_shared(spark, files, work, target, model.folder)
-    say(f"resuming plan {plan.plan_id}: {len(folder.staged_waves())} of {len(plan.waves)} waves are finished")
+    num_finished = len(folder.staged_waves())
+    say(f"resuming plan {plan.plan_id}: {num_finished} of {len(plan.waves)} waves are finished")
+    if num_finished < len(plan.waves):
+        start_early(spark, model.engine_spec(job))
     return Opened(folder, plan, target, model)
 
 
@@ -231,7 +235,8 @@ def _planned(
     model = resolve_model(spark, job, work, say)
     check_shared(spark, files, work, target, model.folder)
     say(f"planning {job.name}: reading {job.input.name}")
-    planned = make_plan(options, source, target, model, files, work, check=check)
+    prepare = partial(start_early, spark, model.engine_spec(job))
+    planned = make_plan(options, source, target, model, files, work, check=check, prepare=prepare)
     if planned.folder is None:
         fill_plan(report, planned.plan, target)
         report.outcome, report.exit_code = "nothing_to_do", 0

@@ -34,6 +34,10 @@ def test_whether_a_question_is_about_a_card_takes_fewer_calls() -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("name", "least_saved"), [("SMS spam", 0.3), ("banking77", 0.0)])
-def test_the_promise_holds_in_19_of_20_samples(name: str, least_saved: float) -> None:
-    check(taught(name), 2000, 0.95, 20, least_saved)
+@pytest.mark.parametrize(
+    ("name", "agreement", "least_saved"),
+    # At 95 % little is saved beside a teacher whose errors, 4 % of all rows, are those of chance.
+    [("SMS spam", 0.95, 0.02), ("SMS spam", 0.9, 0.4), ("banking77", 0.95, 0.0)],
+)
+def test_the_promise_holds_in_19_of_20_samples(name: str, agreement: float, least_saved: float) -> None:
+    check(taught(name), 2000, agreement, 20, least_saved)

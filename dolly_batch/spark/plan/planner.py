@@ -51,8 +51,8 @@ from dolly_batch.spark.tables.row_rules import check_rows
 from dolly_batch.tasks.base import PreparedTask
 
 
-def _no_check() -> None:
-    """For who holds no lock."""
+def _nothing() -> None:
+    """For who holds no lock, or has nothing to prepare."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,14 @@ def make_plan(
     files: Files,
     work: str,
     *,
-    check: Callable[[], None] = _no_check,
+    check: Callable[[], None] = _nothing,
+    prepare: Callable[[], None] = _nothing,
     dry: bool = False,
 ) -> Planned:
     """Plan what is left to do, under `work/<plan_id>`; with `dry`, only count it.
 
-    `check` raises when this start has lost the job's lock; it is called before the plan gets its name.
+    `check` raises when this start has lost the job's lock; it is called before the plan gets its name. `prepare` is
+    called, unless `dry`, as soon as it is known that rows will be answered.
     Raises InputError for bad ids, OutputError for row keys that `merge` cannot tell apart, and Refused for more rows
     than `limits.max_rows` or more money than `limits.max_cost`; nothing is left on disk then.
     """
@@ -120,6 +122,8 @@ def make_plan(
             raise Refused(f"{facts.num(TODO)} rows are left to answer, more than limits.max_rows = {max_rows}")
         if not dry:
             refuse_expensive(target.spark, job, plan)
+            if facts.num_questions:
+                prepare()
         questions = rows.filter(F.col("state") == TODO).drop("state", "status", "error")
         if plan.num_shared:
             questions = draft.saved(distinct_questions(questions), "questions")
