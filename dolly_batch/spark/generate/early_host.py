@@ -1,7 +1,7 @@
 """The engine host of a run on one machine, started while the rest of the plan is made.
 
-Its load takes seconds, of a large model minutes, and the first task would wait for it. On a cluster the tasks start their
-executors' hosts: which executors there will be, only Spark knows.
+Its load takes seconds, of a large model minutes, and the first task would wait for it. On a cluster the tasks start
+their executors' hosts: which executors there will be, only Spark knows.
 """
 
 from typing import Any
