@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from dolly_batch.config.job import JobConfig
@@ -45,10 +45,12 @@ def staged_facts(opened: Opened) -> dict[str, Any]:
     """Counts of the staged answers: rows by status, tokens, resumed answers, model loads, seconds of busy engines."""
     answers = staged_answers(opened.target, opened.folder, opened.plan)
     counts = {"num_rows": F.count("*"), "load": F.max("engine_load"), **_sums()}
+    if opened.plan.num_sample_waves:
+        counts["num_by_proxy"] = F.count(F.when(F.col("answered_by") == "proxy", True))
     counts["spans"] = F.collect_list(F.when(F.col("ended_s").isNotNull(), F.struct("began_s", "ended_s")))
     groups = answers.groupBy("status", "engine_id").agg(*(column.alias(name) for name, column in counts.items()))
     found = groups.collect()
-    by_proxy = _num_by_proxy(answers) if opened.plan.num_sample_waves else {}
+    by_proxy = {"num_answered_by_proxy": sum(row.num_by_proxy for row in found)} if "num_by_proxy" in counts else {}
     return {
         "by_status": _by_status(opened, found),
         **by_proxy,
@@ -102,10 +104,6 @@ def _by_status(opened: Opened, found: Sequence[Any]) -> dict[str, int]:
     for row in found:
         by_status[row.status] = by_status.get(row.status, 0) + row.num_rows
     return by_status
-
-
-def _num_by_proxy(answers: DataFrame) -> dict[str, object]:
-    return {"num_answered_by_proxy": answers.filter(F.col("answered_by") == "proxy").count()}
 
 
 def count_cost(job: JobConfig, engines_s: float | None, report: Report) -> None:
