@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 # A test process takes about 4 GB with its Spark; a Spark session is shared by all tests of a process.
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo demo-delta test quick check audit chaos gpu-paper kills bench quality cascade whole-table format lock clean
+.PHONY: help setup demo demo-delta test long quick check audit chaos gpu-paper kills bench quality cascade whole-table format lock clean
 
 help: ## Show this list
 	@echo "make VERB, with VERB one of:"
@@ -34,8 +34,11 @@ demo-delta: $(READY) ## The same into a Delta table; the first time, Spark fetch
 test: $(READY) ## Run the tests; ARGS="-k java" chooses some
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+long: $(READY) ## Run the tests that take half a minute each: clusters, one kill of each kind, whole commands
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist load -m long $(ARGS)
+
 quick: $(READY) ## Run the tests that need no Spark and no waiting, in under a minute
-	@$(BIN)/pytest -n $(TEST_PROCESSES) -m "not chaos and not spark and not slow" $(ARGS)
+	@$(BIN)/pytest -n $(TEST_PROCESSES) -m "not chaos and not long and not spark and not slow" $(ARGS)
 
 check: $(READY) ## Lint, formatting and types: ruff, ruff format, mypy --strict; known vulnerabilities once a day
 	@$(BIN)/ruff check .

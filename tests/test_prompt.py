@@ -59,6 +59,7 @@ def real_folder(request: pytest.FixtureRequest, shared_data: Path, tmp_path_fact
     return write_real(shared_data, tmp_path_factory.mktemp("real"), request.param)
 
 
+@pytest.mark.long
 def test_ids_equal_the_reference_on_the_real_table(real_folder: Path, shared_data: Path) -> None:
     lines = (shared_data / "dolly15k" / "databricks-dolly-15k.jsonl").read_text().splitlines()
     rows = [(row["instruction"], row["context"]) for row in map(json.loads, lines)]

@@ -95,6 +95,7 @@ def asked_directly() -> dict[str, str]:
     return {completion.key: completion.text for completion in generate(engine, requests)}
 
 
+@pytest.mark.long
 def test_plan_run_and_status_through_connect(remote: str, job: Path) -> None:
     over = {"spark.remote": remote}
     planned = command("plan", job, **over)

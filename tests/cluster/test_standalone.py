@@ -14,6 +14,7 @@ from tests.cluster.standalone import Cluster, Ended, run_command, submit, submit
 from tests.spark.desk import echo_document, questions
 
 
+@pytest.mark.long
 def test_the_shipped_wheel_gives_the_table_of_a_local_run(cluster: Cluster, wheel: Path, tmp_path: Path) -> None:
     rows = questions(60)
     (tmp_path / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -139,7 +139,7 @@ def test_a_driver_killed_after_the_audit_has_nothing_left_to_do(new_job: NewJob)
     assert not [*(job.folder / "work").glob("p*/snapshot")]
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_jvm_that_dies_alone_stops_the_run_with_a_message(new_job: NewJob) -> None:
     job = new_job()
     job.put(QUESTIONS)
@@ -160,7 +160,7 @@ def test_a_jvm_that_dies_alone_stops_the_run_with_a_message(new_job: NewJob) -> 
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("mode", ["append", "merge", "overwrite"])
+@pytest.mark.parametrize("mode", [pytest.param("append", marks=pytest.mark.long), "merge", "overwrite"])
 def test_a_driver_killed_around_the_commits_of_a_delta_table(new_job: NewJob, mode: str) -> None:
     job = new_job(output={"format": "delta", "mode": mode})
     job.put(QUESTIONS)
@@ -201,6 +201,7 @@ def test_without_the_guard_of_the_commit_the_audit_stops_the_run(new_job: NewJob
         check_nothing_lost(job, report, QUESTIONS)
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_cleanly_and_the_same_command_completes(new_job: NewJob) -> None:
     job = new_job()
     job.put(QUESTIONS)

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.chaos
 HOST_END_S = 60.0  # a host looks at its owner every second; the rest is a busy machine's
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.chaos)]
+)
 def test_a_run_survives_its_executors(new_job: NewJob, num_kills: int) -> None:
     rows = questions(160 * num_kills)
     job = new_job(spark={"master": "local-cluster[2,1,1024]"})

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.chaos
 QUESTIONS = [*questions(160), *asked_again(questions(20))]
 
 
+@pytest.mark.long
 def test_of_two_starts_one_works_and_the_other_says_who(new_job: NewJob) -> None:
     job = new_job(output={"mode": "append"})
     job.put(QUESTIONS)
@@ -64,7 +65,7 @@ def test_a_start_suspended_before_its_commit_to_parquet(new_job: NewJob, mode: s
     nothing_was_added(job, working)
 
 
-@pytest.mark.parametrize("mode", ["append", "merge", "overwrite"])
+@pytest.mark.parametrize("mode", [pytest.param("append", marks=pytest.mark.long), "merge", "overwrite"])
 def test_a_start_suspended_before_its_commit_to_delta(new_job: NewJob, mode: str) -> None:
     job = new_job(output={"format": "delta", "mode": mode})
     job.put(QUESTIONS)

@@ -32,6 +32,7 @@ def kill_workers(start: Start) -> int:
     return len(workers)
 
 
+@pytest.mark.long
 def test_a_run_survives_its_python_workers_and_its_engine_host(new_job: NewJob) -> None:
     job = new_job(engine={"echo_delay_s": 0.08})
     job.put(QUESTIONS)

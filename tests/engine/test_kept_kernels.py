@@ -64,6 +64,7 @@ def files(cache: Path) -> list[Path]:
     return [path for path in (cache / "dolly-batch" / "kernels").rglob("*") if path.is_file()]
 
 
+@pytest.mark.long
 def test_a_later_process_compiles_nothing_and_computes_the_same(tmp_path: Path) -> None:
     num_compiled, computed = load(tmp_path)
     assert num_compiled > 0
@@ -81,6 +82,7 @@ def test_a_later_process_compiles_nothing_and_computes_the_same(tmp_path: Path) 
     assert len({path.parent for path in files(tmp_path)}) == 2
 
 
+@pytest.mark.long
 def test_kernels_of_two_shapes_that_two_processes_compiled_live_side_by_side(tmp_path: Path) -> None:
     # Spark gives its workers one hash seed. With it, both processes name what they compile alike, but for the shape.
     for shape in ("4x4x16", "6x3x18"):

@@ -46,6 +46,7 @@ def assert_equal_but_for_ties(loaded: LoadedModel, rows: list[Request], expected
         assert all(lead < NEAR_TIE for lead in leads)
 
 
+@pytest.mark.long
 def test_the_sample_table_is_answered_as_by_generate(loaded: LoadedModel) -> None:
     table = [row for row in map(json.loads, QUESTIONS.read_text().splitlines()) if (row["instruction"] or "").strip()]
     rows = requests_of(loaded.encoder, table[::4], 12)

@@ -240,6 +240,7 @@ PARQUET = {"format": "parquet", "mode": "overwrite"}
 DELTA = {"format": "delta", "mode": "append"}
 
 
+@pytest.mark.long
 @examples(1)
 @given(example=typed_tables())
 def test_any_parquet_table_comes_back(new_desk: Callable[[], Desk], example: Example) -> None:

@@ -34,6 +34,7 @@ def check_sums(report: Any, rows: list[dict[str, Any]], num_skipped: int = 0) ->
     assert asked + report.num_shared_rows + report.num_copied_rows + num_skipped == report.num_published_rows
 
 
+@pytest.mark.long
 def test_most_rows_are_answered_by_the_proxy_and_all_sums_add_up(cascade_desk: Desk) -> None:
     rows = told(700)
     repeated = again(rows[:50])

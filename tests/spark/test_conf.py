@@ -10,7 +10,9 @@ from dolly_batch.spark.run import run_job
 from tests.conftest import PROJECT
 
 
-@pytest.mark.parametrize("name", ["demo-delta", "classify", "summarize", "extract"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("demo-delta", marks=pytest.mark.long), "classify", "summarize", "extract"]
+)
 def test_a_job_file_of_conf_answers_its_sample_table(
     name: str,
     session: tuple[SparkSession, str | None],

@@ -18,7 +18,9 @@ def num_read(desk: Desk) -> int:
     return sum(scanned_rows(desk.spark, desk.out).values())
 
 
-@pytest.mark.parametrize("mode", ["append", pytest.param("merge", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("append", marks=pytest.mark.long), pytest.param("merge", marks=pytest.mark.chaos)]
+)
 def test_new_rows_read_the_output_once_or_where_their_ids_may_be(delta_desk: Desk, mode: str) -> None:
     delta_desk.put(questions(300))
     delta_desk.run(output={"mode": mode})

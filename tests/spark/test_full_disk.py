@@ -33,7 +33,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.mark.parametrize(
     ("folder", "size"),
-    [("work", "900k"), pytest.param("work", "2500k", marks=pytest.mark.chaos), ("out", "300k")],
+    [
+        pytest.param("work", "900k", marks=pytest.mark.long),
+        pytest.param("work", "2500k", marks=pytest.mark.chaos),
+        ("out", "300k"),
+    ],
 )
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     desk: Desk, small_disk: Callable[[str], Path], folder: str, size: str

@@ -225,6 +225,7 @@ def test_settings_that_cannot_work_are_refused(spark: SparkSession) -> None:
         dolly_batch.functions.register(spark, {"path": "tiny", "quantizatoin": "int8"})
 
 
+@pytest.mark.long
 def test_the_notebook_runs_top_to_bottom(spark: SparkSession) -> None:
     pytest.importorskip("torch")
     smollm2_folder()  # skips where it cannot be had

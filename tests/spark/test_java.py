@@ -148,6 +148,7 @@ with SparkSession.builder.master("local[1]").config(map=settings).getOrCreate() 
 """
 
 
+@pytest.mark.long
 def test_spark_runs_a_python_job_with_no_java_on_the_machine(tmp_path: Path) -> None:
     pytest.importorskip("pyspark")
     kept = {name: value for name, value in os.environ.items() if name not in ("JAVA_HOME", "SPARK_HOME")}

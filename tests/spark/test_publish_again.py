@@ -23,7 +23,7 @@ from tests.spark.staging_desk import Staged, staged
 MANY_WAVES = {"max_shard_rows": 6, "shards_per_slot": 1, "slots": 1}
 OUTPUTS = [
     ("parquet", "overwrite"),
-    ("delta", "append"),
+    pytest.param("delta", "append", marks=pytest.mark.long),
     pytest.param("parquet", "append", marks=pytest.mark.chaos),
     pytest.param("delta", "overwrite", marks=pytest.mark.chaos),
     pytest.param("delta", "merge", marks=pytest.mark.chaos),

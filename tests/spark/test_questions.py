@@ -164,6 +164,7 @@ def test_all_rows_copied_take_no_model(desk: Desk) -> None:
     assert (report.num_copied_rows, report.num_answered_by_model) == (0, 5)
 
 
+@pytest.mark.long
 def test_an_estimate_follows_what_earlier_runs_took(desk: Desk) -> None:
     desk.put(questions(120))
     slow = {"engine": {"echo_delay_s": 0.05}, "output": {"mode": "append"}}

@@ -30,7 +30,9 @@ def job_of(desk: Desk, format: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("format", ["parquet", pytest.param("delta", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "format", [pytest.param("parquet", marks=pytest.mark.long), pytest.param("delta", marks=pytest.mark.chaos)]
+)
 def test_counts_add_up_though_a_start_dies_after_them(
     request: pytest.FixtureRequest, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

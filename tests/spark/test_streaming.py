@@ -1,5 +1,6 @@
 """The recipe of docs/operate.md for a stream: each batch goes into the input's table, then the job runs."""
 
+import pytest
 from pyspark.sql import DataFrame
 
 from dolly_batch import run_job
@@ -24,6 +25,7 @@ def answer_what_is_new(desk: Desk) -> list[int]:
     return published
 
 
+@pytest.mark.long
 def test_a_stream_is_answered_batch_by_batch(desk: Desk) -> None:
     (desk.folder / "arriving").mkdir()
     desk.put(questions(6), "arriving/1.jsonl")

@@ -82,7 +82,9 @@ def close(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in ("retry", "template") else ()) for name in JOBS]
+)
 def test_a_job_is_planned_and_answered_as_ever(
     name: str, session: tuple[SparkSession, str | None], stage_dir: Path, tmp_path: Path
 ) -> None:
