@@ -11,7 +11,7 @@ again from nothing. Large tables belong to the job.
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -160,21 +160,23 @@ def register(
     model_facts = resolve_model(spark, job, files_for(spark, job.work_dir)[1], say)
     if not is_connect(spark):
         ship_package(spark)
+    spec, params, seed = model_facts.engine_spec(job), job.generation.params, job.generation.seed
+    functions = [
+        SqlFunction(kind, settings, spec, params, model_facts.max_positions, seed, long_prompt)
+        for kind, settings in _settings(tasks or {}).items()
+    ]
+    return Functions(_registered(spark, functions))
+
+
+def _registered(spark: SparkSession, functions: Iterable[SqlFunction]) -> dict[str, Any]:
+    """The functions by their names in SQL, two of each kind."""
     udfs = {}
-    for name, settings in _settings(tasks or {}).items():
-        function = SqlFunction(
-            kind=name,
-            settings=settings,
-            spec=model_facts.engine_spec(job),
-            params=job.generation.params,
-            max_positions=model_facts.max_positions,
-            seed=job.generation.seed,
-            long_prompt=long_prompt,
-        )
+    for function in functions:
         for prefix in ("", "try_"):
-            udfs[f"{prefix}dolly_{name}"] = udf = _udf(spark, function, tries=bool(prefix))
-            spark.udf.register(f"{prefix}dolly_{name}", udf)
-    return Functions(udfs)
+            name = f"{prefix}dolly_{function.kind}"
+            udfs[name] = udf = _udf(spark, function, tries=bool(prefix))
+            spark.udf.register(name, udf)
+    return udfs
 
 
 def _settings(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskSettings]:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from dolly_batch.spark.files import Files
+from dolly_batch.spark.plan.draft import delete_drafts
 from dolly_batch.spark.plan.manifest import (
     ABANDONED,
     PUBLISHED,
@@ -17,7 +18,6 @@ from dolly_batch.spark.plan.manifest import (
     plans_under,
     unreadable_plans,
 )
-from dolly_batch.spark.plan.planner import delete_drafts
 
 Check = Callable[[], None]
 """Raises AlreadyRunning when another start has taken over."""

@@ -22,8 +22,9 @@ from dolly_batch.spark.decisions import (
 )
 from dolly_batch.spark.generate.jobs import whole_folder
 from dolly_batch.spark.lock import JobLock
+from dolly_batch.spark.plan.draft import Draft
 from dolly_batch.spark.plan.manifest import BESIDE, COMPLETE, Plan, PlanFolder, Wave, open_plan
-from dolly_batch.spark.plan.planner import _Draft, _plan_id
+from dolly_batch.spark.plan.planner import plan_id
 from dolly_batch.spark.plan.row_status import Facts
 from dolly_batch.spark.steps import abandon, proceed, sweep
 from tests.store_model import keys
@@ -114,7 +115,7 @@ class Running:
             for path, part in self._snapshot(states).items():
                 self.files.write(f"{draft}/snapshot/{path}/part", part.text())
             self.planned[planned_at] = before
-            folder = _Draft(None, self.files, draft).opened(plan, WORK, check)  # type: ignore[arg-type]
+            folder = Draft(None, self.files, draft).opened(plan, WORK, check)  # type: ignore[arg-type]
             assert folder.folder is not None
             return Opened(folder.folder, folder.plan)
         finally:
@@ -155,7 +156,7 @@ class Running:
         sizes = [min(WAVE_ROWS, counts[TODO] - wave * WAVE_ROWS) for wave in range(num_waves)]
         values: dict[str, Any] = dict.fromkeys(("header", "destination", "model", "model_identity", "model_folder"), "")
         return Plan(
-            plan_id=_plan_id(self.name, "out", facts),
+            plan_id=plan_id(self.name, "out", facts),
             name=self.name,
             created_at=created_at,
             model_revision=None,

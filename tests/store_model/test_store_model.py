@@ -12,8 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from dolly_batch.spark import decisions
 from dolly_batch.spark.decisions import TruthTable
+from dolly_batch.spark.plan.draft import Draft
 from dolly_batch.spark.plan.manifest import PlanFolder
-from dolly_batch.spark.plan.planner import _Draft
 from dolly_batch.spark.tables import delta_log, parquet
 from tests.store_model import keys
 from tests.store_model.machine import StoreMachine
@@ -53,8 +53,8 @@ def older_answers_replace_newer_ones(patch: pytest.MonkeyPatch) -> None:
 
 
 def plans_are_opened_without_a_look(patch: pytest.MonkeyPatch) -> None:
-    opened = _Draft.opened
-    patch.setattr(_Draft, "opened", lambda draft, plan, work, check: opened(draft, plan, work, lambda: None))
+    opened = Draft.opened
+    patch.setattr(Draft, "opened", lambda draft, plan, work, check: opened(draft, plan, work, lambda: None))
     patch.setattr(PlanFolder, "holds_rows", lambda folder, plan: True)
 
 
