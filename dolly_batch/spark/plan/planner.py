@@ -88,6 +88,8 @@ def make_plan(
     try:
         prepared = prepare_task(job, model.task_model)
         retry = find_retryable(job, options.retry, model.identity, target, files, work)
+        if source.version is None and job.input.table is None:  # files, which are read from here on
+            source = replace(source, opened_at=datetime.now(UTC))
         with unreadable_input_named(job.input):
             keyed = draft.saved(key_input(source, job, model, prepared, retry), "keyed")
         if source.ids:
@@ -262,7 +264,8 @@ def _counted(
     return Plan(
         plan_id=_plan_id(job.name, destination, facts),
         name=job.name,
-        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        # As old as what was read: an answer to what was asked before takes no newer one's place, however late it comes.
+        created_at=source.opened_at.isoformat(timespec="microseconds"),
         header=request_header(job, model.identity),
         destination=destination,
         model=job.model.path,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 from py4j.protocol import Py4JError
@@ -37,6 +38,8 @@ class InputTable:
     """The row's context; for tasks that read one text, that text."""
     version: int | None
     """The pinned version of a Delta input."""
+    opened_at: datetime
+    """When the version was pinned, or the table of the catalog or the files were opened."""
     gold: ColumnRef | None = None
     """The gold labels of a cascade."""
 
@@ -47,7 +50,7 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     Raises InputError, which names the column or the path and what was found there, for all that can be seen without
     reading rows: a table or column that is not there, a type that cannot be used.
     """
-    df, version = read_table(spark, job.input, "input")
+    (df, version), opened_at = read_table(spark, job.input, "input"), datetime.now(UTC)
     instead = missing_column(job.input)
     if job.input.where is not None:
         df = _filtered(df, job.input.where, instead)
@@ -59,7 +62,7 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     values, context = _read_columns(find, job)
     cascade = job.task.cascade
     gold = None if cascade is None or cascade.gold is None else find(cascade.gold, "task.cascade.gold")
-    return InputTable(df, ids, kept, values, context, version, gold)
+    return InputTable(df, ids, kept, values, context, version, opened_at, gold)
 
 
 def _read_columns(
