@@ -72,7 +72,7 @@ $(PAPER_READY): $(READY)
 		-e . pytest hypothesis llguidance accelerate pandas pyarrow
 	@touch $@
 
-kills: $(READY) ## Random kills for ten minutes and more, every row counted
+kills: $(READY) ## 200 random kills, an hour and more, every row counted; ARGS="--kills 20" for less
 	@$(BIN)/python benchmarks/kills.py $(ARGS)
 
 bench: $(READY) ## The engine and its peers on the same work, about an hour; ARGS="--minutes 8 --rows 200" for less

@@ -1,6 +1,7 @@
 """A file system in memory, with the promises of `Files`; and one start's view of it, which may end at any call."""
 
 from collections.abc import Callable
+from typing import Any
 
 
 class Disk:
@@ -53,49 +54,18 @@ class Disk:
 
 
 class View:
-    """The disk as one start sees it: before each call it may be suspended or killed."""
+    """A file system as one start sees it: before each call, which `pause` is told, it may be suspended or killed."""
 
-    def __init__(self, disk: Disk, pause: Callable[[], None]) -> None:
-        self._disk, self._pause = disk, pause
+    def __init__(self, files: Any, pause: Callable[[str, str], None]) -> None:
+        self._files, self._pause = files, pause
 
-    def plain(self, path: str) -> str | None:
-        return None
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        done = getattr(self._files, name)
+        if name in ("plain", "resolved"):
+            return done
 
-    def exists(self, path: str) -> bool:
-        self._pause()
-        return self._disk.exists(path)
+        def paused(*arguments: Any) -> Any:
+            self._pause(name, arguments[1 if name == "rename" else 0])
+            return done(*arguments)
 
-    def is_folder(self, path: str) -> bool:
-        self._pause()
-        return self._disk.is_folder(path)
-
-    def resolved(self, path: str) -> str:
-        return path
-
-    def list_names(self, folder: str) -> list[str]:
-        self._pause()
-        return self._disk.list_names(folder)
-
-    def read(self, path: str) -> str | None:
-        self._pause()
-        return self._disk.read(path)
-
-    def write(self, path: str, text: str) -> None:
-        self._pause()
-        self._disk.write(path, text)
-
-    def create(self, path: str, text: str) -> bool:
-        self._pause()
-        return self._disk.create(path, text)
-
-    def rename(self, source: str, target: str) -> bool:
-        self._pause()
-        return self._disk.rename(source, target)
-
-    def delete(self, path: str) -> None:
-        self._pause()
-        self._disk.delete(path)
-
-    def size(self, folder: str) -> int:
-        self._pause()
-        return self._disk.size(folder)
+        return paused

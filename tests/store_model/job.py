@@ -32,7 +32,6 @@ from tests.store_model.starts import Start
 from tests.store_model.tables import Output, Row, Rows
 
 WORK = "/work"
-WAVE_ROWS = 2
 Input = list[tuple[str | None, str]]
 
 
@@ -79,6 +78,9 @@ class Running:
     keep_days: float = 0
     retry: bool = False
     abandons: bool = False
+    wave_rows: int = 2
+    said: str = ""
+    """The last of what it has said."""
 
     def __call__(self, start: Start) -> None:
         files = self.files = start.files
@@ -97,12 +99,12 @@ class Running:
         return None if opened is None else Opened(*opened)
 
     def make_plan(self, check: Callable[[], None]) -> Opened | None:
-        seen = self.output.seen()
         rows, planned_at = self.read_input(), self.stamp()
         draft = f"{WORK}/.planning-{self.name}-{uuid.uuid4().hex[:12]}"
         try:
             self.files.write(f"{draft}/keyed/part", "")
-            table = self.output.read()
+            seen = self.output.seen()  # before the output is read
+            table = self.output.read("look")
             states = self._states(key_rows(rows), table or Rows())
             if seen is not None:
                 only_adds = self._only_adds(states, table or Rows())
@@ -110,7 +112,8 @@ class Running:
             plan = self._plan(states, planned_at)
             before = Said("complete", plan, planned_at, rows)
             if plan.num_rows == plan.num_answered_before and self._is_up_to_date(states):
-                self.say(Said("nothing to do", None, planned_at, rows))
+                self.said = "nothing to do"
+                self.say(Said(self.said, None, planned_at, rows))
                 return None
             for path, part in self._snapshot(states).items():
                 self.files.write(f"{draft}/snapshot/{path}/part", part.text())
@@ -152,8 +155,7 @@ class Running:
         counts = Counter(state for state, _ in states)
         digest = sorted(f"{state} {row.key()} {row.attempt}" for state, row in states)
         facts = Facts(counts={}, num_questions=counts[TODO], num_prompt_tokens=0, digest=digest, histogram={})
-        num_waves = -(-counts[TODO] // WAVE_ROWS)
-        sizes = [min(WAVE_ROWS, counts[TODO] - wave * WAVE_ROWS) for wave in range(num_waves)]
+        sizes = [min(self.wave_rows, counts[TODO] - first) for first in range(0, counts[TODO], self.wave_rows)]
         values: dict[str, Any] = dict.fromkeys(("header", "destination", "model", "model_identity", "model_folder"), "")
         return Plan(
             plan_id=plan_id(self.name, "out", facts),
@@ -177,7 +179,8 @@ class Running:
 
     def _snapshot(self, states: list[tuple[str, Row]]) -> dict[str, Rows]:
         todo = sorted((row for state, row in states if state == TODO), key=Row.key)
-        parts = {f"{TODO}/wave={i // WAVE_ROWS}": Rows(todo[i : i + WAVE_ROWS]) for i in range(0, len(todo), WAVE_ROWS)}
+        num = self.wave_rows
+        parts = {f"{TODO}/wave={i // num}": Rows(todo[i : i + num]) for i in range(0, len(todo), num)}
         for state in (SKIPPED, CARRIED_OVER):
             if part := Rows(row for found, row in states if found == state):
                 parts[state] = part
@@ -259,6 +262,7 @@ class Running:
             missing, repeated = (sum(found[side] for found in counts) for side in (0, 1))
             if is_complete(plan.num_planned + plan.num_carried_over, planned.total(), missing, repeated):
                 opened.folder.mark(COMPLETE, {})
+                self.said = "complete"
                 self.say(self.planned[plan.created_at])
                 return
         raise AuditError(f"{missing} are missing, {repeated} are repeated; or close the plan with --abandon")

@@ -6,6 +6,7 @@ folder stops a job for ever: some command always gets out.
 The machine knows rows by id and text alone, and the package by what its starts say.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -46,6 +47,8 @@ class StoreMachine(RuleBasedStateMachine):
     def without_guard(patch: pytest.MonkeyPatch) -> None:
         """Switch a guard off, for the inverse tests."""
 
+    make_world: ClassVar[Callable[..., World]] = World
+
     @initialize(
         which=st.integers(0, len(FORMATS) - 1),
         second=st.booleans(),
@@ -56,8 +59,8 @@ class StoreMachine(RuleBasedStateMachine):
         format, mode = self.formats[which % len(self.formats)]
         # Two jobs that overwrite one Parquet folder are one fault of whoever set them up.
         jobs = JOBS if second and (format, mode) != ("parquet", "overwrite") else JOBS[:1]
-        self.world = World(format, mode, jobs, keep_days)
-        self.world.input = list(rows)
+        self.world = self.make_world(format, mode, jobs, keep_days)
+        self.world.put(list(rows))
         self.stack, patch = ExitStack(), pytest.MonkeyPatch()
         self.stack.callback(patch.undo)
         self.stack.enter_context(locks_of(self.world.clock, patch))
@@ -97,11 +100,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _overtaken(self, job: int, other: int, num: int, edit: Edit, ends: bool) -> None:
         start = self.world.start(self._job(job), "there")
         self.world.advance(start, num)
-        start.is_suspended = True
+        self.world.suspend(start)
         self.edit(edit)
         self.run_to_the_end(other)
         if ends and not start.is_over:
-            start.is_suspended = False
             self.world.advance(start, TO_THE_END)
 
     @precondition(lambda self: self.world.format == "delta")
@@ -117,82 +119,71 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 2), num=st.integers(1, 40))
     def go_on(self, which: int, num: int) -> None:
-        start = self._chosen(which)
-        start.is_suspended = False
-        self.world.advance(start, num)
+        self.world.advance(self._chosen(which), num)
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 2))
     def go_on_to_the_end(self, which: int) -> None:
-        start = self._chosen(which)
-        start.is_suspended = False
-        self.world.advance(start, TO_THE_END)
+        self.world.advance(self._chosen(which), TO_THE_END)
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 2))
     def kill(self, which: int) -> None:
-        start = self._chosen(which)
-        start.kill()
-        self.world.ended(start)
+        self.world.kill(self._chosen(which))
 
     @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 2), someone_removes_its_locks=st.booleans())
     def suspend(self, which: int, someone_removes_its_locks: bool) -> None:
         start = self._chosen(which)
-        start.is_suspended = True
-        self.world.clock.pass_(20)
+        self.world.suspend(start)
+        self.world.pass_time(20)
         if someone_removes_its_locks:
-            for held in start.locks:
-                self.world.disk.delete(held._path)
+            self.world.remove_locks(start)
 
     @precondition(lambda self: any(start.is_suspended for start in self.live))
     @rule(which=st.integers(0, 2))
     def beat_late(self, which: int) -> None:
-        self._chosen(which).beat(late=True)
+        self.world.beat_late(self._chosen(which))
 
     @rule(edit=EDITS)
     def edit(self, edit: Edit) -> None:
         """The input gets a row, the same row again, another question for one, or one row less."""
         kind, which, id, text = edit
-        rows = self.world.input
+        rows = list(self.world.input)
         if kind == "add" or not rows:
-            self._add(id, text)
+            self._add(rows, id, text)
         elif kind == "repeat":
-            self._add(*rows[which % len(rows)])
+            self._add(rows, *rows[which % len(rows)])
         elif kind == "change":
             rows[which % len(rows)] = (rows[which % len(rows)][0], text)
         else:
             del rows[which % len(rows)]
+        self.world.put(rows)
 
-    def _add(self, id: str | None, text: str) -> None:
-        is_bad = id is None or any(id == other for other, _ in self.world.input)
-        if len(self.world.input) < 8 and not (is_bad and self.world.mode == "merge"):
-            self.world.input.append((id, text))
+    def _add(self, rows: Input, id: str | None, text: str) -> None:
+        is_bad = id is None or any(id == other for other, _ in rows)
+        if len(rows) < 8 and not (is_bad and self.world.mode == "merge"):
+            rows.append((id, text))
 
     @rule(is_lost=st.booleans())
     def lose_a_reply_or_mend_the_model(self, is_lost: bool) -> None:
         if is_lost:
-            self.world.reply_is_lost = True
+            self.world.lose_a_reply()
         else:
-            self.world.fails = not self.world.fails
+            self.world.break_or_mend_the_model()
 
     @precondition(lambda self: self.world.delta.rows)
     @rule(which=st.integers(0, 7))
     def delete_from_the_output(self, which: int) -> None:
         rows = self.world.delta.rows or Rows()
-        row = rows[which % len(rows)]
-        when = self.world.clock.stamp()
-        same = [other for other in rows if other.id == row.id]
-        self.world.deleted += [(when, (other.id, other.text)) for other in same]
-        self.world.delta.versions.append(("DELETE", Rows(other for other in rows if other not in same)))
+        self.world.delete(rows[which % len(rows)].id)
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
         try:
             for start in self.live:
-                start.kill()
-                self.world.ended(start)
+                self.world.kill(start)
             for job in self.world.jobs:
                 self._finish(job)
         finally:
@@ -203,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _finish(self, job: str) -> None:
         """The same command ends the job in the end; or `--abandon` does, where it says so."""
         said: list[str] = []
-        self.world.reply_is_lost = False
+        self.world.lose_a_reply(False)
         for _ in range(8):
             start = self.world.start(job)
             self.world.advance(start, TO_THE_END)
@@ -213,5 +204,5 @@ class StoreMachine(RuleBasedStateMachine):
             if "--abandon" in said[-1]:
                 self.world.advance(self.world.start(job, abandons=True), TO_THE_END)
             elif isinstance(start.fault, AlreadyRunning):
-                self.world.clock.pass_(20)
+                self.world.pass_time(20)
         raise AssertionError(f"{job} cannot be finished: {said}; there are {sorted(self.world.disk.files)}")

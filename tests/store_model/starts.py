@@ -1,21 +1,48 @@
 """Starts of jobs that stop where they are told to: each is a thread that runs while it is let, one at a time."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dolly_batch.spark import lock
 from dolly_batch.spark.lock import BEAT_S, JobLock
-from tests.store_model.disk import Disk, View
+from tests.store_model.disk import View
 
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 TO_THE_END = 100_000
+
+LANDMARKS = {
+    r"create .*/\.\w+\.lock": "lock",
+    r"write .*/\.\w+\.lock": "take over",
+    r"exists .*/_delta_log/look": "look at the output",
+    r"write .*/beside\.json": "what was seen",
+    r"write .*/manifest\.json": "manifest",
+    r"delete .*/work/p\w+": "old plan's end",
+    r"rename .*/work/p\w+": "plan",
+    r"rename .*/staging/wave=\d+": "wave",
+    r"exists .*/_delta_log/commit": "commit",
+    r"exists .*/_delta_log/turn": "turn",
+    r"write .*/published\.json": "published",
+    r"write .*/complete\.json": "complete",
+    r"write .*/abandoned\.json": "abandoned",
+    r"delete .*/snapshot": "rows' end",
+    r"delete .*/\.\w+\.lock": "unlock",
+}
+"""Calls of the file system that the model and Spark do in the same order; what they do to a Delta table by its name."""
+
+
+def landmark(operation: str, path: str) -> str:
+    """The name of a call that is one, else nothing."""
+    call = f"{operation} {path}"
+    return next((name for pattern, name in LANDMARKS.items() if re.fullmatch(pattern, call)), "")
 
 
 class Killed(BaseException):
@@ -53,8 +80,13 @@ class Clock:
 class Start:
     """One start of a job: `work` runs a number of file operations at a time."""
 
-    def __init__(self, clock: Clock, disk: Disk, host: str, work: Callable[["Start"], None]) -> None:
+    at_landmarks = False
+    """Whether it stops at those alone: at the first one that comes when it has done what it was let do."""
+
+    def __init__(self, clock: Clock, disk: Any, host: str, work: Callable[["Start"], None]) -> None:
         self.clock, self.host = clock, host
+        self.passed: list[str] = []
+        self.stands_at = ""
         clock.next_pid += 1
         self.pid = clock.next_pid
         self.files = View(disk, self.pause)
@@ -98,18 +130,20 @@ class Start:
         self.is_over = True
         self.locks.clear()
 
-    def pause(self) -> None:
-        """Between two operations."""
+    def pause(self, operation: str, path: str) -> None:
+        """Before an operation."""
         if self._is_beating:
             return
         if self._budget == 0 and self._thread is None:
             raise RuntimeError("it goes on for ever")
-        while self._budget == 0 and not self.is_killed:
+        self.stands_at = landmark(operation, path) if self.at_landmarks else ""
+        while self._budget <= 0 and not self.is_killed and (self.stands_at or not self.at_landmarks):
             self._back.release()
             self._go.acquire()
         if self.is_killed:
             raise Killed
         self._budget -= 1
+        self.passed += [self.stands_at] if self.stands_at else []
 
     def beat(self, late: bool = False) -> None:
         """What the threads of its locks do from time to time; `late`: one looked before this start was suspended."""

@@ -127,9 +127,13 @@ class Output:
     def output_name(self, name: str) -> str:
         return name
 
-    def read(self) -> Rows | None:
+    def stop(self, at: str) -> None:
+        """A start may be stopped here."""
+        self.files.exists(f"{OUT}/_delta_log/{at}")
+
+    def read(self, why: str = "read") -> Rows | None:
         if self.format == "delta":
-            self.files.exists("/out/_delta_log")  # a start may be stopped here
+            self.stop(why)
             return self.delta.rows
         names = [name for name in self.files.list_names(self.path) if not name.startswith((".", "_"))]
         return self.of_folders(names) if names else None
@@ -157,7 +161,7 @@ class Output:
         if self.format == "parquet":
             parquet.FORMAT.commit(self, folder, plan, rows)  # type: ignore[arg-type]
             return
-        self.files.exists("/out/_delta_log")  # a start may be stopped here
+        self.stop("commit")
         if self.mode == "overwrite":
             self.delta.overwrite(plan, rows)
         elif not self._in_turn(plan, rows, _seen(folder)):
@@ -173,7 +177,7 @@ class Output:
             return delta_log.log_of(plan, seen, self.delta.since(seen))
 
         def write(log: Log) -> None:
-            self.files.exists("/out/_delta_log")
+            self.stop("turn")
             self.delta.write(plan, self.mode, rows, log, seen["only_adds"])
 
         return delta_log.take_turns(look, write, TRIES)

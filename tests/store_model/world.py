@@ -16,6 +16,8 @@ from tests.store_model.tables import DeltaTable, Output, Rows
 class World:
     """Inputs, outputs, starts and time; and what was seen of them from outside."""
 
+    wave_rows = 2
+
     def __init__(self, format: str, mode: str, jobs: list[str], keep_days: float) -> None:
         self.format, self.mode, self.jobs, self.keep_days = format, mode, jobs, keep_days
         self.disk, self.delta, self.clock = Disk(), DeltaTable(), Clock()
@@ -47,6 +49,7 @@ class World:
             say=self.hear,
             retry=retry,
             abandons=abandons,
+            wave_rows=self.wave_rows,
         )
         start = Start(self.clock, self.disk, host, work)
         self.running[start] = running
@@ -61,6 +64,8 @@ class World:
         return lost
 
     def advance(self, start: Start, num: int) -> None:
+        """Let a start, suspended or not, do so many operations."""
+        start.is_suspended = False
         start.advance(num)
         if self.violation is not None:
             raise self.violation
@@ -73,6 +78,42 @@ class World:
         self.clock.starts = [other for other in self.clock.starts if other is not start]
         if not isinstance(start.fault, (DollyBatchError, FileNotFoundError, Killed, type(None))):
             raise start.fault
+
+    def suspend(self, start: Start) -> None:
+        start.is_suspended = True
+
+    def kill(self, start: Start) -> None:
+        start.kill()
+        self.ended(start)
+
+    def beat_late(self, start: Start) -> None:
+        start.beat(late=True)
+
+    def remove_locks(self, start: Start) -> None:
+        """What somebody does who takes a start for dead."""
+        for held in start.locks:
+            self.disk.delete(held._path)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.pass_(seconds)
+
+    def put(self, rows: Input) -> None:
+        """Have these rows be the input from now on."""
+        self.input = rows
+
+    def lose_a_reply(self, is_lost: bool = True) -> None:
+        """Have the reply of the next commit be lost, or of none."""
+        self.reply_is_lost = is_lost
+
+    def break_or_mend_the_model(self) -> None:
+        self.fails = not self.fails
+
+    def delete(self, id: str | None) -> None:
+        """Delete the rows of an id from a Delta table."""
+        rows, when = self.delta.rows or Rows(), self.clock.stamp()
+        gone = [row for row in rows if row.id == id]
+        self.deleted += [(when, (row.id, row.text)) for row in gone]
+        self.delta.versions.append(("DELETE", Rows(row for row in rows if row not in gone)))
 
     def hear(self, said: Said) -> None:
         """Check what a start says, at the moment at which it does."""

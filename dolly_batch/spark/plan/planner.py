@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -78,7 +77,7 @@ def make_plan(
         prepared = prepare_task(job, model.task_model)
         target = replace(target, job=job)
         retry = find_retryable(job, options.retry, model.identity, target, files, work)
-        planning = _Planning(options, source, target, model, draft, prepared, retry)
+        planning = _Planning(options, source.read_from_now(), target, model, draft, prepared, retry)
         rows = planning.matched(planning.keyed(), dry=dry)
         effort = planning.effort(rows.facts, work)
         plan = planning.counted(rows.facts, effort)
@@ -237,7 +236,8 @@ class _Planning:
         return Plan(
             plan_id=plan_id(job.name, destination, facts),
             name=job.name,
-            created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            # As old as what was read: an answer to what was asked before takes no newer one's place, however late.
+            created_at=self.source.opened_at.isoformat(timespec="microseconds"),
             header=request_header(job, model.identity),
             destination=destination,
             model=job.model.path,

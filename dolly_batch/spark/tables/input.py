@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 
 from py4j.protocol import Py4JError
@@ -37,8 +38,15 @@ class InputTable:
     """The row's context; for tasks that read one text, that text."""
     version: int | None
     """The pinned version of a Delta input."""
+    opened_at: datetime
+    """When the version was pinned, or the table of the catalog or the files were opened."""
     gold: ColumnRef | None = None
     """The gold labels of a cascade."""
+    is_files: bool = False
+
+    def read_from_now(self) -> "InputTable":
+        """The same; files, which have no versions, are as old as their first reading."""
+        return replace(self, opened_at=datetime.now(UTC)) if self.is_files and self.version is None else self
 
 
 def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
@@ -47,7 +55,7 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     Raises InputError, which names the column or the path and what was found there, for all that can be seen without
     reading rows: a table or column that is not there, a type that cannot be used.
     """
-    df, version = read_table(spark, job.input, "input")
+    (df, version), opened_at = read_table(spark, job.input, "input"), datetime.now(UTC)
     instead = missing_column(job.input)
     if job.input.where is not None:
         df = _filtered(df, job.input.where, instead)
@@ -59,7 +67,7 @@ def open_input(spark: SparkSession, job: JobConfig) -> InputTable:
     values, context = _read_columns(find, job)
     cascade = job.task.cascade
     gold = None if cascade is None or cascade.gold is None else find(cascade.gold, "task.cascade.gold")
-    return InputTable(df, ids, kept, values, context, version, gold)
+    return InputTable(df, ids, kept, values, context, version, opened_at, gold, job.input.table is None)
 
 
 def _read_columns(
