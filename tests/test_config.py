@@ -105,6 +105,17 @@ BAD = {
         "input.context is not read: this task .summarize. reads input.text",
     ),
     "quantization": (GOOD.replace("{path: tiny}", "{path: tiny, quantization: int3}"), "model.quantization"),
+    "no price": (GOOD + "limits: {price_per_gpu_hour: .inf}\n", "limits.price_per_gpu_hour: .* a finite number"),
+    "no temperature": (GOOD + "generation: {temperature: .inf}\n", "generation.temperature: .* a finite number"),
+    "no confidence": (
+        GOOD + "task: {kind: classify, labels: [a, b], none_below: .nan}\n",
+        "task.none_below: .* a finite number",
+    ),
+    "days beyond the calendar": (GOOD + "work: {keep_days: 1000000000000}\n", "work.keep_days: .* 100000"),
+    "a section without keys": (GOOD + "limits:\n", "limits: must be a section: give it keys, or leave it out"),
+    "a kind without its key": (GOOD + "task: classify\n", "task: must be a section"),
+    "a number for Spark": (GOOD + "spark: {conf: {spark.sql.shuffle.partitions: 4}}\n", "text; put it into quotes"),
+    "the root": (GOOD.replace("work_dir: work", "work_dir: file:///tmp/.."), "work_dir: must be a folder of its own"),
 }
 
 
@@ -128,6 +139,15 @@ def test_overrides_reach_any_key(tmp_path: Path) -> None:
     )
     assert (job.generation.max_new_tokens, job.input.id_columns) == (7, ("a", "b"))
     assert (job.model.revision, job.output.path) == (None, "x=y")
+
+
+def test_overrides_reach_what_is_not_there_yet_and_keys_with_dots(tmp_path: Path) -> None:
+    text = GOOD.replace("{path: out}", "{path: out, rejected: null}") + "limits:\n"
+    overrides = ["limits.max_rows=3", "output.rejected.path=r", "tags.team.name=ada", "checks.no.dots=response = 'a.b'"]
+    job = load(tmp_path, text, *overrides, "spark.conf.spark.sql.shuffle.partitions='4'", "input.options.a.b=c")
+    assert (job.limits.max_rows, job.output.rejected.path) == (3, "r")
+    assert (job.tags, job.checks) == ({"team.name": "ada"}, {"no.dots": "response = 'a.b'"})
+    assert (job.spark.conf, job.input.options) == ({"spark.sql.shuffle.partitions": "4"}, {"a.b": "c"})
 
 
 @pytest.mark.parametrize("override", ["novalue", "=3", "name.x=3", "model.dtyp=x", "name=[unclosed"])

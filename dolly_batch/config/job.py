@@ -4,6 +4,7 @@ Every field is strict: an unknown key, a key given twice or a value of another t
 for a key, the nearest valid name.
 """
 
+import posixpath
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,7 +115,7 @@ class SparkConfig(Section):
 class WorkConfig(Section):
     """What stays under `work_dir` after a run."""
 
-    keep_days: float = Field(default=0.0, ge=0)
+    keep_days: float = Field(default=0.0, ge=0, le=100_000)
     """Days to keep a finished plan's snapshot and staged answers; 0 deletes them as soon as the audit has passed."""
 
 
@@ -163,7 +164,7 @@ class JobConfig(Section):
     @field_validator("work_dir")
     @classmethod
     def _not_the_root(cls, value: str) -> str:
-        if value.strip("/") == "":
+        if posixpath.normpath(value.removeprefix("file:")).strip("/") == "":
             raise ValueError("must be a folder of its own")
         return value
 

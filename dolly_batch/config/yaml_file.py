@@ -1,26 +1,27 @@
 """Reading a YAML file of settings: strict, with every fault reported by its path and the nearest valid key."""
 
 import difflib
-import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dolly_batch.config.credentials import has_password, is_credential, masked
+from dolly_batch.config.overrides import Override, field_of, sections_in
+from dolly_batch.config.strict_yaml import StrictLoader, parsed, quoted
 from dolly_batch.errors import ConfigError
 
 
 class Section(BaseModel):
-    """A part of a file of settings: frozen, strict, and closed to unknown keys."""
+    """A part of a file of settings: frozen, strict, and closed to unknown keys and to numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def _in_home(path: str) -> str:
@@ -62,8 +63,8 @@ def load_file(kind: type[File], noun: str, path: str | Path, overrides: list[str
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the {noun} file {path} cannot be read: {error}") from error
-    read = partial(_document, text, str(path), overrides or [])
-    return check(kind, noun, read(_StrictLoader), str(path), lambda: read(yaml.BaseLoader))
+    read = partial(_document, text, str(path), [Override.of(one, kind) for one in overrides or []])
+    return check(kind, noun, read(StrictLoader), str(path), lambda: read(yaml.BaseLoader))
 
 
 def check(
@@ -106,69 +107,14 @@ def _whole(value: Any, path: tuple[object, ...]) -> Any:
     return value
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which silently keeps the last of two equal keys, made to refuse them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                quoted = f"; quote it: {_quoted(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
-                message = f"key {key!r} is not a string{quoted}"
-                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _document(text: str, where: str, overrides: list[str], loader: Any) -> dict[str, Any]:
+def _document(text: str, where: str, overrides: list[Override], loader: Any) -> dict[str, Any]:
     """A file's mapping with the overrides put over it."""
-    document = _parsed(text, f"{where} is not readable YAML", loader)
+    document = parsed(text, f"{where} is not readable YAML", loader)
     if not isinstance(document, dict):
         raise ConfigError(f"{where} must hold a mapping of keys (name, model, input, output, ...)")
     for override in overrides:
-        _put(document, override, loader)
+        override.put(document, loader)
     return document
-
-
-def _parsed(text: str, message: str, loader: Any) -> Any:
-    try:
-        return yaml.load(text, Loader=loader)  # noqa: S506 - a SafeLoader, or one that knows only text
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{message}: {_without_snippet(error)}") from error
-    except ValueError as error:
-        raise ConfigError(f"{message}: {error} (is it a date? put what is no date into quotes)") from error
-
-
-def _without_snippet(error: Exception) -> str:
-    """What is wrong with a YAML text, and where; not the lines around it, which may hold a password."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return str(error) or "it is nested too deeply"
-    parts = ((error.context, error.context_mark), (error.problem, error.problem_mark))
-    return ", ".join(said + _where(mark) for said, mark in parts if said)
-
-
-def _where(mark: yaml.Mark | None) -> str:
-    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-
-
-def _put(document: dict[str, Any], override: str, loader: Any) -> None:
-    """Put one `a.b=value` into the document; the value is read as YAML, so `42`, `true`, `null` and `[a, b]` work."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ConfigError(f"--set takes key.path=value, not {override!r}")
-    value = _parsed(text, f"--set {path}: the value is not readable YAML", loader)
-    *parents, last = path.split(".")
-    place = document
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {path}: `{parent}` is not a section")
-    place[last] = value
 
 
 def _is_other_type(fault: Any, faults: list[Any]) -> bool:
@@ -192,13 +138,9 @@ def _unquoted(path: list[str], written: Any) -> str | None:
     if not isinstance(written, str):
         return None
     if not isinstance(place, list):
-        return f"quote it: {key}: {_quoted(written)}"
-    values = [_quoted(item) if isinstance(item, str) else "..." for item in place[:MAX_SHOWN]]
+        return f"quote it: {key}: {quoted(written)}"
+    values = [quoted(item) if isinstance(item, str) else "..." for item in place[:MAX_SHOWN]]
     return f"quote them: {path[-2]}: [{', '.join(values)}{', ...' if len(place) > MAX_SHOWN else ''}]"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _describe(fault: Any, kind: type[Section], noun: str, written: Any) -> str:
@@ -216,7 +158,8 @@ def _describe(fault: Any, kind: type[Section], noun: str, written: Any) -> str:
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
     if {"options", "conf"} & set(path[:-1]) and is_credential(path[-1]):
-        return f"{where}: {_said(fault)} (what was found is not shown)"
+        said = "must be text; put it into quotes" if fault["type"] == "string_type" else _said(fault)
+        return f"{where}: {said} (what was found is not shown)"
     value = fault["input"]
     if fault["type"] == "string_type" and (line := _unquoted(path, written)):
         listed = isinstance(fault["loc"][-1], int)
@@ -227,6 +170,8 @@ def _describe(fault: Any, kind: type[Section], noun: str, written: Any) -> str:
 
 
 def _said(fault: Any) -> str:
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return "must be a section: give it keys, or leave it out"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{message[:1].lower()}{message[1:]}"
 
@@ -256,18 +201,10 @@ def _walk(loc: tuple[Any, ...], kind: type[Section]) -> tuple[list[str], type[Ba
             section, kinds = kinds[0], []
         path.append(str(part))
         if section is not None and not isinstance(part, int):
-            field = next((f for name, f in section.model_fields.items() if (f.alias or name) == part), None)
-            kinds = list(_sections_in(field.annotation)) if field is not None else []
+            field = field_of(section, str(part))
+            kinds = list(sections_in(field.annotation)) if field is not None else []
             has_types = field is not None and get_origin(field.annotation) in (Union, UnionType)
     return path, section
-
-
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that an annotation allows: itself, an optional one, a list of them, one of several."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _sections_in(inner)
 
 
 def _keys(section: type[BaseModel] | None) -> list[str]:

@@ -4,6 +4,7 @@ A newcomer reads `run_job` here, `answer_shard` in generate/shard.py and the eng
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from dolly_batch.spark.outcome import Opened, answer_facts, complete, count_cost
 from dolly_batch.spark.plan.column_order import find_column_order
 from dolly_batch.spark.plan.cost import cost_note, estimated_cost
 from dolly_batch.spark.plan.keys import input_settings, request_header, stored_input_settings, task_settings
-from dolly_batch.spark.plan.manifest import PUBLISHED, open_plan
+from dolly_batch.spark.plan.manifest import PUBLISHED, Plan, open_plan
 from dolly_batch.spark.plan.measured import START_S, remember
 from dolly_batch.spark.plan.planner import make_plan
 from dolly_batch.spark.plan.prepared_task import settled
@@ -41,6 +42,7 @@ from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import raising_by_name, stopping_on_signals
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
+from dolly_batch.spark.tables.columns import names_columns
 from dolly_batch.spark.tables.input import InputTable, input_files, open_input, read_table
 from dolly_batch.spark.tables.output import OutputTable, open_output, output_of
 from dolly_batch.spark.tables.places import check_catalog_stays
@@ -198,7 +200,9 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
         and plan.task_settings in ("", task_settings(asked))
         and stored_input_settings(plan.input_settings) in ("", input_settings(job, options.limit))
         and plan.destination == target.destination()
+        and names_columns(job, target.schema, plan.num_ids)
         and plan.model == job.model.path
+        and _is_revision(plan, job.model.revision)
         and plan.retries == bool(options.retry)
     )
     if not same:
@@ -217,6 +221,12 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     if num_finished < len(plan.waves):
         start_early(spark, model.engine_spec(job))
     return Opened(folder, plan, target, model)
+
+
+def _is_revision(plan: Plan, revision: str | None) -> bool:
+    """Whether the job may mean the plan's revision: a branch or a tag is not asked for its commit again."""
+    commit = re.compile("[0-9a-f]{40}").fullmatch
+    return revision is None or not commit(revision) or plan.model_revision in (None, revision)
 
 
 def _planned(

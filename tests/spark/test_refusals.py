@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from dolly_batch import Options
 from dolly_batch.errors import ConfigError, InputError, ModelError, OutputError, Refused
+from dolly_batch.spark.tables.columns import resolve_column
 from tests.spark.desk import Desk, questions
 
 
@@ -117,6 +118,8 @@ def test_nested_and_literally_dotted_columns_can_both_be_chosen(desk: Desk) -> N
     df.drop("q.text").write.mode("overwrite").parquet(str(desk.folder / "in"))
     desk.run(input={**read, "instruction": "q.text"})
     assert {row["response"] for row in desk.rows()} == {"nested 0", "nested 1"}
+    dots = desk.spark.sql("SELECT named_struct('x.y', 7) AS `a.b`")
+    assert dots.select(resolve_column(dots, "`a.b`.`x.y`", "output.keep").column).schema.names == ["a.b.x.y"]
 
 
 @pytest.mark.parametrize("way", ["same", "slashes", "link", "inside", "parent"])

@@ -230,6 +230,8 @@ def test_a_spent_budget_stops_the_run_and_a_larger_one_lets_it_go_on(desk: Desk)
     assert (reached.num_waves > 2, "generate" in reached.seconds) == (True, True)
     assert reached.gpu_hours > 0
     assert reached.cost == pytest.approx(1e6 * reached.gpu_hours, abs=1e-3)
+    for changed in ({"prefix": "x_"}, {"keep": ["instruction"]}, {"partition_by": ["id"]}):
+        assert "has an open plan" in str(desk.refused(plan=plan, output=changed))
     report = desk.run(limits={"max_gpu_hours": 1.0}, plan=plan)
     assert (report.outcome, report.num_resumed_waves > 0) == ("complete", True)
     assert sorted(row["id"] for row in desk.rows()) == [row["id"] for row in questions(12)]

@@ -1,28 +1,30 @@
 """Settings of tasks that cannot work are refused by name, before Spark is started."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pyspark.sql import types as T
 
 from dolly_batch.config.job import check_job
 from dolly_batch.errors import ConfigError, OutputError
 from dolly_batch.spark.plan.prepared_task import prepare_task
-from dolly_batch.spark.tables.columns import output_schema
+from dolly_batch.spark.tables.columns import ColumnRef, names_columns, output_schema
 from dolly_batch.tasks.base import TaskModel
 from dolly_batch.tiny import MODEL_FOLDER
 
 MODEL = TaskModel(str(MODEL_FOLDER), 2048)
 
 
-def job(task: dict[str, Any], max_new_tokens: int = 900) -> Any:
+def job(task: dict[str, Any], max_new_tokens: int = 900, output: dict[str, Any] | None = None) -> Any:
     return check_job(
         {
             "name": "job",
             "model": {"path": "tiny"},
             "task": task,
             "input": {"path": "in", "format": "parquet"},
-            "output": {"path": "out"},
+            "output": {"path": "out", **(output or {})},
             "generation": {"max_new_tokens": max_new_tokens},
             "work_dir": "work",
         },
@@ -113,6 +115,24 @@ def test_an_answer_that_leaves_no_prompt_any_room_is_refused_with_the_number_tha
 def test_what_a_file_may_not_say_is_refused_by_its_key(task: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         job(task)
+
+
+@pytest.mark.parametrize(
+    ("output", "is_same"),
+    [
+        ({"keep": ["Tag", "`q.text`", "a.`b.c`"]}, True),
+        ({"keep": ["`TAG`", "q.text", "b.c"], "partition_by": ["tag"]}, True),
+        ({"keep": ["tag", "a.b.c", "q.text"]}, False),
+        ({"keep": ["tag", "q.text"]}, False),
+        ({}, False),
+        ({"keep": ["tag", "q.text", "b.c"], "prefix": "x_"}, False),
+    ],
+)
+@pytest.mark.parametrize("has_id", [False, True])
+def test_an_open_plan_is_one_for_the_same_columns(output: dict[str, Any], is_same: bool, has_id: bool) -> None:
+    kept = [ColumnRef(None, name, T.StringType()) for name in ("tag", "q.text", "b.c")]  # type: ignore[arg-type]
+    planned = output_schema(job({}), kept[:0] if not has_id else [replace(kept[0], name="id")], kept)
+    assert names_columns(job({}, output=output), planned, int(has_id)) is is_same
 
 
 def test_two_fields_of_a_struct_with_one_name_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Columns: resolving the ones that a job names, and the ones that every output has."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ def resolve_column(df: DataFrame, name: str, key: str, instead: str | None = Non
     reading (`` `q.text` ``). Raises InputError when there is none, or when two differ only by case; it says `instead`
     what would else be a list of the names that are there.
     """
-    top = name[1:-1].replace("``", "`") if _is_quoted(name) else name
+    top = _unquoted(name)
     exact = [field for field in df.schema.fields if field.name.lower() == top.lower()]
     if len(exact) > 1:
         twins = ", ".join(f"`{field.name}`" for field in exact)
@@ -89,6 +90,20 @@ def output_schema(job: JobConfig, ids: Sequence[ColumnRef], kept: Sequence[Colum
     if absent:
         raise OutputError(f"output.partition_by: the output has no column `{absent[0]}`; add it to output.keep")
     return T.StructType(fields)
+
+
+def names_columns(job: JobConfig, schema: T.StructType, num_ids: int) -> bool:
+    """Whether the columns of an output, as an open plan has them, are still those that the job names: the kept ones by
+    `output.keep`, ours by `output.prefix`. Types are the input's, which is not looked at."""
+    ids = schema.names[:num_ids] or [output_name(job, "row_key")]
+    ours = [output_name(job, field.name) for field in answer_fields(job)]
+    kept = schema.names[len(ids) : -len(ours)]
+    named = [{_unquoted(name).lower(), _unquoted(_parts(name)[-1]).lower()} for name in job.output.keep]
+    return (
+        schema.names == [*ids, *kept, *ours]
+        and len(kept) == len(named)
+        and all(name.lower() in names for name, names in zip(kept, named, strict=True))
+    )
 
 
 def _twice_in(kind: T.DataType, where: str) -> str | None:
@@ -138,6 +153,15 @@ def _is_quoted(name: str) -> bool:
     return len(name) > 2 and name.startswith("`") and name.endswith("`") and "`" not in name[1:-1].replace("``", "")
 
 
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace("``", "`") if _is_quoted(name) else name
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a dotted name; a dot in backticks divides nothing."""
+    return re.findall(r"`(?:[^`]|``)+`|[^.]+", name) or [name]
+
+
 def _quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
@@ -154,11 +178,12 @@ def quoted_path(*parts: str) -> str:
 
 def _nested(schema: T.StructType, name: str) -> ColumnRef | None:
     """A field reached through structs by a dotted name, or None."""
-    if "." not in name:
+    parts = _parts(name)
+    if len(parts) < 2:
         return None
     here: T.DataType = schema
     column: Column | None = None
-    for part in (piece.strip("`") for piece in name.split(".")):
+    for part in map(_unquoted, parts):
         fields = here.fields if isinstance(here, T.StructType) else []
         field = next((field for field in fields if field.name.lower() == part.lower()), None)
         if field is None:

@@ -117,7 +117,9 @@ class OutputTable:
     def destination(self) -> str:
         """Where and how the rows go, as text: a plan is resumed only for the same."""
         output = self.job.output
-        return f"{output.format} {self.path or output.table} {output.mode} {','.join(f.name for f in self.schema)}"
+        columns = ",".join(self.schema.names)
+        folders = f" by {','.join(map(str.lower, output.partition_by))}" if output.partition_by else ""
+        return f"{output.format} {self.path or output.table} {output.mode} {columns}{folders}"
 
 
 def open_output(spark: SparkSession, job: JobConfig, source: InputTable) -> OutputTable:
