@@ -6,7 +6,6 @@ Arguments are as the engine gives them: aligned pointers, strides that are multi
 are read from the machine code itself.
 """
 
-import itertools
 import json
 import os
 import re
@@ -25,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, eight_bits, int8, sample
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, decode_group, eight_bits, int8, sample
 
 _HEADS = (64, 80, 128)
 _STORED = {"int8": "i8", "fp8": "fp8e4nv"}
@@ -71,10 +70,13 @@ def cases(capability: str) -> Iterator[Case]:
             sizes = _attend_sizes(head_size, 4, 1, stored)
             yield Case(name, decode._attend, _attend_types(dtype, 4, stored), sizes, 4)
             yield from _eight_bits_cases(dtype, head_size, stored)
-        for group, num_splits in itertools.product((1, 4) if head_size == 128 else (1,), (1, 4)):
-            name = f"decode, heads of {head_size}, groups of {group}, {num_splits} parts"
-            sizes = _attend_sizes(head_size, num_splits, group)
-            yield Case(name, decode._attend, _attend_types(dtype, num_splits), sizes, 4)
+        for num_splits in (1, 4):
+            name = f"decode, heads of {head_size}, {num_splits} parts"
+            yield Case(
+                name, decode._attend, _attend_types(dtype, num_splits), _attend_sizes(head_size, num_splits, 1), 4
+            )
+        if head_size != 80:
+            yield from _group_cases(dtype, head_size, capability)
         sizes = {"NUM_SPLITS": 4, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
         yield Case(f"join, heads of {head_size}", decode._join, _types("parts, sums: fp32", output=dtype), sizes, 1)
     types = _types("temperatures, top_ps, numbers: fp64", logits=dtype, tokens="i64", limits="fp32")
@@ -105,6 +107,18 @@ def _attend_sizes(head_size: int, num_splits: int, group: int, stored: str = "")
     sizes = {"NUM_SPLITS": num_splits, "KEYS": SPLIT_KEYS, "PAGE": 16, "BLOCK_KEYS": decode._BLOCK_KEYS}
     sizes |= {"HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size), "GROUP": group}
     return {**sizes, "HAS_SCALES": stored != "", "IS_INT8": stored == "int8"}
+
+
+def _group_cases(dtype: str, head_size: int, capability: str) -> Iterator[Case]:
+    """Groups of 4, each in one program, or before 8.0 in one for each head."""
+    kernel: Any = decode._attend if capability < "8" else decode_group._attend_group
+    for stored in ("", "int8", "fp8") if capability >= "8.9" else ("", "int8"):
+        sizes, settings = _attend_sizes(head_size, 4, 4, stored), {"num_stages": 3}
+        if capability >= "8":
+            settings = decode_group.group_settings(4, stored != "")
+            sizes |= {"BLOCK_KEYS": decode_group.GROUP_BLOCK_KEYS, "MEMBERS": settings["MEMBERS"]}
+        name = f"decode {'in' if capability < '8' else 'of'} groups, heads of {head_size}, {stored or dtype}"
+        yield Case(name, kernel, _attend_types(dtype, 4, stored), sizes, 4, settings["num_stages"])
 
 
 def _eight_bits_cases(dtype: str, head_size: int, stored: str) -> Iterator[Case]:

@@ -27,7 +27,8 @@ _KEYS_SHARE = 0.775  # of a copy: nothing is fetched ahead
 _PREFILL_SHARE = 0.84  # of prompts' products: the rest is elementwise
 _INSTRUCTIONS_A_CYCLE = 2.5  # of four
 # Of the decode kernel's loop, a warp's, for 32 keys and values of 128 numbers (`builds.py`, at 9.0).
-LOOP_INSTRUCTIONS = {"auto": 4 * 371, "int8": 4 * 330}
+# By `kv_dtype`, and whether a program serves all heads of a group.
+LOOP_INSTRUCTIONS = {("auto", False): 4 * 371, ("int8", False): 4 * 330, ("auto", True): 828, ("int8", True): 1_900}
 _LOOP_NUMBERS = 2 * 32 * 128
 _EMPTY_PROGRAM_S, _ENDED_PROGRAM_S = 2.6e-9, 0.3e-9  # on 132 multiprocessors, with 430 instructions or 20
 _LAUNCH_S, _LAUNCHES_A_LAYER, _HIDDEN_SIZES_A_LAYER = 1.25e-6, 23, 23.6  # one after the other in a graph
@@ -115,18 +116,21 @@ class Engine:
     samples_in_float32: bool = False
     mixes_steps: bool = False
     kv_dtype: str = "auto"
+    joins_groups: bool = False
     fp8_weights: bool = False
 
 
 _ONE = Engine(ends_empty_parts=True, records_at_load=True)
 _TWO = replace(_ONE, copies_at_once=True, samples_in_float32=True)
+_THREE = replace(_TWO, mixes_steps=True, joins_groups=True)
 STAGES = {
     "as first written": Engine(),
     "no empty parts, recorded at load": _ONE,
     "+ copies at once, sampler in float32": _TWO,
     "+ mixed steps": replace(_TWO, mixes_steps=True),
-    "+ int8 keys and values": replace(_TWO, mixes_steps=True, kv_dtype="int8"),
-    "+ fp8 weights": replace(_TWO, mixes_steps=True, kv_dtype="int8", fp8_weights=True),
+    "+ a program for a group": _THREE,
+    "+ int8 keys and values": replace(_THREE, kv_dtype="int8"),
+    "+ fp8 weights": replace(_THREE, kv_dtype="int8", fp8_weights=True),
 }
 
 
@@ -222,12 +226,13 @@ def _prompt_seconds(model: Model, engine: Engine, step: SimulatedStep, products:
 def _attention_seconds(
     model: Model, device: Device, engine: Engine, step: SimulatedStep, copy: float
 ) -> Iterator[tuple[str, float]]:
-    """Keys and values once from memory, and once for each query head through a program's registers."""
+    """Keys and values once from memory, and once for each program that reads them through its registers."""
     read = step.num_keys * model.token_bytes(engine.kv_dtype)
     lanes = (1 << (model.head_size - 1).bit_length()) / model.head_size
     group = model.num_heads / model.num_kv_heads
-    loops = step.num_keys * model.token_numbers * group * lanes / _LOOP_NUMBERS
-    issued = loops * LOOP_INSTRUCTIONS[engine.kv_dtype] / (device.cycles_s * _INSTRUCTIONS_A_CYCLE)
+    joint = engine.joins_groups and group > 1
+    loops = step.num_keys * model.token_numbers * (1 if joint else group) * lanes / _LOOP_NUMBERS
+    issued = loops * LOOP_INSTRUCTIONS[engine.kv_dtype, joint] / (device.cycles_s * _INSTRUCTIONS_A_CYCLE)
     yield "keys and values", max(read / (_KEYS_SHARE * copy), issued)
     programs = step.num_rows * model.num_heads * model.num_layers
     empty = 3 * programs - step.num_long * model.num_heads * model.num_layers

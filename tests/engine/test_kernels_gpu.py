@@ -1,13 +1,17 @@
 """The GPU's kernels, against what they stand for: on a GPU where there is one, else in Triton's interpreter."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
+
+import triton.language as tl
 
 from benchmarks.kv_cost import by_vector, round_keys_and_values
 from dolly_batch.engine.continuous.cache import CacheShape
@@ -58,11 +62,64 @@ def test_decode_reads_the_pages_of_its_own_row_and_head() -> None:
     check_decode(shape(48, torch.float32, num_heads=2, group=3), 2048, (40, 3, 17))
 
 
+@pytest.fixture
+def products() -> Iterator[None]:
+    """Triton's interpreter multiplies the bits of bfloat16 as if they were integers: not with this."""
+    if DEVICE.type == "cuda":
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    right = InterpreterBuilder.create_dot
+
+    def wide(handle: Any) -> Any:
+        is_bfloat16 = handle.dtype == tl.bfloat16
+        data = (handle.data.astype("uint32") << 16).view("float32") if is_bfloat16 else handle.data
+        return TensorHandle(data, tl.float32) if is_bfloat16 else handle
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return right(self, wide(a), wide(b), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "group"),
+    [
+        (torch.bfloat16, "auto", 3),
+        (torch.float16, "auto", 8),
+        (torch.bfloat16, "int8", 17),  # more heads than a product has rows at least
+        (torch.bfloat16, "fp8", 4),
+        (torch.float16, "int8", 4),
+    ],
+    ids=str,
+)
+def test_heads_of_a_group_read_its_keys_together(
+    dtype: torch.dtype, kv_dtype: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By products, in numbers of two bytes; also in parts, with the same bits alone and among others."""
+    settings, groups = decode.group_settings, []
+    monkeypatch.setattr(decode, "group_settings", lambda *given: groups.append(given[0]) or settings(*given))
+    check_decode(shape(80, dtype, num_heads=2, group=group, kv_dtype=kv_dtype), 2048, (40, 0, 63, 64))
+    if group == 3 or dtype == torch.float16:
+        check_decode(shape(16, dtype, group=group, kv_dtype=kv_dtype), 2048, (0, SPLIT_KEYS, SPLIT_KEYS + 9))
+    assert set(groups) == {group}
+
+
+def test_gpus_without_products_of_tritons_read_a_groups_keys_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, has_products in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert decode._has_products.__wrapped__(torch.device("cuda")) == has_products
+
+
 @pytest.mark.parametrize("kv_dtype", EIGHT_BITS)
 def test_8_bits_are_stored_and_read_as_torch_does(kv_dtype: str) -> None:
     check_decode(shape(80, torch.bfloat16, kv_dtype=kv_dtype), 2048, (0, 15, 33))
     check_decode(shape(48, torch.float32, num_heads=2, group=2, kv_dtype=kv_dtype), 2048, (3, 17))
-    check_decode(shape(16, torch.float32, kv_dtype=kv_dtype), 2048, (SPLIT_KEYS + 1,))
+    check_decode(shape(16, torch.float32, kv_dtype=kv_dtype), 2048, (0, SPLIT_KEYS + 1))
     for dtype in (torch.float32, torch.bfloat16):
         check_eight_bits(shape(80, dtype, num_heads=2, kv_dtype=kv_dtype), EIGHT_BITS[kv_dtype])
     check_copies(shape(48, torch.float32, num_heads=2, kv_dtype=kv_dtype))

@@ -1,10 +1,10 @@
 """Decode attention over pages: one query of each row against all of the row's keys, read once.
 
-A program takes one head of one row, and of that row `SPLIT_KEYS` keys: rows longer than that are taken by several and
-joined by a second kernel. Where a row is cut depends on its own length alone, and a row that is not cut gets the same
-bits with and without the second kernel; so its result depends on no neighbour. Programs of parts that a short row does
-not have end at once. The new token's key and value come from
-the layer itself, and are written to their page on the way: nothing is read that was written in the same launch.
+A program takes one head of one row (in `decode_group`: the heads that share keys), and of that row `SPLIT_KEYS` keys:
+rows longer than that are taken by several and joined by a second kernel. Where a row is cut depends on its own length
+alone, and a row that is not cut gets the same bits with and without the second kernel; so its result depends on no
+neighbour. Programs of parts that a short row does not have end at once. The new token's key and value come from the
+layer itself, and are written to their page on the way: nothing is read that was written in the same launch.
 
 Where pages hold numbers of 8 bits, these are multiplied as they are, and each sum by its token's scale; those of the
 new token too, so that a row's numbers do not depend on which of its tokens are cached.
@@ -14,12 +14,15 @@ Gimelshein 2018); the lanes are joined once, at the end, so that no step of the 
 parts of a long row are joined as in Flash-Decoding (Dao et al. 2023). All sums are in float32.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
+from dolly_batch.engine.kernels.gpu.decode_group import GROUP_BLOCK_KEYS, _attend_group, group_settings
 from dolly_batch.engine.kernels.gpu.eight_bits import round_vector
 
 _BLOCK_KEYS = 32
@@ -190,7 +193,11 @@ def paged_decode(
     if num_splits > 1:
         parts = output.new_empty((num_rows, num_heads, num_splits, head_size), dtype=torch.float32)
         sums = output.new_empty((num_rows, num_heads, num_splits), dtype=torch.float32)
-    _attend[(num_heads, num_rows, num_splits)](
+    group = num_heads // num_kv_heads
+    # Before 8.0 Triton has no products on tensor cores, nor of float32 anywhere that are exact.
+    is_joint = group > 1 and query.dtype.itemsize == 2 and _has_products(query.device)
+    kernel = _attend_group if is_joint else _attend
+    kernel[(num_kv_heads if is_joint else num_heads, num_rows, num_splits)](
         query,
         key,
         value,
@@ -214,16 +221,22 @@ def paged_decode(
         NUM_SPLITS=num_splits,
         KEYS=SPLIT_KEYS,
         PAGE=page,
-        BLOCK_KEYS=_BLOCK_KEYS,
+        BLOCK_KEYS=GROUP_BLOCK_KEYS if is_joint else _BLOCK_KEYS,
         HEAD_SIZE=head_size,
         BLOCK_SIZE=block_size,
-        GROUP=num_heads // num_kv_heads,
+        GROUP=group,
         HAS_SCALES=scales is not None,
         IS_INT8=pages.dtype == torch.int8,
         num_warps=_NUM_WARPS,
+        **(group_settings(group, scales is not None) if is_joint else {}),
     )
     if num_splits > 1:
         _join[(num_heads, num_rows)](
             parts, sums, output, NUM_SPLITS=num_splits, HEAD_SIZE=head_size, BLOCK_SIZE=block_size, num_warps=1
         )
     return output
+
+
+@cache
+def _has_products(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
