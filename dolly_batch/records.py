@@ -169,8 +169,9 @@ class EngineSpec:
     one per core where memory allows; `max_cores` bounds processes x threads where those are left open, None for all
     cores of the machine; `kv_bytes` bounds the keys and values of all of them, None for
     `memory_fraction` of the memory that is free; of that None is half on a CPU, and nearly all on a GPU once weights
-    and activations have theirs. `gpus` share one model, each with some of its layers. `max_positions` is the window in
-    use, None for the model's own. `local_dir` is a folder on the node's own disk to copy the model to, `metrics_dir`
+    and activations have theirs. `kv_dtype` is what they are stored in: `auto` for the model's own dtype, or on a GPU
+    `int8` or `fp8`. `gpus` share one model, each with some of its layers. `max_positions` is the window in use, None
+    for the model's own. `local_dir` is a folder on the node's own disk to copy the model to, `metrics_dir`
     one for counts of the host.
     """
 
@@ -195,3 +196,4 @@ class EngineSpec:
     gpus: int = 1
     max_positions: int | None = None
     metrics_dir: str | None = None
+    kv_dtype: str = "auto"

@@ -6,7 +6,6 @@ Arguments are as the engine gives them: aligned pointers, strides that are multi
 are read from the machine code itself.
 """
 
-import itertools
 import json
 import os
 import re
@@ -25,9 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, int8, sample
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, decode_group, eight_bits, int8, sample
 
 _HEADS = (64, 80, 128)
+_STORED = {"int8": "i8", "fp8": "fp8e4nv"}
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -45,6 +45,7 @@ class Build:
     num_barriers: int
     num_products: int  # of tensor cores
     num_doubles: int  # float64 instructions
+    num_looped: int  # instructions of the longest loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,22 @@ class Case:
     unaligned: tuple[str, ...] = ()
 
 
-def cases(dtype: str) -> Iterator[Case]:
-    """All kernels in a dtype (`bf16` or `fp16`), in the shapes in which they run."""
+def cases(capability: str) -> Iterator[Case]:
+    """All kernels that run there, in bfloat16 or, before 8.0, float16, in the shapes in which they run."""
+    dtype = "fp16" if capability < "8" else "bf16"
     for head_size in _HEADS:
-        for group, num_splits in itertools.product((1, 4) if head_size == 128 else (1,), (1, 4)):
-            name = f"decode, heads of {head_size}, groups of {group}, {num_splits} parts"
-            sizes = _attend_sizes(head_size, num_splits, group)
-            yield Case(name, decode._attend, _attend_types(dtype, num_splits), sizes, 4)
+        for stored in ("int8", "fp8") if capability >= "8.9" else ("int8",):
+            name = f"decode, heads of {head_size}, {stored}, 4 parts"
+            sizes = _attend_sizes(head_size, 4, 1, stored)
+            yield Case(name, decode._attend, _attend_types(dtype, 4, stored), sizes, 4)
+            yield from _eight_bits_cases(dtype, head_size, stored)
+        for num_splits in (1, 4):
+            name = f"decode, heads of {head_size}, {num_splits} parts"
+            yield Case(
+                name, decode._attend, _attend_types(dtype, num_splits), _attend_sizes(head_size, num_splits, 1), 4
+            )
+        if head_size != 80:
+            yield from _group_cases(dtype, head_size, capability)
         sizes = {"NUM_SPLITS": 4, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
         yield Case(f"join, heads of {head_size}", decode._join, _types("parts, sums: fp32", output=dtype), sizes, 1)
     types = _types("temperatures, top_ps, numbers: fp64", logits=dtype, tokens="i64", limits="fp32")
@@ -86,15 +96,37 @@ def _types(alike: str, **others: str) -> dict[str, str]:
     return {**dict.fromkeys(names.split(", "), f"*{dtype}"), **{name: f"*{own}" for name, own in others.items()}}
 
 
-def _attend_types(dtype: str, num_splits: int) -> dict[str, str]:
+def _attend_types(dtype: str, num_splits: int, stored: str = "") -> dict[str, str]:
     out = "fp32" if num_splits > 1 else dtype
-    types = _types(f"query, key, value, key_pages, value_pages: {dtype}", tables="i32", slots="i64", positions="i64")
-    return {**types, **_types(f"output, sums: {out}"), "scale": "fp32"}
+    types = _types(f"query, key, value: {dtype}", tables="i32", slots="i64", positions="i64")
+    types |= _types(f"key_pages, value_pages: {_STORED.get(stored, dtype)}")
+    return {**types, **_types("key_scales, value_scales: fp32"), **_types(f"output, sums: {out}"), "scale": "fp32"}
 
 
-def _attend_sizes(head_size: int, num_splits: int, group: int) -> dict[str, Any]:
+def _attend_sizes(head_size: int, num_splits: int, group: int, stored: str = "") -> dict[str, Any]:
     sizes = {"NUM_SPLITS": num_splits, "KEYS": SPLIT_KEYS, "PAGE": 16, "BLOCK_KEYS": decode._BLOCK_KEYS}
-    return {**sizes, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size), "GROUP": group}
+    sizes |= {"HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size), "GROUP": group}
+    return {**sizes, "HAS_SCALES": stored != "", "IS_INT8": stored == "int8"}
+
+
+def _group_cases(dtype: str, head_size: int, capability: str) -> Iterator[Case]:
+    """Groups of 4, each in one program, or before 8.0 in one for each head."""
+    kernel: Any = decode._attend if capability < "8" else decode_group._attend_group
+    for stored in ("", "int8", "fp8") if capability >= "8.9" else ("", "int8"):
+        sizes, settings = _attend_sizes(head_size, 4, 4, stored), {"num_stages": 3}
+        if capability >= "8":
+            settings = decode_group.group_settings(4, stored != "")
+            sizes |= {"BLOCK_KEYS": decode_group.GROUP_BLOCK_KEYS, "MEMBERS": settings["MEMBERS"]}
+        name = f"decode {'in' if capability < '8' else 'of'} groups, heads of {head_size}, {stored or dtype}"
+        yield Case(name, kernel, _attend_types(dtype, 4, stored), sizes, 4, settings["num_stages"])
+
+
+def _eight_bits_cases(dtype: str, head_size: int, stored: str) -> Iterator[Case]:
+    sizes: dict[str, Any] = {"PAGE": 16, "HEAD_SIZE": head_size, "BLOCK_SIZE": triton.next_power_of_2(head_size)}
+    types = _types(f"vectors, rounded: {dtype}", pages=_STORED[stored], scales="fp32", places="i64")
+    name = f"{stored}, heads of {head_size}"
+    yield Case(f"store {name}", eight_bits._store, types, {**sizes, "IS_INT8": stored == "int8"}, 1)
+    yield Case(f"gather {name}", eight_bits._gather, types, sizes, 1)
 
 
 def _int8_cases(dtype: str) -> Iterator[Case]:
@@ -146,7 +178,17 @@ def build(case: Case, capability: str) -> Build:
         code.count("BAR.SYNC"),
         len(re.findall(r"\b(?:[IHQ]?MMA|IGMMA|HGMMA|QGMMA)\.", code)),
         len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP)\b", code)),
+        _longest_loop(code),
     )
+
+
+def _longest_loop(code: str) -> int:
+    """Instructions between a jump back and its target."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)
+    number = {int(address, 16): at for at, (address, _) in enumerate(lines)}
+    jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, (_, text) in enumerate(lines)]
+    loops = [at - number.get(int(jump[1], 16), at) + 1 for at, jump in jumps if jump]
+    return max([0, *(length for length in loops if length > 1)])
 
 
 def _read(option: str, path: str) -> str:
@@ -158,7 +200,7 @@ def main() -> None:
     words = sys.argv[1:]
     only = words[words.index("--only") + 1 :] if "--only" in words else []
     for capability in words[: words.index("--only")] if "--only" in words else words:
-        for case in cases("fp16" if capability < "8" else "bf16"):
+        for case in cases(capability):
             if not only or any(word in case.name for word in only):
                 print(json.dumps(asdict(build(case, capability))), flush=True)
 

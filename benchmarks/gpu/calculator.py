@@ -25,7 +25,11 @@ _COPY_SHARE, _PRODUCT_SHARE = 0.9, 0.71  # of the data sheet: what a copy and a 
 _GEMM_SHARE, _WEIGHTS_SHARE = 0.87, 0.9  # of those: tiles that do not fill waves; weights that are read
 _KEYS_SHARE = 0.775  # of a copy: nothing is fetched ahead
 _PREFILL_SHARE = 0.84  # of prompts' products: the rest is elementwise
-_INSTRUCTIONS_A_CYCLE, _BYTES_AN_INSTRUCTION = 2.5, 16_384 / 1_536  # of the decode kernel's loop, a warp's
+_INSTRUCTIONS_A_CYCLE = 2.5  # of four
+# Of the decode kernel's loop, a warp's, for 32 keys and values of 128 numbers (`builds.py`, at 9.0).
+# By `kv_dtype`, and whether a program serves all heads of a group.
+LOOP_INSTRUCTIONS = {("auto", False): 4 * 371, ("int8", False): 4 * 330, ("auto", True): 828, ("int8", True): 1_900}
+_LOOP_NUMBERS = 2 * 32 * 128
 _EMPTY_PROGRAM_S, _ENDED_PROGRAM_S = 2.6e-9, 0.3e-9  # on 132 multiprocessors, with 430 instructions or 20
 _LAUNCH_S, _LAUNCHES_A_LAYER, _HIDDEN_SIZES_A_LAYER = 1.25e-6, 23, 23.6  # one after the other in a graph
 _DOUBLE_INSTRUCTIONS, _FEW_DOUBLE_INSTRUCTIONS, _SAMPLER_PASSES = 35, 3, 3.3  # of an element and pass
@@ -81,9 +85,14 @@ class Model:
         return self.hidden_size // self.num_heads
 
     @property
-    def token_bytes(self) -> int:
-        """Keys and values of a token, in two bytes a number."""
-        return 4 * self.num_layers * self.num_kv_heads * self.head_size
+    def token_numbers(self) -> int:
+        """Numbers in a token's keys and values."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_size
+
+    def token_bytes(self, kv_dtype: str = "auto") -> int:
+        """Keys and values of a token: in two bytes a number, or in one and a scale of four for each vector."""
+        eight_bits = self.token_numbers + 4 * self.token_numbers // self.head_size
+        return 2 * self.token_numbers if kv_dtype == "auto" else eight_bits
 
     @property
     def weight_bytes(self) -> int:
@@ -106,19 +115,22 @@ class Engine:
     copies_at_once: bool = False
     samples_in_float32: bool = False
     mixes_steps: bool = False
-    kv_bytes_a_number: float = 2.0
+    kv_dtype: str = "auto"
+    joins_groups: bool = False
     fp8_weights: bool = False
 
 
 _ONE = Engine(ends_empty_parts=True, records_at_load=True)
 _TWO = replace(_ONE, copies_at_once=True, samples_in_float32=True)
+_THREE = replace(_TWO, mixes_steps=True, joins_groups=True)
 STAGES = {
     "as first written": Engine(),
     "no empty parts, recorded at load": _ONE,
     "+ copies at once, sampler in float32": _TWO,
     "+ mixed steps": replace(_TWO, mixes_steps=True),
-    "+ 8-bit keys and values": replace(_TWO, mixes_steps=True, kv_bytes_a_number=1.0),
-    "+ fp8 weights": replace(_TWO, mixes_steps=True, kv_bytes_a_number=1.0, fp8_weights=True),
+    "+ a program for a group": _THREE,
+    "+ int8 keys and values": replace(_THREE, kv_dtype="int8"),
+    "+ fp8 weights": replace(_THREE, kv_dtype="int8", fp8_weights=True),
 }
 
 
@@ -143,10 +155,10 @@ class Estimate:
 def estimate(model: Model, device: Device, engine: Engine, work: Work) -> Estimate | None:
     """The time of the work; None where the model does not fit the device, or its numbers are not the device's."""
     kv_bytes = _kv_bytes(model, device)
-    if kv_bytes < 2_048 * model.token_bytes or (engine.fp8_weights and not device.has_fp8):
+    if kv_bytes < 2_048 * model.token_bytes() or (engine.fp8_weights and not device.has_fp8):
         return None
-    token_bytes = model.token_bytes * engine.kv_bytes_a_number / 2
-    run = _simulated(work, int(kv_bytes / token_bytes) // 512 * 512, 2 if engine.mixes_steps else 4)
+    num_tokens = int(kv_bytes / model.token_bytes(engine.kv_dtype)) // 512 * 512
+    run = _simulated(work, num_tokens, 2 if engine.mixes_steps else 4)
     seconds: dict[str, float] = {}
     for step in run.steps:
         for part, taken in _step_seconds(model, device, engine, step):
@@ -161,11 +173,11 @@ def floor(model: Model, device: Device, work: Work, kv_bytes: float) -> float:
     copy, flops = _COPY_SHARE * device.bytes_s, _PRODUCT_SHARE * device.flops_s
     head = model.vocab_size * model.hidden_size
     context = max(1.0, work.decoded_context)
-    rows = max(1, min(len(work.lengths), int(kv_bytes / (context * model.token_bytes))))
+    rows = max(1, min(len(work.lengths), int(kv_bytes / (context * model.token_bytes()))))
     pairs = sum(prompt**2 for prompt, _ in work.lengths)
     prefill = 2 * model.layer_weights * work.prefilled_tokens + 2 * model.hidden_size * model.num_layers * pairs
     prefill += 2 * head * len(work.lengths)
-    step_bytes = 2 * (model.layer_weights + head) + rows * context * model.token_bytes
+    step_bytes = 2 * (model.layer_weights + head) + rows * context * model.token_bytes()
     step_flops = 2 * rows * (model.layer_weights + head + 2 * model.hidden_size * model.num_layers * context)
     return prefill / flops + work.decoded_tokens / rows * max(step_bytes / copy, step_flops / flops)
 
@@ -214,13 +226,14 @@ def _prompt_seconds(model: Model, engine: Engine, step: SimulatedStep, products:
 def _attention_seconds(
     model: Model, device: Device, engine: Engine, step: SimulatedStep, copy: float
 ) -> Iterator[tuple[str, float]]:
-    """Keys and values once from memory, and once for each query head through a program's registers."""
-    read = step.num_keys * model.token_bytes * engine.kv_bytes_a_number / 2
+    """Keys and values once from memory, and once for each program that reads them through its registers."""
+    read = step.num_keys * model.token_bytes(engine.kv_dtype)
     lanes = (1 << (model.head_size - 1).bit_length()) / model.head_size
     group = model.num_heads / model.num_kv_heads
-    wide = step.num_keys * model.token_bytes * group * lanes  # in instructions as of two bytes a number
-    issued = device.cycles_s * _INSTRUCTIONS_A_CYCLE * _BYTES_AN_INSTRUCTION
-    yield "keys and values", max(read / (_KEYS_SHARE * copy), wide / issued)
+    joint = engine.joins_groups and group > 1
+    loops = step.num_keys * model.token_numbers * (1 if joint else group) * lanes / _LOOP_NUMBERS
+    issued = loops * LOOP_INSTRUCTIONS[engine.kv_dtype, joint] / (device.cycles_s * _INSTRUCTIONS_A_CYCLE)
+    yield "keys and values", max(read / (_KEYS_SHARE * copy), issued)
     programs = step.num_rows * model.num_heads * model.num_layers
     empty = 3 * programs - step.num_long * model.num_heads * model.num_layers
     each = _ENDED_PROGRAM_S if engine.ends_empty_parts else _EMPTY_PROGRAM_S

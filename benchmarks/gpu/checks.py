@@ -31,6 +31,7 @@ from benchmarks.gpu.answers import (
     save,
     stats_of,
 )
+from benchmarks.gpu.eight_bits_checks import EIGHT_BITS_CHECKS
 from benchmarks.gpu.int8_checks import INT8_CHECKS
 from benchmarks.gpu.work import Shape, make_engine, random_model
 from dolly_batch.engine.load import load_engine
@@ -47,7 +48,7 @@ _ROOMY = 2**28
 def main(device: torch.device, say: Callable[[str], None], words: Sequence[str] = ()) -> int:
     """Run the checks whose names hold one of the words, or all; 1 when one failed. The last line is JSON."""
     failed = []
-    everything = {**CHECKS, **INT8_CHECKS}
+    everything = {**CHECKS, **EIGHT_BITS_CHECKS, **INT8_CHECKS}
     checks = {name: check for name, check in everything.items() if not words or any(word in name for word in words)}
     for name, check in checks.items():
         started = time.monotonic()

@@ -51,10 +51,11 @@ def _run(name: str, device: str, send: Callable[..., None]) -> Any:
     if kind == "time":
         return _time(words.split(), on, send)
     from benchmarks.gpu.checks import CHECKS
+    from benchmarks.gpu.eight_bits_checks import EIGHT_BITS_CHECKS
     from benchmarks.gpu.int8_checks import INT8_CHECKS
 
     try:
-        return {**CHECKS, **INT8_CHECKS}[name](on)
+        return {**CHECKS, **EIGHT_BITS_CHECKS, **INT8_CHECKS}[name](on)
     finally:
         gc.collect()
         if on.type == "cuda":

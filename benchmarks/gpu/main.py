@@ -34,6 +34,7 @@ from benchmarks.gpu import checks, padded, products, rates, top_kernels
 from benchmarks.gpu.answers import stats_of
 from benchmarks.gpu.run import drive, finished
 from benchmarks.gpu.work import SHAPES, Shape, Work, end_by_themselves, make_engine, random_model
+from dolly_batch.engine.eight_bits import EIGHT_BITS
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel
@@ -126,7 +127,9 @@ def _time_engine(
     )
     _free(device)
     free_bytes = _free_bytes(device)
-    settings = {} if given.memory_fraction is None else {"memory_fraction": given.memory_fraction}
+    settings: dict[str, Any] = {"kv_dtype": given.kv_dtype}
+    if given.memory_fraction is not None:
+        settings["memory_fraction"] = given.memory_fraction
     engine = make_engine(loaded, kv_bytes=None if _is_cuda(device) else free_bytes, **settings)
     # Where an engine does not say what it has for keys and values, it is taken to have nine tenths.
     kv_bytes = stats_of(engine).get("kv_bytes", 0.9 * free_bytes)
@@ -213,6 +216,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--memory-fraction", type=float, help="of the free memory, for keys and values")
+    parser.add_argument(
+        "--kv-dtype", default="auto", choices=["auto", *EIGHT_BITS], help="the floor stays that of the model's own"
+    )
     parser.add_argument("--padded-rows", type=int, default=512)
     parser.add_argument("--no-padded", action="store_true", help="without Hugging Face's generate")
     parser.add_argument("--int8", action="store_true", help="the same rows with the model in int8, last")

@@ -78,6 +78,8 @@ class EvaluateConfig(Section):
             raise ValueError("`tasks` are scored by a model: `model.path` is missing")
         if self.tasks.paths and self.engine.kind == "echo":
             raise ValueError("`engine.kind: echo` has no model that could score `tasks`")
+        if self.engine.kv_dtype != "auto":
+            raise ValueError("`engine.kv_dtype`: an evaluation scores, and stores no keys and values")
         if not self.quantizations or len(set(self.quantizations)) != len(self.quantizations):
             raise ValueError("`quantizations` must name one or more different ones")
         if self.model.quantization != "none":

@@ -73,6 +73,9 @@ class EngineConfig(Section):
     nearly all that weights and activations leave."""
     kv_bytes: int | None = Field(default=None, ge=1)
     """The same in bytes, for all processes of an executor together."""
+    kv_dtype: Literal["auto", "int8", "fp8"] = "auto"
+    """What the fast engine stores keys and values in on a GPU: `auto` the model's own dtype, or for more rows at once
+    8 bits, int8 on any GPU, fp8 from Ada and Hopper on. That changes answers a little, and so their request keys."""
     prefix_sharing: bool = True
     """Compute what prompts have in common at their start once. Off only for measuring."""
     step_timeout_s: float = Field(default=600.0, gt=0)

@@ -10,6 +10,7 @@ from dolly_batch.models.config import ModelConfig
 
 BFLOAT16_FROM = (8, 0)  # compute capability: Ampere and newer multiply in bfloat16
 INT8_FROM = (7, 5)  # Turing and newer have tensor cores for int8
+FP8_FROM = (8, 9)  # Ada and newer convert fp8, and have tensor cores for it
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 _SCALES_PER_LAYER = 9  # outputs of a layer's products, in hidden sizes
 _SHORT_WINDOW = 8192  # what most tables need at most, of windows that may be 16 times as long
@@ -86,7 +87,15 @@ def lacks_int8(name: str, capability: tuple[int, int]) -> str:
     )
 
 
-def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str) -> str | None:
+def lacks_fp8(key: str, name: str, capability: tuple[int, int]) -> str:
+    """The message for a GPU that has no fp8, which this key of the job asks for."""
+    have, needed = (".".join(map(str, version)) for version in (capability, FP8_FROM))
+    return f"{key} fp8 cannot run on {name} (compute capability {have}; fp8 needs {needed}); use {key}: int8"
+
+
+def why_not_fits(
+    gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantization: str, kv_dtype: str = "auto"
+) -> str | None:
     """Why the model cannot run on these GPUs, which share it; None when it can, as far as arithmetic tells.
 
     Counts the weights, one row's keys and values at full length, and what CUDA needs for itself.
@@ -100,6 +109,8 @@ def why_not_fits(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantizat
             )
         if quantization == "int8" and gpu.capability < INT8_FROM:
             return lacks_int8(gpu.name, gpu.capability)
+        if kv_dtype == "fp8" and gpu.capability < FP8_FROM:
+            return lacks_fp8("engine.kv_dtype", gpu.name, gpu.capability)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     weight_bytes = num_weight_bytes(config, item_bytes, quantization)
     needed = _needed_bytes(config, len(gpus), item_bytes, quantization)

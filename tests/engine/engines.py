@@ -38,11 +38,13 @@ def gpu_engine(
     *,
     kv_bytes: int = ROOMY,
     max_sequences: int = 64,
+    kv_dtype: str = "auto",
     **settings: object,
 ) -> GpuEngine:
     """An engine whose pages are full of NaN at first."""
-    cache = pages(CacheShape.of(loaded), min(kv_bytes, 2**24), max_sequences=max_sequences, max_positions=2048)
-    cache.data.fill_(torch.nan)
+    shape = CacheShape.of(loaded, kv_dtype)
+    cache = pages(shape, min(kv_bytes, 2**24), max_sequences=max_sequences, max_positions=2048)
+    (cache.data if cache.scales is None else cache.scales).fill_(torch.nan)
     return kind(loaded, cache, max_sequences=max_sequences, **settings)  # type: ignore[arg-type]
 
 

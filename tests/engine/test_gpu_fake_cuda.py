@@ -17,11 +17,11 @@ pytest.importorskip("triton")
 from benchmarks.gpu.work import Shape, random_model
 from dolly_batch.engine import sampling
 from dolly_batch.engine.continuous.cache import CacheShape
-from dolly_batch.engine.continuous.gpu import attention, graphs, pages
+from dolly_batch.engine.continuous.gpu import attention, graphs, layer_pages, pages
 from dolly_batch.engine.continuous.gpu import engine as gpu
 from dolly_batch.engine.continuous.gpu.attention import Packing
 from dolly_batch.engine.kernels.gpu import copy_pages as copying
-from dolly_batch.engine.kernels.gpu import decode, sample
+from dolly_batch.engine.kernels.gpu import decode, eight_bits, sample
 from dolly_batch.records import GenerationParams, Request
 
 CUDA = torch.device("cuda:0")
@@ -90,13 +90,16 @@ def prefill(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling
     return torch.empty_like(query)
 
 
-def launch(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> list[Counter[str]]:
+def launch(monkeypatch: pytest.MonkeyPatch, num_layers: int, kv_dtype: str = "auto") -> list[Counter[str]]:
     """What three steps launch: prompts; decoding rows and prompts that share a prefix; decoding rows alone."""
     found = []
     counts: Counter[str] = Counter()
-    for module, name in ((decode, "_attend"), (decode, "_join"), (sample, "_choose"), (copying, "_copy_pages")):
+    for module, name in (
+        *((decode, "_attend"), (decode, "_join"), (sample, "_choose"), (copying, "_copy_pages")),
+        *((eight_bits, "_store"), (eight_bits, "_gather")),
+    ):
         monkeypatch.setattr(module, name, Kernel(counts, name))
-    for module in (sampling, attention, pages, graphs):
+    for module in (sampling, attention, layer_pages, pages, graphs):
         monkeypatch.setattr(
             module, "upload", lambda values, dtype, device: torch.tensor(values, dtype=dtype, device=device)
         )
@@ -105,9 +108,8 @@ def launch(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> list[Counter[str
     monkeypatch.setattr(gpu, "Timestamp", NoTimestamp)
     with FakeTensorMode(), torch.no_grad():
         loaded = random_model(Shape(160, num_layers, 2, vocab_size=304), CUDA, torch.bfloat16)
-        cache = pages.Pages(
-            CacheShape.of(loaded), 2**22, max_sequences=8, max_positions=2048, prefill=prefill, use_kernel=True
-        )
+        shape = CacheShape.of(loaded, kv_dtype)
+        cache = pages.Pages(shape, 2**22, max_sequences=8, max_positions=2048, prefill=prefill, use_kernel=True)
         engine = gpu.GpuEngine(loaded, cache, max_sequences=8, use_kernels=True)
         params = GenerationParams(9, top_k=20)
         for step_number in range(3):
@@ -140,6 +142,18 @@ def test_nothing_crosses_between_host_and_device_and_a_layer_has_its_budget_of_l
     assert decoding.total() <= 23, decoding
     assert prompts.total() <= 24, prompts
     assert both.total() <= prompts.total() + 5, both  # the gathered keys and values, the two kernels, and joining both
+
+
+def test_8_bits_of_keys_and_values_cost_no_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding is on the way into the pages, restoring on the way out: a kernel each for keys and for values."""
+    own, eight = ([launch(monkeypatch, layers, kv_dtype) for layers in (2, 3)] for kv_dtype in ("auto", "int8"))
+    for step, (two, three) in enumerate(zip(*eight, strict=True)):
+        a_layer = three - two
+        assert a_layer["_store"] == (2 if step < 2 else 0)
+        assert a_layer["_gather"] == (2 if step == 1 else 0)
+        assert a_layer["_attend"] == (1 if step else 0)
+        assert a_layer.total() <= (own[1][step] - own[0][step]).total()
+    assert eight[0][1]["_copy_pages"] == 2  # of numbers and of scales
 
 
 def test_the_guard_sees_a_crossing_and_a_number_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

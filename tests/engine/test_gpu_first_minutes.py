@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.checks import CHECKS
+from benchmarks.gpu.eight_bits_checks import EIGHT_BITS_CHECKS
 from benchmarks.gpu.first_minutes import PARTS, TINY, Runner, Task
 from benchmarks.gpu.int8_checks import INT8_CHECKS
 from benchmarks.gpu.main import arguments
@@ -55,7 +56,7 @@ def test_what_there_is_no_time_for_is_said_to_be_skipped(tmp_path: Path) -> None
 
 
 def test_both_parts_fit_into_their_minutes_and_name_what_there_is() -> None:
-    known = {**CHECKS, **INT8_CHECKS}
+    known = {**CHECKS, **EIGHT_BITS_CHECKS, **INT8_CHECKS}
     for tasks in (*PARTS.values(), TINY):
         for task in tasks:
             if task.is_check:

@@ -80,6 +80,17 @@ def test_int8_is_named_where_it_would_fit_and_refused_where_it_has_no_tensor_cor
     assert not [word for word in ("V100", "7.0", "7.5", "model.quantization: none") if word not in message]
 
 
+def test_fp8_keys_are_refused_where_nothing_converts_them() -> None:
+    h100 = Gpu("NVIDIA H100", 80 << 30, (9, 0))
+    message = why_not_fits([A10], dolly("3b"), "auto", "none", "fp8")
+    assert message == (
+        "engine.kv_dtype fp8 cannot run on NVIDIA A10 (compute capability 8.6; fp8 needs 8.9); "
+        "use engine.kv_dtype: int8"
+    )
+    assert why_not_fits([h100], dolly("3b"), "auto", "none", "fp8") is None
+    assert why_not_fits([A10], dolly("3b"), "auto", "none", "int8") is None
+
+
 def test_int8_is_counted_as_it_is_packed(neox_folder: Path) -> None:
     loaded = load_model(neox_folder, dtype="bfloat16", device="cpu")
     layers = [module for module in loaded.model.modules() if isinstance(module, torch.nn.Linear)]

@@ -128,6 +128,10 @@ def test_the_header_names_what_changes_answers_and_nothing_else(tmp_path: Path) 
     assert header(model={"path": "tiny", "quantization": "int8"}) != usual
     labels = {"kind": "classify", "labels": ["a", "b"]}
     reads = {"input": {"path": "in", "format": "parquet"}}
+    kinds = [{"kind": "plain", "kv_dtype": kv_dtype} for kv_dtype in ("auto", "int8", "fp8")]
+    assert header(engine=kinds[0]) == usual
+    assert len({header(engine=engine) for engine in kinds}) == 3
+    assert header(engine=kinds[1], task=labels, **reads) == header(task=labels, **reads)  # scores are no cache's
     one, other = ({"task": {**labels, "cascade": {"agreement": share}}, **reads} for share in (0.95, 0.9))
     assert "cascade" not in header(task={**labels, "cascade": None}, **reads) == header(task=labels, **reads)
     assert header(task=labels, generation={"seed": 7}, **reads) == header(task=labels, **reads)

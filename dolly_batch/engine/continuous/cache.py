@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
+from dolly_batch.engine.eight_bits import EIGHT_BITS, SCALE_BYTES
 from dolly_batch.engine.weights.loading import LoadedModel
 
 ATTENTION = "dolly_batch"
@@ -24,7 +25,10 @@ HEADROOM = 16  # tokens that a sequence may grow before its first move
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The shape of a model's keys and values. `num_heads` are the queries': a multiple of `num_kv_heads`."""
+    """The shape of a model's keys and values. `num_heads` are the queries': a multiple of `num_kv_heads`.
+
+    `eight_bits` is the dtype that they are stored in, each token's and head's with a float32 scale; None for `dtype`.
+    """
 
     num_layers: int
     num_heads: int
@@ -32,19 +36,20 @@ class CacheShape:
     head_size: int
     dtype: torch.dtype
     device: torch.device
+    eight_bits: torch.dtype | None = None
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> "CacheShape":
-        """The shape for a loaded model."""
+    def of(cls, loaded: LoadedModel, kv_dtype: str = "auto") -> "CacheShape":
+        """The shape for a loaded model, and `engine.kv_dtype`."""
         config = loaded.folder.config
-        return cls(
-            config.num_layers, config.num_heads, config.num_kv_heads, config.head_size, loaded.dtype, loaded.device
-        )
+        sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.head_size)
+        return cls(*sizes, loaded.dtype, loaded.device, EIGHT_BITS.get(kv_dtype))
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_size * self.dtype.itemsize
+        vector = self.head_size * self.dtype.itemsize if self.eight_bits is None else self.head_size + SCALE_BYTES
+        return 2 * self.num_layers * self.num_kv_heads * vector
 
 
 class StepAttention(Protocol):

@@ -26,6 +26,8 @@ def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | Non
     """
     if spec.gpus > 1 and device == "cpu":
         return f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1"
+    if spec.kv_dtype != "auto" and device == "cpu":
+        return f"engine.kv_dtype is {spec.kv_dtype!r}, which is for GPUs; use auto"
     reason = why_not_continuous(spec, architecture, device)
     return reason and f"engine.kind is 'fast', which does not run {reason} yet; use auto or plain"
 

@@ -11,12 +11,15 @@ from dolly_batch.records import EngineSpec
 
 
 def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | None:
-    """Why the plain engine cannot run this, None when it can: it lacks quantized weights alone."""
+    """Why the plain engine cannot run this, None when it can: it lacks quantized weights, keys and values alone."""
     if spec.gpus > 1 and device == "cpu":
         return f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1"
+    reason = why_not_continuous(spec, architecture, device) or "engine.kind plain"
+    if spec.kv_dtype != "auto":
+        where = "a CPU" if device == "cpu" else reason
+        return f"engine.kv_dtype is {spec.kv_dtype!r}, which {where} cannot have; use auto"
     if spec.quantization == "none":
         return None
-    reason = why_not_continuous(spec, architecture, device) or "engine.kind plain"
     return f"model.quantization is {spec.quantization!r}, which {reason} cannot have; use none"
 
 

@@ -59,6 +59,8 @@ def request_header(job: JobConfig, model_identity: str) -> str:
         "quantization": job.model.quantization,
         "params": params,
     }
+    if kind.generates and job.engine.kv_dtype != "auto":  # labels are scored without the cache
+        header["kv_dtype"] = job.engine.kv_dtype
     # What the task puts into the instruction stands in every row's own text.
     settings = {key: value for key, value in _settings(job).items() if key not in {"kind", *kind.in_prompt}}
     if isinstance(settings.get("schema"), dict):

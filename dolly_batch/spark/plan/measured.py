@@ -21,9 +21,10 @@ _BOUNDS = (1e-3, 1e4)
 
 
 def rate_name(header: str, device: str) -> str:
-    """What a rate depends on: the model, its weights' type, the kind of task, and the device."""
+    """What a rate depends on: the model, its weights' type and its keys', the kind of task, and the device."""
     request: dict[str, Any] = json.loads(header)
-    return "/".join([request["task"], request["model"][:16], request["quantization"], request["engine"], device])
+    parts = [request["task"], request["model"][:16], request["quantization"], request["engine"], device]
+    return "/".join([*parts, *([request["kv_dtype"]] if "kv_dtype" in request else [])])
 
 
 def measured_factor(files: Files, work: str, name: str) -> float:

@@ -115,7 +115,7 @@ def check_gpus(spark: SparkSession, job: JobConfig | EvaluateConfig, model_folde
     check_enough_gpus(spark, model.gpus)
     config = read_config(Path(model_folder), model.max_positions)
     for gpu in gpus_of(spark):
-        fault = why_not_fits([gpu] * model.gpus, config, model.dtype, model.quantization)
+        fault = why_not_fits([gpu] * model.gpus, config, model.dtype, model.quantization, job.engine.kv_dtype)
         if fault:
             raise ConfigError(f"{model.path}: {fault}")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, Places
 from dolly_batch.engine.continuous.sequence import Chunk
 from dolly_batch.engine.host_device import upload
 from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
@@ -111,7 +112,7 @@ class Decode:
 
     def __init__(
         self,
-        layers: Sequence[Tensor],
+        layers: Sequence[LayerPages],
         block_tables: Tensor,
         tokens: slice,
         slots: Tensor,
@@ -134,9 +135,10 @@ class Decode:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store keys and values and return the attended values; all [sequences, heads, head size]."""
-        pages = self._layers[layer]
+        numbers, scales = self._layers[layer].numbers, self._layers[layer].scales
+        tables, slots, positions = self._block_tables, self._slots, self._positions
         return self._attend(
-            query, key, value, pages, self._block_tables, self._slots, self._positions, scaling, self._num_splits
+            query, key, value, numbers, tables, slots, positions, scaling, self._num_splits, scales=scales
         )
 
 
@@ -150,63 +152,46 @@ def decode_by_sdpa(
     positions: Tensor,
     scaling: float,
     num_splits: int,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """As the kernel's `paged_decode`, sequence by sequence through torch's own attention: slow, exact in any dtype."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    _, _, num_kv_heads, page, head_size = pages.shape
+    stored, page = LayerPages(pages, scales), pages.shape[3]
     for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
         own = tables[slot, : position // page + 1].long()
-        pages[0, own[-1], :, position % page] = key[row]
-        pages[1, own[-1], :, position % page] = value[row]
-        keys, values = (
-            part[own].transpose(0, 1).reshape(1, num_kv_heads, -1, head_size)[:, :, : position + 1] for part in pages
-        )
+        stored.store(Places.of([(own.tolist(), position, position + 1)], page, pages.device), key[[row]], value[[row]])
+        keys, values = (part[None, :, : position + 1] for part in stored.of_row(own, query))
         attended = scaled_dot_product_attention(
-            query[row][None, :, None], keys, values, scale=scaling, enable_gqa=query.shape[1] != num_kv_heads
+            query[row][None, :, None], keys, values, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
         )
         output[row] = attended[0, :, 0]
     return output
 
 
 @dataclass(frozen=True, slots=True)
-class _Positions:
-    """Where tokens are stored: their pages and offsets within them, both [tokens]."""
-
-    pages: Tensor
-    offsets: Tensor
-
-    @classmethod
-    def of(cls, chunks: Sequence[tuple[list[int], int, int]], page: int, device: torch.device) -> "_Positions":
-        """Where the tokens `start` to `stop` of sequences with these pages are."""
-        flat = [pages[at // page] * page + at % page for pages, start, stop in chunks for at in range(start, stop)]
-        indices = upload(flat, torch.int64, device)
-        return cls(indices // page, indices % page)
-
-
-@dataclass(frozen=True, slots=True)
 class Prefill:
     """Chunks of prompts: `tokens` of the packed ones, in the chunks' order."""
 
-    layers: Sequence[Tensor]
+    layers: Sequence[LayerPages]
     tokens: slice
     packing: Packing
-    own: _Positions
-    all_keys: _Positions | None  # None where every chunk starts its sequence
+    own: Places
+    all_keys: Places | None  # None where every chunk starts its sequence
     prefill: Prefiller
 
     @classmethod
-    def of(cls, layers: Sequence[Tensor], chunks: Sequence[Chunk], start: int, prefill: Prefiller) -> "Prefill":
+    def of(cls, layers: Sequence[LayerPages], chunks: Sequence[Chunk], start: int, prefill: Prefiller) -> "Prefill":
         """The chunks, packed from `start` on."""
-        page, device = layers[0].shape[3], layers[0].device
+        page, device = layers[0].numbers.shape[3], layers[0].numbers.device
         num_queries = [chunk.stop - chunk.start for chunk in chunks]
         all_keys = None
         if any(chunk.start for chunk in chunks):
-            all_keys = _Positions.of([(chunk.sequence.location.pages, 0, chunk.stop) for chunk in chunks], page, device)
+            all_keys = Places.of([(chunk.sequence.location.pages, 0, chunk.stop) for chunk in chunks], page, device)
         return cls(
             layers,
             slice(start, start + sum(num_queries)),
             Packing.of(num_queries, [chunk.stop for chunk in chunks], device),
-            _Positions.of([(chunk.sequence.location.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
+            Places.of([(chunk.sequence.location.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
             all_keys,
             prefill,
         )
@@ -214,10 +199,9 @@ class Prefill:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Store keys and values and return the attended values; all [tokens, heads, head size]."""
         pages = self.layers[layer]
-        pages[0, self.own.pages, :, self.own.offsets] = key
-        pages[1, self.own.pages, :, self.own.offsets] = value
+        key, value = pages.store(self.own, key, value)
         if self.all_keys is not None:
-            key, value = (part[self.all_keys.pages, :, self.all_keys.offsets] for part in pages)
+            key, value = pages.gather(self.all_keys, query)
         return self.prefill(query, key, value, self.packing, scaling)
 
 

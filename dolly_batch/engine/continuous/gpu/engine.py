@@ -86,7 +86,7 @@ class GpuEngine(ContinuousEngine):
 
     def stats(self) -> dict[str, float]:
         """As on the CPU; and seconds of the device by part of the step, and of the host waiting for it."""
-        memory = {"kv_bytes": self._pages.data.nbytes, "num_graphs": self._decoder.num_graphs}
+        memory = {"kv_bytes": self._pages.reserved_bytes, "num_graphs": self._decoder.num_graphs}
         return {**super().stats(), **self._seconds, **memory}
 
     def _run_step(self) -> list[CachedSequence]:

@@ -17,6 +17,7 @@ from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.errors import ConfigError
+from dolly_batch.models.sizing import FP8_FROM, lacks_fp8
 from dolly_batch.records import EngineSpec
 
 log = logging.getLogger("dolly_batch.engine")
@@ -34,11 +35,19 @@ _LEAST_SCORED_TOKENS = 256
 def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], None]) -> Engine:
     """The continuous engine over a model on a GPU; the plain one, with a warning, where a part fails its self test.
 
-    Raises ConfigError instead when `engine.kind` is fast.
+    Raises ConfigError instead when `engine.kind` is fast, or `engine.kv_dtype` is not auto: the plain engine's answers
+    would be those of another job.
     """
+    if spec.kv_dtype == "fp8":
+        check_fp8("engine.kv_dtype", loaded.device)
     try:
-        backend = choose_backend(loaded)
+        backend = choose_backend(loaded, spec.kv_dtype)
     except Unsupported as unsupported:
+        if spec.kv_dtype != "auto":
+            raise ConfigError(
+                f"engine.kv_dtype is {spec.kv_dtype!r}, which cannot run on this GPU with this model: {unsupported}; "
+                "use auto"
+            ) from unsupported
         if spec.kind == "fast":
             raise ConfigError(
                 f"engine.kind is 'fast', which cannot run on this GPU: {unsupported}; use auto or plain"
@@ -50,8 +59,15 @@ def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], No
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
     size = StepSize.within(free_bytes, loaded)
-    num_bytes = kv_bytes(spec, CacheShape.of(loaded), free_bytes - size.working_bytes(loaded))
+    num_bytes = kv_bytes(spec, CacheShape.of(loaded, spec.kv_dtype), free_bytes - size.working_bytes(loaded))
     return engine_over_pages(spec, loaded, backend, num_bytes, size, heartbeat)
+
+
+def check_fp8(key: str, device: torch.device) -> None:
+    """Raise ConfigError for a GPU that has no fp8, which the job's `key` asks for."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_FROM:
+        raise ConfigError(lacks_fp8(key, torch.cuda.get_device_name(device), capability))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +125,7 @@ def engine_over_pages(
 ) -> GpuEngine:
     """The engine with so many bytes of keys and values."""
     pages = Pages(
-        CacheShape.of(loaded),
+        CacheShape.of(loaded, spec.kv_dtype),
         num_bytes,
         max_sequences=size.max_sequences,
         max_positions=loaded.folder.max_positions,

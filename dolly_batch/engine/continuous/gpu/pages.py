@@ -20,6 +20,7 @@ from dolly_batch.engine.continuous.gpu.attention import (
     prefill_by_sdpa,
     round_up_position,
 )
+from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, as_bytes
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
 from dolly_batch.engine.host_device import upload
 
@@ -75,14 +76,13 @@ class Pages:
         # Page 0 is the null page, where padding writes.
         self.num_pages = max(table_size, min(budget_bytes // self.page_bytes, (max_sequences + 1) * table_size)) + 1
         # [layers, keys and values, pages, kv heads, tokens, head size]. Nothing is read that was not written before.
-        self.data = torch.empty(
-            (shape.num_layers, 2, self.num_pages, shape.num_kv_heads, PAGE_TOKENS, shape.head_size),
-            dtype=shape.dtype,
-            device=shape.device,
-        )
+        sizes = (shape.num_layers, 2, self.num_pages, shape.num_kv_heads, PAGE_TOKENS)
+        self.data = torch.empty((*sizes, shape.head_size), dtype=shape.eight_bits or shape.dtype, device=shape.device)
+        self.scales = torch.empty(sizes, device=shape.device) if shape.eight_bits else None
         self.null_slot = max_sequences + 1
         self.block_tables = torch.zeros((max_sequences + 2, table_size), dtype=torch.int32, device=shape.device)
-        self._layers: tuple[Tensor, ...] = self.data.unbind(0)
+        scales = [None] * shape.num_layers if self.scales is None else self.scales.unbind(0)
+        self._layers = [LayerPages(*parts, use_kernel) for parts in zip(self.data.unbind(0), scales, strict=True)]
         self._reach = reach or shortest_reach(max_positions)
         self._prefill = prefill
         self._use_kernel = use_kernel
@@ -95,6 +95,11 @@ class Pages:
         self._sources: set[int] = set()  # of these copies
         self._unwritten: dict[int, int] = {}  # entries of the block tables that the device does not have yet
         self._num_ended, self._share_used = _PRIOR_SEQUENCES, float(_PRIOR_SEQUENCES)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def has_room(self, sequence: CachedSequence) -> bool:
         """Whether there is room for the prompt and the expected answer."""
@@ -213,10 +218,16 @@ class Pages:
         if self._use_kernel:
             from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages  # needs triton
 
-            copy_pages(self.data, sources, targets)
+            for tensor in self._stored():
+                copy_pages(tensor, sources, targets)
             return
-        for layer in self._layers:
-            layer[:, targets] = layer[:, sources]
+        for tensor in self._stored():
+            for layer in tensor:
+                layer[:, targets] = layer[:, sources]
+
+    def _stored(self) -> list[Tensor]:
+        """What a page is in, [layers, 2, pages, ...]."""
+        return [self.data] if self.scales is None else [as_bytes(self.data), self.scales]
 
     def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
         return Decode(self._layers, self.block_tables, tokens, slots, positions, max_position, self._use_kernel)

@@ -20,8 +20,10 @@ from dolly_batch.engine.continuous.gpu.attention import (
     varlen_prefill,
 )
 from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
+from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, Places, as_bytes
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages, shortest_reach
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
+from dolly_batch.engine.eight_bits import quantize, restore
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
@@ -32,6 +34,7 @@ Result = TypeVar("Result")
 # itself through another attention. A hidden state of another row or position is off by about 1.
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
+_EIGHT_BITS_ERROR = 0.2  # the same with keys and values in 8 bits: int8 costs `smollm2` EIGHTBITS_COST
 # Rows at and around the borders of pages, of blocks of keys and of parts.
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100, 2_100)
 
@@ -50,9 +53,12 @@ class Backend:
     use_graphs: bool = False
 
 
-def choose_backend(loaded: LoadedModel) -> Backend:
-    """Test every part with a model on its GPU. Raises Unsupported where the continuous engine cannot run there."""
-    shape = CacheShape.of(loaded)
+def choose_backend(loaded: LoadedModel, kv_dtype: str = "auto") -> Backend:
+    """Test every part with a model on its GPU, its keys and values stored as the job says (`engine.kv_dtype`).
+
+    Raises Unsupported where the continuous engine cannot run there.
+    """
+    shape = CacheShape.of(loaded, kv_dtype)
     if shape.dtype not in _ATTENTION_ERROR:
         raise Unsupported(f"the decode kernel does not compute in {str(shape.dtype).removeprefix('torch.')}")
     if loaded.device.index is not None:
@@ -60,6 +66,8 @@ def choose_backend(loaded: LoadedModel) -> Backend:
     max_positions = loaded.folder.max_positions
     _run_check("the decode kernel", lambda: check_decode(shape, max_positions))
     _run_check("the kernel that copies pages", lambda: check_copies(shape))
+    if (stored := shape.eight_bits) is not None:
+        _run_check("the kernels of 8-bit keys and values", lambda: check_eight_bits(shape, stored))
     _run_check("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
     why_not = None
@@ -69,7 +77,7 @@ def choose_backend(loaded: LoadedModel) -> Backend:
         prefill = found
     except Unsupported as unsupported:
         why_not = str(unsupported)
-    _run_check("a recorded decode step", lambda: check_model(loaded, prefill, use_kernels=True, use_graphs=True))
+    _run_check("a recorded decode step", lambda: check_model(loaded, prefill, kv_dtype, use_graphs=True))
     return Backend(prefill, why_not, use_kernels=True, use_graphs=True)
 
 
@@ -81,27 +89,27 @@ def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _
 
     numbers = torch.Generator(shape.device).manual_seed(1)
     positions = [position for position in tried if position < max_positions]
-    tables, pages = _scattered_pages(shape, positions, numbers)
+    tables, pages, scales = _scattered_pages(shape, positions, numbers)
     query = _random(shape, (len(positions), shape.num_heads), numbers)
     key, value = (_random(shape, (len(positions), shape.num_kv_heads), numbers) for _ in range(2))
     slots = torch.arange(len(positions), device=shape.device)
     at = torch.tensor(positions, device=shape.device)
-    wide = pages.double()
+    wide, wide_scales = (pages.double(), None) if scales is None else (pages.clone(), scales.clone())
     scaling = shape.head_size**-0.5
-    expected = decode_by_sdpa(query.double(), key.double(), value.double(), wide, tables, slots, at, scaling, 1)
+    new = (query.double(), key.double(), value.double())
+    expected = decode_by_sdpa(*new, wide, tables, slots, at, scaling, 1, wide_scales)
     num_splits = round_up_position(max(positions)) // SPLIT_KEYS
-    found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits)
+    found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits, scales)
 
     def decode(rows: Sequence[int], num_splits: int) -> Tensor:
         index = torch.tensor(rows, device=shape.device)
         own_slots, own_at = slots[index], at[index]
-        return paged_decode(
-            query[index], key[index], value[index], pages, tables, own_slots, own_at, scaling, num_splits
-        )
+        new = (query[index], key[index], value[index])
+        return paged_decode(*new, pages, tables, own_slots, own_at, scaling, num_splits, scales)
 
     for row, position in enumerate(positions):
         _assert_close(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
-    _assert_close(pages.nan_to_num(), wide.nan_to_num(), 1e-6, "in what it stores")
+    _assert_close(_as_numbers(pages, scales), _as_numbers(wide, wide_scales), 1e-6, "in what it stores")
     # A sequence that one part holds: the same bits alone and among all, whether others need more parts or none does.
     short = [row for row, position in enumerate(positions) if position <= SPLIT_KEYS]
     together = decode(short, 1)
@@ -117,12 +125,35 @@ def check_copies(shape: CacheShape) -> None:
 
     numbers = torch.Generator(shape.device).manual_seed(4)
     pages = _random(shape, (2, 2, 9, shape.num_kv_heads, PAGE_TOKENS), numbers)
+    if shape.eight_bits is not None:
+        pages = as_bytes(quantize(pages, shape.eight_bits)[0])
     expected = pages.clone()
     sources, targets = (torch.tensor(each, device=shape.device) for each in ([4, 1, 4], [2, 7, 8]))
     expected[:, :, targets] = expected[:, :, sources]
     copy_pages(pages, sources, targets)
     if not torch.equal(pages, expected):
         raise Unsupported("pages differ from what was copied")
+
+
+def check_eight_bits(shape: CacheShape, stored: torch.dtype) -> None:
+    """Compare what the kernels store in 8 bits, and read from there, with what torch's own operations do."""
+    numbers = torch.Generator(shape.device).manual_seed(6)
+    places = Places.of([([3, 1], 0, 20), ([4], 7, 9), ([2], 0, 16)], PAGE_TOKENS, shape.device)
+    # Head by head, as the modules give them: of very different size, one of zeros.
+    key, value = (_random(shape, (shape.num_kv_heads, 38), numbers).transpose(0, 1) for _ in range(2))
+    sizes = torch.logspace(-2, 2, 38, device=shape.device).to(shape.dtype)[:, None, None]
+    key, value = key * sizes, (value * sizes).index_fill(0, torch.tensor([9], device=shape.device), 0.0)
+    found = []
+    for use_kernels in (True, False):
+        empty = torch.full((2, 5, shape.num_kv_heads, PAGE_TOKENS, shape.head_size), torch.nan, device=shape.device)
+        pages = LayerPages(*quantize(empty, stored), use_kernels)
+        found.append((*pages.store(places, key, value), *pages.gather(places, key), pages))
+    for ours, theirs, what in zip(*found, ("keys", "values", "keys read back", "values read back"), strict=False):
+        # Triton's interpreter cuts off where a GPU rounds to two bytes.
+        _assert_close(ours, theirs, 1e-6 if shape.dtype == torch.float32 else 1e-2, f"in {what}")
+    (*_, ours), (*_, theirs) = found
+    ours, theirs = (_as_numbers(pages.numbers, pages.scales) for pages in (ours, theirs))
+    _assert_close(ours, theirs, 1e-6, "in what is stored")
 
 
 def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
@@ -171,12 +202,22 @@ def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_
         raise Unsupported(f"{num_other} of {len(params)} tokens are others than they should be")
 
 
-def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, use_graphs: bool) -> None:
-    """Compare the whole model over pages with Hugging Face's own attention: prompts, then two tokens."""
+def check_model(
+    loaded: LoadedModel,
+    prefill: Prefiller,
+    kv_dtype: str = "auto",
+    *,
+    use_graphs: bool,
+    use_kernels: bool = True,
+) -> None:
+    """Compare the whole model over pages with Hugging Face's own attention: prompts, then two tokens.
+
+    So a model whose keys and values do not bear 8 bits is found too.
+    """
     max_positions = min(256, loaded.folder.max_positions)
     install(loaded.model)
     pages = Pages(
-        CacheShape.of(loaded),
+        CacheShape.of(loaded, kv_dtype),
         0,
         max_sequences=4,
         max_positions=max_positions,
@@ -208,12 +249,15 @@ def check_model(loaded: LoadedModel, prefill: Prefiller, *, use_kernels: bool, u
         for number, text in enumerate(texts):
             expected = loaded.model.base_model(input_ids=pages.upload(text)[None], use_cache=False).last_hidden_state[0]
             for back, part in zip((3, 2, 1), found, strict=True):
-                error = _MODEL_ERROR[loaded.dtype]
-                _assert_close(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt")
+                error = _MODEL_ERROR[loaded.dtype] if kv_dtype == "auto" else _EIGHT_BITS_ERROR
+                stored = "" if kv_dtype == "auto" else f", with keys and values in {kv_dtype}"
+                _assert_close(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt{stored}")
 
 
-def _scattered_pages(shape: CacheShape, positions: list[int], numbers: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Block tables and pages of sequences that have `positions` keys; everything else is NaN."""
+def _scattered_pages(
+    shape: CacheShape, positions: list[int], numbers: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Block tables and pages of sequences that have `positions` keys, and scales; everything else is NaN."""
     widths = [position // PAGE_TOKENS + 1 for position in positions]
     num_pages = sum(widths) + 3
     order = (torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(5)) + 1).tolist()
@@ -230,7 +274,15 @@ def _scattered_pages(shape: CacheShape, positions: list[int], numbers: torch.Gen
         for number, page in enumerate(own):
             filled = min(PAGE_TOKENS, position - number * PAGE_TOKENS)
             pages[:, page, :, :filled] = _random(shape, (2, shape.num_kv_heads, filled), numbers)
-    return tables.to(shape.device), pages
+    scales = None
+    if shape.eight_bits is not None:
+        pages, scales = quantize(pages, shape.eight_bits)
+    return tables.to(shape.device), pages, scales
+
+
+def _as_numbers(pages: Tensor, scales: Tensor | None) -> Tensor:
+    """Pages in float64, with 0 for NaN."""
+    return (pages if scales is None else restore(pages, scales, torch.float64)).nan_to_num()
 
 
 def _random(shape: CacheShape, sizes: tuple[int, ...], numbers: torch.Generator) -> Tensor:

@@ -1,5 +1,7 @@
 """Copies of whole pages, all of a step's in one launch: a tensor of pages spans more bytes than one of torch's may."""
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,16 +30,16 @@ def _copy_pages(
 
 
 def copy_pages(pages: Tensor, sources: Tensor, targets: Tensor) -> None:
-    """Copy pages of all layers. `pages` are [layers, 2, pages, kv heads, page, head size], dense; the others int64
-    [copies]. No page may be both a source and a target, nor a target twice.
+    """Copy pages of all layers. `pages` are [layers, 2, pages, ...], dense; the others int64 [copies]. No page may be
+    both a source and a target, nor a target twice.
     """
-    num_layers, two, num_pages, num_kv_heads, page, head_size = pages.shape
+    num_layers, two, num_pages = pages.shape[:3]
     _copy_pages[(len(sources), num_layers * two)](
         pages,
         sources,
         targets,
         num_pages,
-        PAGE_ITEMS=num_kv_heads * page * head_size,
+        PAGE_ITEMS=math.prod(pages.shape[3:]),
         BLOCK=_BLOCK,
         num_warps=_NUM_WARPS,
     )
