@@ -1,16 +1,19 @@
 """What a day costs: some new rows into a Delta table of many, by the seconds of each step and the rows that are read.
 
-    python -m benchmarks.daily 1000000 /tmp/daily [--new 1000] [--days 3] [--ids hashed] [--sampled]
+    python -m benchmarks.daily 1000000 10000000 /tmp/daily [--new 1000] [--days 3] [--ids hashed] [--sampled]
 
-The output is made once in the folder and stays there: ROWS rows of 50 plans, in 8 files. Each day's input holds the new
-rows alone. Rows of the output that are read are counted by Spark's own metrics of its scans. The engine is an echo:
-plan, publish and audit are the package's own.
+An output of so many rows is made once, in a folder of the folder, and stays there: rows of 50 plans, in 8 files. Each
+day's input holds the new rows alone. Rows of the output that are read are counted by Spark's own metrics of its scans.
+The engine is an echo: plan, publish and audit are the package's own. Of several sizes, how the seconds grow from the
+least to the most is told too.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from dolly_batch.spark.session.session import open_session
 PATHS_WHOLE = {"spark.sql.maxMetadataStringLength": "10000"}
 """Settings under which scans say which table they read."""
 STEPS = ("plan", "publish", "audit")
+BARS_S, BAR_GROWTH = {1_000_000: 45, 10_000_000: 90}, 0.3
 SCANNED = "number of output rows"
 
 
@@ -97,30 +101,48 @@ def cpu_seconds(spark: Any) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def day(spark: SparkSession, folder: Path, num_rows: int, options: argparse.Namespace) -> dict[str, float]:
+    """Add a day's rows; seconds of the steps, CPU seconds and rows read."""
+    put(folder, "new.jsonl", int(time.time() * 1000) * 1000, options.new, options.ids == "hashed")
+    before, cpu = scanned_rows(spark, folder / "out"), cpu_seconds(spark)
+    report = run_job(job_of(folder, "new.jsonl", options.sampled))
+    cpu = round(cpu_seconds(spark) - cpu, 1)
+    num_read = sum(scanned_rows(spark, folder / "out").values()) - sum(before.values())
+    seconds = {step: round(report.seconds[step], 1) for step in STEPS}
+    found = {"rows": num_rows, **seconds, "sum": round(sum(seconds.values()), 1), "cpu": cpu}
+    return {**found, "read": num_read, "of the output": round(num_read / num_rows, 2)}
+
+
 def main() -> None:
-    """Make the output where it is not there, and add the days."""
+    """Make the outputs where they are not there, and add the days."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=int)
+    parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--new", type=int, default=1000)
     parser.add_argument("--days", type=int, default=3)
     parser.add_argument("--ids", choices=["growing", "hashed"], default="growing")
     parser.add_argument("--sampled", action="store_true", help="no answer is copied from other rows")
     options = parser.parse_args()
-    folder, hashed = options.folder, options.ids == "hashed"
-    folder.mkdir(parents=True, exist_ok=True)
-    spark = open_session(job_of(folder, "first.jsonl", False))
-    if not (folder / "out").exists():
-        make_output(spark, folder, options.rows, hashed)
-    for _ in range(options.days):
-        put(folder, "new.jsonl", int(time.time() * 1000) * 1000, options.new, hashed)
-        before, cpu = scanned_rows(spark, folder / "out"), cpu_seconds(spark)
-        report = run_job(job_of(folder, "new.jsonl", options.sampled))
-        cpu = round(cpu_seconds(spark) - cpu, 1)
-        num_read = sum(scanned_rows(spark, folder / "out").values()) - sum(before.values())
-        seconds = {step: round(report.seconds[step], 1) for step in STEPS}
-        found = {"rows": options.rows, **seconds, "sum": round(sum(seconds.values()), 1), "cpu": cpu}
-        print(json.dumps({**found, "read": num_read, "of the output": round(num_read / options.rows, 2)}), flush=True)
+    sums: dict[int, list[float]] = {}
+    for num_rows in options.rows:
+        folder, hashed = options.folder / str(num_rows), options.ids == "hashed"
+        folder.mkdir(parents=True, exist_ok=True)
+        spark = open_session(job_of(folder, "first.jsonl", False))
+        if not (folder / "out").exists():
+            make_output(spark, folder, num_rows, hashed)
+        for _ in range(options.days):
+            found = day(spark, folder, num_rows, options)
+            sums.setdefault(num_rows, []).append(found["sum"])
+            print(json.dumps(found), flush=True)
+    for num_rows, found_s in sums.items():
+        bar = f", bar {BARS_S[num_rows]}" if num_rows in BARS_S else ""
+        print(
+            f"{num_rows:,} rows: plan, publish and audit {statistics.median(found_s):.1f} s, median of {found_s}{bar}"
+        )
+    (least, some), (most, many) = min(sums.items()), max(sums.items())
+    if most > least:
+        growth = math.log(statistics.median(many) / statistics.median(some)) / math.log(most / least)
+        print(f"growth exponent from {least:,} to {most:,} rows: {growth:.2f}, bar {BAR_GROWTH}")
 
 
 if __name__ == "__main__":
