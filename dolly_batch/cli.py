@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ from dolly_batch.config.evaluation import load_evaluation
 from dolly_batch.config.job import JobConfig, load_job
 from dolly_batch.console import (
     print_evaluation,
+    print_line,
     print_plan,
     print_plans,
     print_rows,
     print_summary,
     say,
+    standard_output,
 )
 from dolly_batch.errors import DollyBatchError, Stopped, UsageError
 from dolly_batch.evaluate.report import EvaluateReport
@@ -33,17 +36,15 @@ EPILOG = """exit codes: 0 complete; 2 wrong usage; 3 complete, but more errors t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-    except UsageError as error:
-        say(f"dolly-batch: {error}")
-        return error.exit_code
-    log_to_terminal()
-    if arguments.command == "stage-model":
-        return _stage_model(arguments)
-    if arguments.command == "report":
-        return _report_plans(arguments)
-    return _with_report(arguments)
+    with standard_output():
+        try:
+            arguments = _parser().parse_args(argv)
+        except UsageError as error:
+            say(f"dolly-batch: {error}")
+            return error.exit_code
+        log_to_terminal()
+        commands = {"stage-model": _stage_model, "report": _report_plans}
+        return commands.get(arguments.command, _with_report)(arguments)
 
 
 def run_script(*command: str) -> None:
@@ -52,9 +53,7 @@ def run_script(*command: str) -> None:
     Returns after success, else raises SystemExit with the code: Databricks calls a wheel's entry point as a function,
     drops what it returns, and takes each SystemExit for a failure, that with 0 too.
     """
-    code = main([*command, *sys.argv[1:]])
-    sys.stdout.flush()
-    if code:
+    if code := main([*command, *sys.argv[1:]]):
         sys.exit(code)
 
 
@@ -135,10 +134,10 @@ def _add_file(parser: argparse.ArgumentParser, name: str, metavar: str, help_tex
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text}")
 
 
 def _with_report(arguments: argparse.Namespace) -> int:
@@ -159,12 +158,14 @@ def _with_report(arguments: argparse.Namespace) -> int:
                 raise
             _fail(error, report)
         if arguments.json:
-            print(report.to_json(), flush=True)  # noqa: T201 - the contract: the last line of stdout
+            print_line(report.to_json())  # the contract: the last line of stdout
     return report.exit_code
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> None:
     """Run, plan or describe a job."""
+    from dolly_batch.spark.signals import as_dolly_error
+
     job = load_job(arguments.job, arguments.set)
     report.name = job.name
     if arguments.command == "status":
@@ -179,7 +180,10 @@ def _run(arguments: argparse.Namespace, report: Report) -> None:
     dolly_batch.run_job(job, dolly_batch.Options(retry, arguments.limit, arguments.abandon), report=report)
     print_summary(report)
     if arguments.show:
-        _show(job, arguments.show)
+        try:
+            _show(job, arguments.show)
+        except Exception as error:  # the run has ended, however that went
+            say(f"--show: {as_dolly_error(error)}")
 
 
 def _evaluate(arguments: argparse.Namespace, report: EvaluateReport) -> None:
@@ -231,9 +235,8 @@ def _stage_model(arguments: argparse.Namespace) -> int:
 
     try:
         staged = stage_to(arguments.source, arguments.dest, arguments.revision, log=say)
-    except DollyBatchError as error:
-        say(f"dolly-batch: {error}")
-        return error.exit_code
+    except (DollyBatchError, KeyboardInterrupt) as error:
+        return _told(error)
     say(f"{staged.folder} is {staged.source} at revision {staged.revision}; give this folder as model.path")
     say(f"model.sha256: {staged.identity}")
     return 0
@@ -241,21 +244,26 @@ def _stage_model(arguments: argparse.Namespace) -> int:
 
 def _report_plans(arguments: argparse.Namespace) -> int:
     """Make a page of a job's last plan, or of all plans of a work folder."""
-    from dolly_batch.spark.signals import as_dolly_error
-
     try:
         plans, text, keep = _page_of(arguments)
         print_plans(plans)
         if arguments.json:
-            print(json.dumps([asdict(plan) for plan in plans]), flush=True)  # noqa: T201 - as above
+            print_line(json.dumps([asdict(plan) for plan in plans]))
         say(f"page: {_keep_page(text, arguments.output, keep)}")
-    except Exception as error:
-        known = as_dolly_error(error)
-        if known is not error:
-            logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)
-        say(f"dolly-batch: {known}")
-        return known.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        return _told(error)
     return 0
+
+
+def _told(error: BaseException) -> int:
+    """Say what has ended a command, and return its exit code."""
+    from dolly_batch.spark.signals import as_dolly_error
+
+    known = Stopped("interrupted") if isinstance(error, KeyboardInterrupt) else as_dolly_error(error)
+    if not isinstance(error, (DollyBatchError, KeyboardInterrupt)):
+        logging.getLogger("dolly_batch").debug("unexpected", exc_info=error)
+    say(f"dolly-batch: {known}")
+    return known.exit_code
 
 
 def _keep_page(text: str, output: str | None, keep: Callable[[str], str]) -> str:

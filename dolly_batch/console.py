@@ -1,9 +1,13 @@
 """Everything that is printed for people."""
 
+import io
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -25,16 +29,53 @@ _NUMBERS_WIDTH = 160  # a table of numbers is easier to read with wrapped lines 
 _PLAN_COLUMNS = ("job", "planned (UTC)", "state", "rows", "answered", "errors", "answer tokens", "tokens/s", "time")
 
 
+class Printer(Console):
+    """A console whose reader may go away (`| head`), or whose disk be full: what is told of a run never ends it."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does."""
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Rich itself ends the process here."""
+        self.quiet = True
+
+
 def say(text: str) -> None:
     """Print one line on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text))
+    Printer(stderr=True, highlight=False, soft_wrap=True).print(Text(text))
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Standard output while a command runs: letters that its encoding lacks are escaped, as on standard error. At the
+    end what is left is printed; that nobody reads it any more is no fault of the command, nor of Python when it ends.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_line(text: str) -> None:
+    """Print one line on standard output, as it is."""
+    try:
+        print(text, flush=True)  # noqa: T201 - rich would wrap it
+    except OSError as error:
+        say(f"standard output cannot be written: {error.strerror}")
 
 
 class ProgressLine:
     """One live line on a terminal: rows done of all, the speed, the time left. Silent elsewhere."""
 
     def __init__(self, total: int, label: str = "answering", console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+        console = console or Printer(stderr=True)
         self._line = LiveLine(
             TextColumn(label),
             BarColumn(bar_width=30),
@@ -171,7 +212,7 @@ def print_plan(report: Report) -> None:
 
 def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:
     """Print some rows of a table."""
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
+    console = Printer(highlight=False) if sys.stdout.isatty() else Printer(highlight=False, width=_WIDTH)
     table = Table(*names, show_lines=True)
     for row in rows:
         table.add_row(*(Text("" if value is None else _cell(str(value))) for value in row))
@@ -180,8 +221,8 @@ def print_rows(names: list[str], rows: Iterable[Iterable[object]]) -> None:
 
 def print_evaluation(report: EvaluateReport) -> None:
     """Print an evaluation's tables, except those that are too long for a terminal."""
-    console = Console(highlight=False)
-    console = console if console.width >= _NUMBERS_WIDTH else Console(highlight=False, width=_NUMBERS_WIDTH)
+    console = Printer(highlight=False)
+    console = console if console.width >= _NUMBERS_WIDTH else Printer(highlight=False, width=_NUMBERS_WIDTH)
     for table in report.tables:
         if table.is_long:
             console.print(Text(f"{table.title}: {len(table.rows):,} lines, in {report.output}/results.md\n"))
@@ -195,8 +236,8 @@ def print_evaluation(report: EvaluateReport) -> None:
 
 def print_plans(plans: Sequence[PlanReport]) -> None:
     """Print the plans of a work folder, a line each."""
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+    console = Printer(highlight=False)
+    console = console if console.is_terminal else Printer(highlight=False, width=_WIDTH)
     console.print(_table(_PLAN_COLUMNS, [_plan_cells(plan) for plan in plans], numbers_from=3))
 
 
@@ -236,7 +277,7 @@ def _largest_first(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _writer() -> Callable[[str | Table], None]:
     """Prints text, or a table, on standard output; markup in the text means nothing."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Printer(highlight=False, soft_wrap=True)
     return lambda part: console.print(Text(part) if isinstance(part, str) else part)
 
 

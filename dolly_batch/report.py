@@ -192,7 +192,9 @@ class Report(BaseReport):
 
     def failing_checks(self, max_error_share: float) -> list[str]:
         """The checks that more than this share of the answers fail."""
-        return [name for name, count in self.checks.items() if count > max_error_share * self.num_checked_rows]
+        return [
+            name for name, count in self.checks.items() if count and count / self.num_checked_rows > max_error_share
+        ]
 
 
 @dataclass(frozen=True)

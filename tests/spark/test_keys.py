@@ -1,7 +1,7 @@
 """Keys: what tells rows apart, what tells questions apart, and that neither moves."""
 
 from collections import Counter
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def test_equal_ids_of_different_width_have_one_key_and_different_types_do_not(sp
     assert row_keys(spark, T.StringType(), ["7", "007", ""]) == ["s7", "s007", "s"]
     assert row_keys(spark, T.DateType(), [date(2024, 1, 2)]) == ["D2024-01-02"]
     assert row_keys(spark, T.BinaryType(), [b"\x00\xff"]) == ["b00FF"]
+    assert row_keys(spark, T.TimestampNTZType(), [datetime(2024, 1, 2, 3, 4, 5, 60)]) == ["n2024-01-02 03:04:05.00006"]
     assert row_keys(spark, T.StringType(), [None]) == [None]
 
 

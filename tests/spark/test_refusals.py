@@ -7,13 +7,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from dolly_batch import Options
+from dolly_batch.config.tables import InputConfig
 from dolly_batch.errors import ConfigError, InputError, ModelError, OutputError, Refused
 from dolly_batch.spark.tables.columns import resolve_column
+from dolly_batch.spark.tables.input import read_table
 from tests.spark.desk import Desk, questions
 
 
@@ -120,6 +124,25 @@ def test_nested_and_literally_dotted_columns_can_both_be_chosen(desk: Desk) -> N
     assert {row["response"] for row in desk.rows()} == {"nested 0", "nested 1"}
     dots = desk.spark.sql("SELECT named_struct('x.y', 7) AS `a.b`")
     assert dots.select(resolve_column(dots, "`a.b`.`x.y`", "output.keep").column).schema.names == ["a.b.x.y"]
+
+
+def test_inputs_that_spark_cannot_make_columns_of_are_named(spark: SparkSession, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("empty", "nanoseconds", "text")}
+    for place in places.values():
+        place.mkdir()
+    (places["empty"] / "_SUCCESS").touch()
+    (places["text"] / "part.parquet").write_text("no Parquet")
+    pq.write_table(pa.table({"at": pa.array([1], pa.timestamp("ns"))}), places["nanoseconds"] / "part.parquet")
+    said = {
+        "empty": "empty cannot be read: it has no data: the folder is empty",
+        "nanoseconds": "a column holds times in nanoseconds.*coerce_timestamps='us'.*{spark.sql.legacy",
+        "text": "part.parquet: it is no Parquet file",
+    }
+    for name, place in places.items():
+        with pytest.raises(InputError, match=said[name]):
+            read_table(spark, InputConfig(path=str(place), format="parquet"), "input")
+    with pytest.raises(InputError, match=said["empty"]):
+        read_table(spark, InputConfig(path=str(places["empty"]), format="json"), "input")
 
 
 @pytest.mark.parametrize("way", ["same", "slashes", "link", "inside", "parent"])

@@ -252,6 +252,8 @@ def _tagged(chosen: ColumnRef) -> Column:
         return F.concat(F.lit("D"), column.cast("string"))
     if isinstance(kind, T.TimestampType):
         return F.concat(F.lit("t"), F.unix_micros(column).cast("string"))
+    if isinstance(kind, T.TimestampNTZType):
+        return F.concat(F.lit("n"), column.cast("string"))
     if isinstance(kind, T.BinaryType):
         return F.concat(F.lit("b"), F.hex(column))
     raise InputError(

@@ -17,6 +17,12 @@ if TYPE_CHECKING:  # they import the session, which imports this
     from dolly_batch.spark.tables.output import OutputTable
 
 
+NO_DATA = {
+    "UNABLE_TO_INFER_SCHEMA": "it has no data: the folder is empty, all its files are, or their names begin with _ or ."
+}
+"""What to say where Spark asks for a schema that a job cannot give."""
+
+
 class InputFormat:
     """A format that tables are read in."""
 

@@ -100,7 +100,7 @@ def read_table(spark: SparkSession, config: ReadableTable, key: str) -> tuple[Da
         with unreadable_input_named(config, key):
             return input_format(str(config.format)).read(spark, config, key)
     except PySparkException as error:
-        raise InputError(f"{key} {config.name} cannot be read: {cause(error)}") from error
+        raise InputError(f"{key} {config.name} cannot be read: {_said(error, config, key) or cause(error)}") from error
 
 
 def missing_column(config: ReadableTable, key: str = "input") -> str | None:
@@ -147,8 +147,13 @@ def unreadable_input_named(config: ReadableTable, key: str = "input") -> Iterato
 
 def _fault(error: Exception, config: ReadableTable, key: str) -> str:
     """The file that could not be read and why, in words where the format has some for it."""
-    faults = {} if config.format is None else input_format(config.format).faults
-    said = next((text.format(key=key) for sign, text in faults.items() if sign in str(error)), None)
+    said = _said(error, config, key)
     reason = said or f"{cause(error)}; check {key}.format, {key}.schema and {key}.options against the files"
     file = file_of(error)
     return f"{plain_name(file)}: {reason}" if file is not None else reason
+
+
+def _said(error: Exception, config: ReadableTable, key: str) -> str | None:
+    """What the format has to say of an error, None where it knows nothing."""
+    faults = {} if config.format is None else input_format(config.format).faults
+    return next((text.format(key=key) for sign, text in faults.items() if sign in str(error)), None)

@@ -10,7 +10,7 @@ from pyspark.sql import types as T
 from dolly_batch.config.tables import ReadableTable
 from dolly_batch.errors import InputError
 from dolly_batch.spark.files import GLOB, literal_path, plain_name
-from dolly_batch.spark.tables.base import InputFormat
+from dolly_batch.spark.tables.base import NO_DATA, InputFormat
 from dolly_batch.spark.tables.columns import quoted_path
 from dolly_batch.spark.tables.lines import LINE, ascii_encoding, is_damaged, is_on, read_lines, reader_options
 
@@ -32,6 +32,7 @@ class Json(InputFormat):
     name = "json"
     read_options: ClassVar = {"primitivesAsString": "true"}
     faults: ClassVar = {
+        **NO_DATA,
         "MALFORMED_JSON_TEXT": "an array or an object holds text that is not valid UTF-8; correct it",
         "MALFORMED": "a line is not one whole JSON object (two of them, or something behind one), or a value is not of "
         "the type that {key}.schema gives it; where objects have many lines, set {key}.options: {{multiLine: 'true'}}",

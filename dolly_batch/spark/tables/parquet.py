@@ -4,7 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -15,7 +15,7 @@ from dolly_batch.spark.files import Files, literal
 from dolly_batch.spark.lock import alone
 from dolly_batch.spark.plan.manifest import BESIDE, Plan, PlanFolder
 from dolly_batch.spark.session.conf import session_conf
-from dolly_batch.spark.tables.base import OutputFormat, has_no_data, sized_writer
+from dolly_batch.spark.tables.base import NO_DATA, OutputFormat, has_no_data, sized_writer
 from dolly_batch.spark.tables.columns import no_rows, quoted_path
 from dolly_batch.spark.tables.output import OutputTable
 from dolly_batch.spark.tables.partitions import folder_columns, partition_names
@@ -33,6 +33,13 @@ class Parquet(OutputFormat):
 
     name = "parquet"
     title = "a folder of Parquet files"
+    faults: ClassVar = {
+        "(TIMESTAMP(NANOS": "a column holds times in nanoseconds, as pandas writes them, and Spark has microseconds: "
+        "write the files with coerce_timestamps='us', or read them as integers by spark.conf "
+        "{{spark.sql.legacy.parquet.nanosAsLong: 'true'}}",
+        **NO_DATA,
+        "is not a Parquet file": "it is no Parquet file, or not a whole one",
+    }
 
     def read_output(self, output: OutputTable, files: Files, path: str) -> DataFrame | None:
         """The table in the output's folder, None where there is none yet."""
