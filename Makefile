@@ -54,6 +54,7 @@ chaos: $(READY) ## Many real kills, minutes long
 
 # What the GPU code is proved by where there is no GPU: a quarter of an hour, of which `make test` has the quick part.
 GPU_TESTS = $(wildcard tests/engine/test_gpu*.py) tests/engine/test_kernels_gpu.py tests/engine/test_int8_gpu.py \
+	tests/engine/test_fp8_gpu.py \
 	tests/engine/test_constraints_at_once.py
 # A second environment, in .venv-paper: what a GPU machine may have. Triton 3.6's interpreter needs numpy < 2.4.
 PAPER_VERSIONS = "torch==2.11.0" "transformers==5.17.0" "triton==3.6.0" "numpy<2.4"

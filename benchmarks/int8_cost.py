@@ -1,4 +1,4 @@
-"""What int8 costs a model: how well it expects the responses of a table, in floating point and in int8.
+"""What 8 bits cost a model: how well it expects the responses of a table, in floating point, in int8 and in fp8.
 
     PYTHONPATH=. python benchmarks/int8_cost.py MODEL_FOLDER ROWS.jsonl [--rows N]
 
@@ -6,6 +6,7 @@ Rows are those of databricks-dolly-15k (instruction, context, response), drawn w
 is compared with float32 at every token of the responses: bits a token (of the response's own tokens), how many more,
 the divergence from float32's probabilities (Kullback-Leibler, in bits a token: over all tokens that might follow, so
 that few rows say more), and how often the likeliest token is the same. The CPU time is that of quantizing. One thread.
+`--ways fp8` computes float32 and the ways of this quantization alone.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dolly_batch.engine.weights.fp8_gpu import CudaFp8Linear
 from dolly_batch.engine.weights.int8_cpu import quantize
 from dolly_batch.engine.weights.loading import LoadedModel, load_model, smoothing_of
 from dolly_batch.prompt import PromptEncoder
@@ -33,6 +35,8 @@ WAYS = [
     ("bfloat16", "int8"),
     ("float32", "int8, smoothed"),
     ("bfloat16", "int8, smoothed"),
+    ("float32", "fp8"),
+    ("bfloat16", "fp8"),
 ]
 MAX_PROMPT, MAX_RESPONSE = 1_000, 64
 BITS = 1 / math.log(2)
@@ -60,10 +64,20 @@ def load(folder: Path, dtype: str, quantization: str) -> tuple[LoadedModel, floa
     """The model, and the CPU seconds that its quantization took."""
     loaded = load_model(folder, dtype=dtype, device="cpu")
     started = time.process_time()
-    if quantization != "none":
+    if quantization == "fp8":  # the GPU's layers, with torch's own product for CPUs
+        put_into_fp8(loaded.model, loaded.dtype)
+    elif quantization != "none":
         smoothing = smoothing_of(loaded.folder, loaded.encoder) if quantization == "int8, smoothed" else None
         quantize(loaded.model, smoothing=smoothing)
     return loaded, time.process_time() - started
+
+
+def put_into_fp8(model: Any, dtype: torch.dtype) -> None:
+    """Replace every linear layer."""
+    for module in list(model.modules()):
+        for name, linear in list(module.named_children()):
+            if isinstance(linear, torch.nn.Linear):
+                setattr(module, name, CudaFp8Linear(linear, torch.device("cpu"), dtype, None))
 
 
 @torch.inference_mode()
@@ -99,6 +113,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=60)
+    parser.add_argument("--ways", help="only this quantization")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = draw_rows(given.data, PromptEncoder.from_folder(given.model), given.rows)
@@ -107,7 +122,7 @@ def main() -> None:
     print("| weights | quantization | bits a token | more | divergence | likeliest token the same | CPU time |")
     print("|---|---|---|---|---|---|---|")
     exact: list[Tensor] = []
-    for dtype, quantization in WAYS:
+    for dtype, quantization in [WAYS[0], *(way for way in WAYS[1:] if given.ways in (None, way[1]))]:
         loaded, seconds = load(given.model, dtype, quantization)
         found = [log_probs(loaded.model, row) for row in rows]
         exact = exact or found

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--quantization",
         metavar="Q,...",
-        help="score the model in each of these (none, int8) and compare them with the first",
+        help="score the model in each of these (none, int8, fp8) and compare them with the first",
     )
 
     stage = commands.add_parser("stage-model", help="convert a model to a checked folder of safetensors")

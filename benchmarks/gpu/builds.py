@@ -87,7 +87,7 @@ def cases(capability: str) -> Iterator[Case]:
     types = _types("sources, targets: i64", pages=dtype)
     yield Case("copy pages", copy_pages._copy_pages, types, sizes, copy_pages._NUM_WARPS, 3, ("num_pages",))
     if dtype == "bf16":  # before 8.0 int8 is torch's own operations
-        yield from _int8_cases(dtype)
+        yield from _int8_cases(dtype, capability)
 
 
 def _types(alike: str, **others: str) -> dict[str, str]:
@@ -129,9 +129,11 @@ def _eight_bits_cases(dtype: str, head_size: int, stored: str) -> Iterator[Case]
     yield Case(f"gather {name}", eight_bits._gather, types, sizes, 1)
 
 
-def _int8_cases(dtype: str) -> Iterator[Case]:
-    types = _types("scales: fp32", rows=dtype, quantized="i8")
-    yield Case("quantize rows", int8._quantize_rows, types, {"BLOCK": 4096}, 8)
+def _int8_cases(dtype: str, capability: str) -> Iterator[Case]:
+    for stored in ("int8", "fp8") if capability >= "8.9" else ("int8",):
+        types = _types("scales: fp32", rows=dtype, quantized=_STORED[stored])
+        sizes: dict[str, Any] = {"BLOCK": 4096, "IS_INT8": stored == "int8"}
+        yield Case(f"quantize rows to {stored}", int8._quantize_rows, types, sizes, 8)
     types = _types("row_scales, weight_scales, bias: fp32", rows="i8", weight="i8", outputs=dtype)
     for num_rows in (16, 128, 512):
         tile = int8.choose_tile(num_rows, 15_360, 132)

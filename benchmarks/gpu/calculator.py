@@ -37,6 +37,7 @@ _STEP_S = 0.25e-3  # uploads, index kernels, the first launch
 _COPIES_S, _COPIES_AT_ONCE_S = 0.2e-3, 0.01e-3  # of an admitted row's partial page: a launch a layer, or one
 _RECORDING_S, _NUM_RECORDED = 0.2, 38
 _FP8_PRODUCTS, _STEP_BYTES = 1.75, 3_500_000_000
+_ROWS_A_LAYER, _INPUTS_A_LAYER = 4, 7  # products whose rows are quantized to fp8, and their inputs in hidden sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
     copy = _COPY_SHARE * device.bytes_s
     products = _PRODUCT_SHARE * device.flops_s * (_FP8_PRODUCTS if engine.fp8_weights else 1.0)
     if step.num_prompt_tokens:
-        yield from _prompt_seconds(model, engine, step, products)
+        yield from _prompt_seconds(model, device, engine, step, products)
     rows = step.num_rows
     head = model.vocab_size * model.hidden_size
     if rows:
@@ -207,7 +208,9 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
         yield "products", max(2 * rows * weights / (_GEMM_SHARE * products), 0.0 if is_mixed else weights_s)
         yield from _attention_seconds(model, device, engine, step, copy)
         elements = _HIDDEN_SIZES_A_LAYER * rows * model.hidden_size * 2 * model.num_layers
-        yield "elementwise", elements / copy + _LAUNCH_S * _LAUNCHES_A_LAYER * model.num_layers
+        launches = _LAUNCHES_A_LAYER + (_ROWS_A_LAYER if engine.fp8_weights else 0)
+        quantizing = _quantizing_seconds(model, device, engine, rows)
+        yield "elementwise", elements / copy + quantizing + _LAUNCH_S * launches * model.num_layers
     chosen = rows + step.num_prompts
     doubles = _FEW_DOUBLE_INSTRUCTIONS if engine.samples_in_float32 else _DOUBLE_INSTRUCTIONS
     passes = chosen * model.vocab_size * _SAMPLER_PASSES
@@ -215,12 +218,21 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
     yield "per step", _STEP_S
 
 
-def _prompt_seconds(model: Model, engine: Engine, step: SimulatedStep, products: float) -> Iterator[tuple[str, float]]:
+def _prompt_seconds(
+    model: Model, device: Device, engine: Engine, step: SimulatedStep, products: float
+) -> Iterator[tuple[str, float]]:
     flops = 2 * model.layer_weights * step.num_prompt_tokens + 4 * model.hidden_size * model.num_layers * step.num_pairs
     flops += 2 * model.vocab_size * model.hidden_size * step.num_prompts
-    yield "prompts", flops / (_PREFILL_SHARE * products)
+    elementwise = flops / (_PRODUCT_SHARE * device.flops_s) * (1 / _PREFILL_SHARE - 1)  # no faster with fp8 products
+    yield "prompts", flops / products + elementwise + _quantizing_seconds(model, device, engine, step.num_prompt_tokens)
     copies = _COPIES_AT_ONCE_S if engine.copies_at_once else _COPIES_S * model.num_layers / 36
     yield "page copies", copies * step.num_prompts
+
+
+def _quantizing_seconds(model: Model, device: Device, engine: Engine, num_tokens: int) -> float:
+    """Of the inputs of a layer's products, read in two bytes and written in one."""
+    num_bytes = 3 * _INPUTS_A_LAYER * model.hidden_size * model.num_layers * num_tokens
+    return num_bytes / (_COPY_SHARE * device.bytes_s) if engine.fp8_weights else 0.0
 
 
 def _attention_seconds(

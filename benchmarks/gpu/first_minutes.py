@@ -1,7 +1,7 @@
 """The first fifteen minutes with a GPU: everything is tried, whatever fails, and each result is kept as it comes.
 
     python benchmarks/gpu/first_minutes.py $OUT --part 1     checks, then dolly-v2-12b over the whole table: < 10 min
-    python benchmarks/gpu/first_minutes.py $OUT --part 2     3b, products, int8 keys, int8, padded `generate`, the rest
+    python benchmarks/gpu/first_minutes.py $OUT --part 2     3b, products, 8 bits, padded `generate`, other checks
     python benchmarks/gpu/first_minutes.py out --tiny --device cpu      that it runs
 
 Each task runs in a child process (`child.py`) with a limit of its own. A child that crashes, hangs or fails is
@@ -47,6 +47,7 @@ _OTHER_CHECKS = (
     *("greedy, heads of 80, float32", "greedy, heads of 128, float32", "alone and among others, float32"),
     *("little memory", "sampled, small top-p", "sampled, top-k", "scores", "the small model", "a model's folder"),
     *("keys in int8, bfloat16", "keys in int8, float32", "keys in fp8, bfloat16", "keys in fp8, float32"),
+    *("fp8 layers", "fp8 in CUDA graphs", "fp8 near float32", "fp8 in the engine"),
     *("int8 layers", "int8 in CUDA graphs", "int8 near float32", "int8 in the engine", "int8 from the files"),
 )
 _DANGEROUS = ("int8 kernels", "memory runs out")
@@ -61,7 +62,8 @@ PARTS = {
         Task(f"time --models 3b {_WHOLE} 1.3", 90.0),
         Task("time --models 12b --products --minutes 0.6", 45.0),
         Task("time --models 12b --rows 4000 --ending --no-padded --kv-dtype int8 --minutes 1.2", 90.0),
-        Task("time --models 12b --rows 3000 --ending --no-padded --int8 --only-int8 --minutes 1.2", 90.0),
+        Task("time --models 12b --rows 3000 --ending --no-padded --int8 --only-8-bits --minutes 1.0", 75.0),
+        Task("time --models 12b --rows 3000 --ending --no-padded --fp8 --only-8-bits --minutes 1.0", 75.0),
         Task("time --models 12b --rows 600 --padded-rows 256 --minutes 1.2", 90.0),
         *(Task(name, 40.0) for name in _OTHER_CHECKS),
         *(Task(name, 60.0) for name in _DANGEROUS),
@@ -72,7 +74,7 @@ TINY = (
     *(Task(name, 120.0) for name in (*_FIRST_CHECKS, *_OTHER_CHECKS)),
     *(
         Task(f"time {_TINY} {rest}", 120.0)
-        for rest in ("--ending", "--padded-rows 2", "--no-padded --int8 --only-int8")
+        for rest in ("--ending", "--padded-rows 2", "--no-padded --int8 --only-8-bits")
     ),
     *(Task(name, 60.0) for name in _DANGEROUS),
 )

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.gpu.answers import answers, compare, generate_alone, mixed, require, save
 from benchmarks.gpu.work import Shape, make_engine, random_model
+from dolly_batch.engine.eight_bits import quantize as quantize_vectors
 from dolly_batch.engine.load import load_engine
 from dolly_batch.engine.weights import int8_gpu
 from dolly_batch.engine.weights.int8_cpu import PLAIN, Int8Linear, quantize
-from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels, quantize_rows
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.records import EngineSpec
 
@@ -34,7 +35,7 @@ def kernels_to_the_bit(device: torch.device) -> str:
         for num_rows in _ROWS:
             rows = torch.randn(num_rows, inputs, device=device) * torch.rand(num_rows, 1, device=device)
             quantized, row_scales = kernels.quantize_rows(rows.bfloat16(), inputs)
-            expected, expected_scales = quantize_rows(rows.bfloat16())
+            expected, expected_scales = quantize_vectors(rows.bfloat16(), torch.int8)
             what = f"{num_rows} rows, {inputs} to {outputs}"
             require(torch.equal(row_scales, expected_scales), f"{what}: scales differ")
             require(torch.equal(quantized, expected), f"{what}: integers differ")
@@ -72,22 +73,26 @@ def in_cuda_graphs(device: torch.device) -> str:
     for num_rows in (8, 335, int8_gpu.MAX_FUSED_ROWS + 8):
         linear = nn.Linear(512, 1536, device=device, dtype=torch.bfloat16)
         layer = CudaInt8Linear(linear, device, torch.bfloat16, torch.bfloat16, kernels)
-        inputs = torch.randn(num_rows, 512, device=device, dtype=torch.bfloat16)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(side):
-            layer(inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph):
-            outputs = layer(inputs)
-        for _ in range(3):
-            inputs.copy_(torch.randn_like(inputs))
-            graph.replay()
-            with torch.inference_mode():
-                expected = layer(inputs)
-            require(torch.equal(outputs, expected), f"{num_rows} rows: replayed bits differ")
+        record_and_replay(layer, torch.randn(num_rows, 512, device=device, dtype=torch.bfloat16))
     return "recorded and replayed at 8, 335 and more rows"
+
+
+def record_and_replay(layer: nn.Module, inputs: Tensor) -> None:
+    """Record a layer in a CUDA graph, and require of replays with other inputs the layer's own bits."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(side):
+        layer(inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph: Any = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        outputs = layer(inputs)
+    for _ in range(3):
+        inputs.copy_(torch.randn_like(inputs))
+        graph.replay()
+        with torch.inference_mode():
+            expected = layer(inputs)
+        require(torch.equal(outputs, expected), f"{len(inputs)} rows: replayed bits differ")
 
 
 def near_float(device: torch.device) -> str:

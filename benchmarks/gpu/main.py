@@ -89,15 +89,16 @@ def time_model(
     if given.products:
         result["products"] = products.time_products(shape, device, dtype, ends, say)
         return result
-    for quantization in ("none", *(["int8"] if given.int8 else [])):
+    eight_bits = "fp8" if given.fp8 else "int8"
+    for quantization in ("none", *([eight_bits] if given.int8 or given.fp8 else [])):
         kind = given.dtype if quantization == "none" else quantization
-        if quantization == "int8":
+        if quantization != "none":
             if time.monotonic() > ends:
-                say(f"{name}: no time left for int8")
+                say(f"{name}: no time left for {quantization}")
                 break
-            quantize(loaded.model, device, dtype)
+            quantize(loaded.model, device, dtype, quantization=quantization)
             _free(device)
-        elif given.only_int8:
+        elif given.only_8_bits:
             continue
         run_ends = began + (ends - began) * (_RUN_SHARE if quantization == "none" else 0.95)
         result[kind] = _time_engine(name, kind, loaded, shape, work, requests, given, run_ends, table)
@@ -119,8 +120,8 @@ def _time_engine(
     table: list[str],
 ) -> dict[str, Any]:
     """Our engine: its rates, its run, its share of the floor."""
-    device, int8 = loaded.device, kind == "int8"
-    device_rates = rates.measure(shape, device, loaded.dtype, int8=int8)
+    device, int8 = loaded.device, kind in ("int8", "fp8")
+    device_rates = rates.measure(shape, device, loaded.dtype, kind)
     say(
         f"{name} {kind}: copy {device_rates.copy_bytes_s / 1e12:.2f} TB/s, "
         f"products {device_rates.flops_s / 1e12:.0f} T/s"
@@ -222,7 +223,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--padded-rows", type=int, default=512)
     parser.add_argument("--no-padded", action="store_true", help="without Hugging Face's generate")
     parser.add_argument("--int8", action="store_true", help="the same rows with the model in int8, last")
-    parser.add_argument("--only-int8", action="store_true", help="with --int8: nothing else")
+    parser.add_argument("--fp8", action="store_true", help="the same in fp8, instead")
+    parser.add_argument("--only-8-bits", action="store_true", help="with --int8 or --fp8: nothing else")
     parser.add_argument(
         "--ending", action="store_true", help="rows may have 256 tokens and end by themselves, as a job's do"
     )

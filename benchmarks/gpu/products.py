@@ -1,4 +1,4 @@
-"""Single products at the sizes of decoding and of prompts: bf16, int8 fused, int8 through cuBLAS; and the best tile.
+"""Single products at the sizes of decoding and of prompts: bf16, int8 fused, int8 through cuBLAS, fp8; the best tile.
 
 What `int8_cuda.MAX_FUSED_ROWS` and `kernels.int8.choose_tile` should say is read off here.
 """
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.gpu.rates import seconds
 from benchmarks.gpu.work import Shape
+from dolly_batch.models.sizing import FP8_FROM
 
 ROWS = (16, 64, 128, 256, 384, 512, 1024, 2048, 4096)
 _COPIES_BYTES = 2**28  # copies of a weight until they exceed any cache
@@ -56,6 +57,8 @@ def _time_one(num_rows: int, inputs: int, outputs: int, device: torch.device, dt
         result["cublas_us"] = _us(lambda: torch._int_mm(integers, next(turn).t()), device)
     if device.type != "cuda":
         return result
+    if torch.cuda.get_device_capability(device) >= FP8_FROM:
+        result["fp8_us"] = _fp8_us(rows, packed, device)
     from dolly_batch.engine.kernels.gpu import int8
 
     scales, row_scales = torch.rand(outputs, device=device), torch.rand(num_rows, device=device)
@@ -80,6 +83,19 @@ def _time_one(num_rows: int, inputs: int, outputs: int, device: torch.device, dt
         result["best_us"] = tried[best]
         result["best_tile"] = f"{best.num_rows}x{best.num_outputs}x{best.num_inputs}w{best.num_warps}s{best.num_stages}"
     return result
+
+
+def _fp8_us(rows: Any, packed: list[Any], device: torch.device) -> float:
+    """Of a product with scales by row and by output."""
+    weights = cycle([weight.float().to(torch.float8_e4m3fn) for weight in packed])
+    numbers, scale = rows.float().to(torch.float8_e4m3fn), torch.rand(len(rows), 1, device=device)
+    scales = torch.rand(1, len(packed[0]), device=device)
+
+    def product() -> Any:
+        weight = next(weights).t()
+        return torch._scaled_mm(numbers, weight, scale_a=scale, scale_b=scales, out_dtype=torch.bfloat16)
+
+    return _us(product, device)
 
 
 def _tiles(num_rows: int) -> list[Any]:

@@ -58,12 +58,12 @@ def seconds(function: Callable[[], Any], device: torch.device, repeats: int = 10
     return statistics.median(times)
 
 
-def measure(shape: Shape, device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> Rates:
-    """Time a large copy and the products of one layer, on random numbers, in `dtype` or int8."""
+def measure(shape: Shape, device: torch.device, dtype: torch.dtype, kind: str = "") -> Rates:
+    """Time a large copy and the products of one layer, on random numbers, in `dtype` or, by `kind`, int8 or fp8."""
     hidden, num_rows = shape.hidden_size, _PROMPT_TOKENS.get(device.type, 64)
     product_s = 0.0
     for inputs, outputs in ((hidden, 3 * hidden), (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
-        product_s += seconds(_product(num_rows, inputs, outputs, device, dtype, int8), device)
+        product_s += seconds(_product(num_rows, inputs, outputs, device, dtype, kind), device)
     return Rates(_copy_rate(device), 2 * num_rows * 12 * hidden**2 / product_s)
 
 
@@ -74,9 +74,17 @@ def _copy_rate(device: torch.device) -> float:
 
 
 def _product(
-    num_rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype, int8: bool
+    num_rows: int, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype, kind: str
 ) -> Callable[[], Tensor]:
-    if not int8:
+    if kind == "fp8":
+        numbers, weights = (
+            torch.randn(size, inputs, device=device).to(torch.float8_e4m3fn) for size in (num_rows, outputs)
+        )
+        scales = (torch.ones(num_rows, 1, device=device), torch.ones(1, outputs, device=device))
+        return lambda: torch._scaled_mm(
+            numbers, weights.t(), scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16
+        )
+    if kind != "int8":
         rows = torch.randn(num_rows, inputs, device=device, dtype=dtype)
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
         return lambda: torch.nn.functional.linear(rows, weight)

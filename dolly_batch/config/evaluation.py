@@ -57,7 +57,7 @@ class EvaluateConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelConfig = ModelConfig(path="tiny")
     """Needed for benchmarks."""
-    quantizations: tuple[Literal["none", "int8"], ...] = Field(default=("none",), strict=False)
+    quantizations: tuple[Literal["none", "int8", "fp8"], ...] = Field(default=("none",), strict=False)
     """The model is scored in each of these in turn."""
     tasks: BenchmarkFiles = BenchmarkFiles()
     limit: int | None = Field(default=None, ge=1)

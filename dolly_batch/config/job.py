@@ -28,7 +28,8 @@ class ModelConfig(Section):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """The model's identity, as `stage-model` prints it; another one is refused."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    quantization: Literal["none", "int8"] = "none"
+    quantization: Literal["none", "int8", "fp8"] = "none"
+    """8 bits for weights and products: int8 anywhere, fp8 on GPUs from Ada and Hopper on."""
     gpus: int = Field(default=1, ge=1, le=64)
     """GPUs that share one model, each with some of its layers; Spark gives a generating task so many."""
     max_positions: int | None = Field(default=None, ge=64)

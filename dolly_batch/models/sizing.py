@@ -69,8 +69,8 @@ def layers_per_gpu(config: ModelConfig, num_gpus: int) -> list[int]:
 
 
 def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) -> int:
-    """Bytes of a model's weights. In int8 the embedding stays in floating point, and each output has a scale."""
-    if quantization != "int8":
+    """Bytes of a model's weights. In 8 bits the embedding stays as it is, and each output has a scale."""
+    if quantization == "none":
         return num_parameters(config) * item_bytes
     embedding = config.vocab_size * config.hidden_size
     num_scales = _SCALES_PER_LAYER * config.num_layers * config.hidden_size + config.vocab_size
@@ -109,6 +109,8 @@ def why_not_fits(
             )
         if quantization == "int8" and gpu.capability < INT8_FROM:
             return lacks_int8(gpu.name, gpu.capability)
+        if quantization == "fp8" and gpu.capability < FP8_FROM:
+            return lacks_fp8("model.quantization", gpu.name, gpu.capability)
         if kv_dtype == "fp8" and gpu.capability < FP8_FROM:
             return lacks_fp8("engine.kv_dtype", gpu.name, gpu.capability)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
@@ -146,7 +148,7 @@ def _fits_short(gpus: Sequence[Gpu], config: ModelConfig, dtype: str, quantizati
 def _needed_bytes(config: ModelConfig, num_gpus: int, item_bytes: int, quantization: str = "none") -> list[int]:
     """Bytes that each of the GPUs that share the model needs: weights, one row's keys and values, CUDA itself."""
     layer_bytes = layer_parameters(config) * item_bytes
-    if quantization == "int8":
+    if quantization != "none":
         layer_bytes = layer_parameters(config) + _SCALES_PER_LAYER * config.hidden_size * 4
     ends_bytes = num_weight_bytes(config, item_bytes, quantization) - config.num_layers * layer_bytes
     cache_bytes = 2 * config.kv_size * config.max_positions * item_bytes

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dolly_batch.engine.eight_bits import quantize as quantize_vectors
 from dolly_batch.engine.weights import int8_gpu
 from dolly_batch.engine.weights.int8_cpu import PLAIN, Int8Linear, quantize
-from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, quantize_rows
+from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear
 from dolly_batch.engine.weights.loading import load_model
 
 kernels = pytest.importorskip("dolly_batch.engine.kernels.gpu.int8", reason="triton is not installed")
@@ -36,7 +37,7 @@ def rows_of(num_rows: int, num_features: int) -> Tensor:
 def test_rows_are_quantized_as_on_the_cpu(num_rows: int, num_features: int, width: int) -> None:
     rows = rows_of(num_rows, num_features)
     quantized, scales = kernels.quantize_rows(rows, width)
-    expected, expected_scales = quantize_rows(rows)
+    expected, expected_scales = quantize_vectors(rows, torch.int8)
     assert torch.equal(scales, expected_scales)
     assert torch.equal(quantized[:, :num_features], expected)
     assert not quantized[:, num_features:].any()

@@ -28,6 +28,8 @@ def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | Non
         return f"model.gpus is {spec.gpus}, and there are no GPUs; set model.gpus: 1"
     if spec.kv_dtype != "auto" and device == "cpu":
         return f"engine.kv_dtype is {spec.kv_dtype!r}, which is for GPUs; use auto"
+    if spec.quantization == "fp8" and device == "cpu":
+        return "model.quantization is 'fp8', which is for GPUs; use int8 or none"
     reason = why_not_continuous(spec, architecture, device)
     return reason and f"engine.kind is 'fast', which does not run {reason} yet; use auto or plain"
 

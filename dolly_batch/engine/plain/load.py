@@ -20,6 +20,8 @@ def runs(spec: EngineSpec, architecture: Architecture, device: str) -> str | Non
         return f"engine.kv_dtype is {spec.kv_dtype!r}, which {where} cannot have; use auto"
     if spec.quantization == "none":
         return None
+    if spec.quantization == "fp8" and device == "cpu":
+        return "model.quantization is 'fp8', which a CPU cannot have; use int8 or none"
     return f"model.quantization is {spec.quantization!r}, which {reason} cannot have; use none"
 
 

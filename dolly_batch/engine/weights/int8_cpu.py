@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dolly_batch.engine.kernels.cpu.compiled import RowKernels, as_array, find_row_kernels, find_tile_multiply
+from dolly_batch.engine.weights import fp8_gpu
+from dolly_batch.engine.weights.fp8_gpu import CudaFp8Linear
 from dolly_batch.engine.weights.int8_gpu import CudaInt8Linear, load_kernels
 from dolly_batch.engine.weights.smoothing import Smoothing, smooth_layers
 from dolly_batch.errors import ConfigError
@@ -156,20 +158,21 @@ def quantize(
     dtype: torch.dtype | None = None,
     product: Int8Product | None = None,
     smoothing: Smoothing | None = None,
+    quantization: str = "int8",
 ) -> None:
     """Quantize every linear layer of a model, in place; each original is released as soon as its layer is packed.
 
     For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
-    goes over in int8, the rest in `dtype`, so that the GPU never holds more than the int8 model and a block of one
-    weight. None leaves the model where and as it is. Layers that are in int8 stay as they are. `product` is how a CPU
-    multiplies, None its fastest exact way. With `smoothing` each of the model's layers is smoothed first; to do that it
-    goes to the device as a whole.
-    Raises ConfigError where the CPU or the GPU has no integer products.
+    goes over in 8 bits, the rest in `dtype`, so that the GPU never holds more than the quantized model and a block of
+    one weight. None leaves the model where and as it is. Layers that are quantized stay as they are. `quantization` is
+    int8, or on a GPU fp8; `product` is how a CPU multiplies, None its fastest exact way. With `smoothing` each of the
+    model's layers is smoothed first; to do that it goes to the device as a whole.
+    Raises ConfigError where the CPU or the GPU has no such products.
     """
     device = device or next(model.parameters()).device
     dtype = dtype or next(model.parameters()).dtype
     product = None if device.type == "cuda" else product or cpu_product()
-    make = _cpu_layers(product) if product else _cuda_layers(device, dtype)
+    make = _cpu_layers(product) if product else _cuda_layers(device, dtype, quantization)
     for layer in smooth_layers(model, smoothing, device, dtype) if smoothing else ():
         if smoothing and product:
             _join_all(layer, smoothing, product, dtype)
@@ -198,7 +201,12 @@ def _pack_all(model: nn.Module, dtype: torch.dtype, make: Callable[[nn.Linear, t
             setattr(module, name, make(getattr(module, name), output_dtype))
 
 
-def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+def _cuda_layers(
+    device: torch.device, dtype: torch.dtype, quantization: str
+) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    if quantization == "fp8":
+        rows_kernels = fp8_gpu.load_kernels(device)
+        return lambda linear, _: CudaFp8Linear(linear, device, dtype, rows_kernels)
     kernels = load_kernels(device)
     return lambda linear, output_dtype: CudaInt8Linear(linear, device, dtype, output_dtype, kernels)
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from dolly_batch.engine.eight_bits import quantize
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.sizing import INT8_FROM, lacks_int8
 
@@ -40,7 +41,7 @@ class CudaInt8Linear(nn.Module):
         self.out_features, self.in_features = linear.weight.shape
         self._dtype = dtype
         self._kernels = kernels
-        self._weight, self._scales = _quantize_weight(linear.weight.detach(), device, cast_to)
+        self._weight, self._scales = quantize_weight(linear.weight.detach(), device, cast_to, torch.int8)
         self._bias = None
         if linear.bias is not None:
             bias = linear.bias.detach().to(device=device, dtype=cast_to).float()
@@ -67,21 +68,13 @@ class CudaInt8Linear(nn.Module):
         return scaled
 
     def _by_torch(self, rows: Tensor) -> Tensor:
-        quantized, scales = quantize_rows(rows)
+        quantized, scales = quantize(rows, torch.int8)
         num_padding = max(0, _MIN_ROWS - len(rows))
         padded = nn.functional.pad(quantized, (0, self._weight.shape[1] - self.in_features, 0, num_padding))
         outputs = torch._int_mm(padded, self._weight.t())[: len(rows)].float().mul_(self._scales).mul_(scales[:, None])
         if self._bias is not None:
             outputs += self._bias
         return outputs.to(self._dtype)
-
-
-def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """As the kernel of this name, without padding; a scale of infinity stands for NaN too."""
-    rows = rows.float()
-    largest = torch.maximum(rows.amax(dim=-1), -rows.amin(dim=-1))
-    scales = _by_127(largest.clamp_(min=1e-30))
-    return (rows / scales[:, None]).round_().to(torch.int8), scales
 
 
 def load_kernels(device: torch.device) -> ModuleType | None:
@@ -96,21 +89,16 @@ def load_kernels(device: torch.device) -> ModuleType | None:
     return int8
 
 
-def _quantize_weight(weight: Tensor, device: torch.device, cast_to: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return int8 [out, in] and float32 scales [out] on the device, both sizes padded with zeros."""
+def quantize_weight(
+    weight: Tensor, device: torch.device, cast_to: torch.dtype, stored: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return `stored` [out, in] of 8 bits and float32 scales [out] on the device, both sizes padded with zeros."""
     num_outputs, num_inputs = weight.shape
     height, width = (-(-size // _ALIGNED) * _ALIGNED for size in weight.shape)
-    quantized = torch.zeros(height, width, dtype=torch.int8, device=device)
+    quantized = torch.zeros(height, width, dtype=stored, device=device)
     scales = torch.zeros(height, dtype=torch.float32, device=device)
     num_rows = max(1, _BLOCK_ITEMS // num_inputs)
     for start in range(0, num_outputs, num_rows):
         rows = slice(start, min(start + num_rows, num_outputs))
-        block = weight[rows].to(device=device, dtype=cast_to).float()
-        scales[rows] = _by_127(block.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny))
-        quantized[rows, :num_inputs] = (block / scales[rows, None]).round_().to(torch.int8)
+        quantized[rows, :num_inputs], scales[rows] = quantize(weight[rows].to(device=device, dtype=cast_to), stored)
     return quantized, scales
-
-
-def _by_127(numbers: Tensor) -> Tensor:
-    """Divide as IEEE says: by a plain number, torch multiplies with its reciprocal on a GPU, one bit off at times."""
-    return numbers / numbers.new_full((), 127)

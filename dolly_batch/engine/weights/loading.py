@@ -61,8 +61,8 @@ def load_model(
 
     `dtype` auto: on CUDA bfloat16 from compute capability 8.0, else float16; on a CPU bfloat16 where it has
     instructions for it, else float32. `prompt_format` "none" loads base models, which have none, for scoring.
-    With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 puts the linear layers
-    into int8 on their way to the device, layer by layer, so that the device never holds the model in floating point.
+    With `num_gpus` over 1 the layers are spread over the first so many GPUs. `quantization` int8 or fp8 puts the linear
+    layers into 8 bits on their way to the device, layer by layer, so that the device never holds the model without.
     `max_positions` is the window that is used, None for the model's own.
     Raises ModelError when the folder cannot be run, changed since it was staged, or is not `expected_sha256`;
     ConfigError for a dtype or a quantization that the device does not have, or a GPU that is not there.
@@ -79,12 +79,13 @@ def load_model(
     torch.backends.cuda.matmul.allow_tf32 = False
     if quantization == "none":
         model = _load_weights(checked, resolved, on, devices)
-    elif quantization == "int8":
+    elif quantization in ("int8", "fp8"):
         # In the files' own dtype, where weights stay mapped files: the host's memory needs no copy of them either.
         model = _load_weights(checked, "auto" if on.type == "cuda" else resolved, torch.device("cpu"))
-        quantize(model, on, resolved, smoothing=smoothing_of(checked, encoder))
+        smoothing = smoothing_of(checked, encoder) if quantization == "int8" else None
+        quantize(model, on, resolved, smoothing=smoothing, quantization=quantization)
     else:
-        raise ConfigError(f"model.quantization is {quantization!r}, expected none or int8")
+        raise ConfigError(f"model.quantization is {quantization!r}, expected none, int8 or fp8")
     return LoadedModel(model, encoder, on, resolved, checked, devices)
 
 

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 # itself through another attention. A hidden state of another row or position is off by about 1.
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
-_EIGHT_BITS_ERROR = 0.2  # the same with keys and values in 8 bits: int8 costs `smollm2` EIGHTBITS_COST
+_EIGHT_BITS_ERROR = 0.2  # the same with keys and values in 8 bits
 # Rows at and around the borders of pages, of blocks of keys and of parts.
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100, 2_100)
 
@@ -203,17 +203,9 @@ def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_
 
 
 def check_model(
-    loaded: LoadedModel,
-    prefill: Prefiller,
-    kv_dtype: str = "auto",
-    *,
-    use_graphs: bool,
-    use_kernels: bool = True,
+    loaded: LoadedModel, prefill: Prefiller, kv_dtype: str = "auto", *, use_graphs: bool, use_kernels: bool = True
 ) -> None:
-    """Compare the whole model over pages with Hugging Face's own attention: prompts, then two tokens.
-
-    So a model whose keys and values do not bear 8 bits is found too.
-    """
+    """Compare the whole model over pages, of 8 bits perhaps, with Hugging Face's own: prompts, then two tokens."""
     max_positions = min(256, loaded.folder.max_positions)
     install(loaded.model)
     pages = Pages(

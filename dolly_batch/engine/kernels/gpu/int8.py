@@ -1,4 +1,4 @@
-"""Triton kernels for int8 linear layers on a GPU. Imported only where such a layer is made: CPU builds have no triton.
+"""Triton kernels for int8 linear layers on a GPU, and rows in fp8. Imported where such a layer is made: needs triton.
 
 The arithmetic is that of `int8_cpu.Int8Linear` to the last bit: division and sums round as IEEE says, the integer sums
 are exact, and scaling is not fused with adding the bias. No kernel's choice of tile depends on anything but shapes, and
@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Adding and taking it away again rounds to the nearest integer, halves to even, as torch's `round` does.
-_ROUNDER = tl.constexpr(1.5 * 2**23)
-_SMALLEST = tl.constexpr(1e-30)
+from dolly_batch.engine.kernels.gpu.eight_bits import SMALLEST, round_shares
+
 _GROUP = tl.constexpr(8)  # tiles of rows that share a tile of weights while it is in the cache
 _MAX_BLOCK = 4096
 
@@ -40,18 +39,25 @@ def choose_tile(num_rows: int, num_outputs: int, num_processors: int) -> Tile:
     return Tile(height, width, num_warps=8 if height * width >= 128 * 128 else 4)
 
 
-def quantize_rows(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Put [rows, features] into int8 [rows, width], zeros behind the features, and float32 scales [rows].
+def quantize_rows(rows: Tensor, width: int, stored: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Put [rows, features] into int8 or fp8 [rows, width], zeros behind the features, and float32 scales [rows].
 
     A row that holds a NaN or an infinity gets the scale NaN.
     """
     rows = rows.contiguous()
     num_rows, num_features = rows.shape
-    quantized = torch.empty(num_rows, width, dtype=torch.int8, device=rows.device)
+    quantized = torch.empty(num_rows, width, dtype=stored, device=rows.device)
     scales = torch.empty(num_rows, dtype=torch.float32, device=rows.device)
     block = min(_MAX_BLOCK, triton.next_power_of_2(width))
     _quantize_rows[(num_rows,)](
-        rows, quantized, scales, num_features, width, BLOCK=block, num_warps=8 if block > 1024 else 4
+        rows,
+        quantized,
+        scales,
+        num_features,
+        width,
+        BLOCK=block,
+        IS_INT8=stored == torch.int8,
+        num_warps=8 if block > 1024 else 4,
     )
     return quantized, scales
 
@@ -130,6 +136,7 @@ def _quantize_rows(
     num_features,
     width,
     BLOCK: tl.constexpr,
+    IS_INT8: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -140,14 +147,16 @@ def _quantize_rows(
         values = tl.load(rows + row * num_features + start + columns, mask=inside, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, tl.abs(values))
         spoilt += values * 0.0  # a maximum passes over NaN
-    scale = tl.div_rn(tl.maximum(tl.max(largest, axis=0), _SMALLEST), 127.0) + tl.sum(spoilt, axis=0)
+    scale = tl.div_rn(tl.maximum(tl.max(largest, axis=0), SMALLEST), 127.0 if IS_INT8 else 448.0) + tl.sum(
+        spoilt, axis=0
+    )
     tl.store(scales + row, scale)
     for start in range(0, width, BLOCK):
         inside = start + columns < num_features
         values = tl.load(rows + row * num_features + start + columns, mask=inside, other=0.0).to(tl.float32)
         shares = tl.div_rn(values, tl.zeros((BLOCK,), tl.float32) + scale)
-        integers = ((shares + _ROUNDER) - _ROUNDER).to(tl.int8)
-        tl.store(quantized + row * width + start + columns, integers, mask=start + columns < width)
+        rounded = round_shares(shares, IS_INT8).to(quantized.dtype.element_ty)
+        tl.store(quantized + row * width + start + columns, rounded, mask=start + columns < width)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
