@@ -65,6 +65,7 @@ class EngineConfig(Section):
 
     kind: EngineName = "auto"
     max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Rows x (prompt + new tokens) of what runs at once; by default by device."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of one engine process; by default one for the fast engine, torch's own number for the plain one."""
     processes: int | None = Field(default=None, ge=1)
@@ -80,22 +81,29 @@ class EngineConfig(Section):
     prefix_sharing: bool = True
     """Compute what prompts have in common at their start once. Off only for measuring."""
     step_timeout_s: float = Field(default=600.0, gt=0)
+    """An engine that has done no step for so long is taken for frozen, and replaced."""
     idle_timeout_s: float = Field(default=600.0, gt=0)
+    """A host that nobody asks for so long ends, and gives its memory back."""
     load_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long tasks wait for a host to load the model."""
     local_dir: str | None = None
     """A folder on each node's own disk, which the model is copied to once a node and loaded from."""
     metrics_dir: str | None = None
     """A folder on each node's own disk for counts of its engines, in the form of Prometheus' textfile collector."""
     echo_delay_s: float = Field(default=0.0, ge=0)
+    """Seconds that the echo engine takes for an answer."""
 
 
 class PlanConfig(Section):
     """How the rows are laid out. A shard is one task; a wave is one Spark job: 2 x `shards_per_slot` shards or more."""
 
     shard_minutes: float = Field(default=3.0, gt=0)
+    """What a shard ought to take, by the estimate."""
     max_shard_rows: int = Field(default=20_000, ge=1)
+    """Rows of a shard at most, however short they are."""
     shards_per_slot: int = Field(default=4, ge=1)
     waves_in_flight: int = Field(default=2, ge=1, le=8)
+    """Waves that run at once at least, so that no slot waits for the end of one."""
     slots: int | None = Field(default=None, ge=1)
     """Tasks that run at once, and so the size of a wave; by default what Spark reports as it runs."""
     tokens_per_s: float | None = Field(default=None, gt=0)

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
+from dolly_batch.spark.plan.input_rows import _text_of
 from dolly_batch.spark.plan.keys import request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -21,6 +22,8 @@ from dolly_batch.tasks.base import TaskModel
 from dolly_batch.tiny import MODEL_FOLDER
 from tests.smollm2 import smollm2_folder
 from tests.spark.desk import Desk, echo_document, load_job_text, questions
+
+ANSI = "spark.sql.ansi.enabled"
 
 
 def row_keys(spark: SparkSession, kind: T.DataType, values: list[Any]) -> list[str | None]:
@@ -39,6 +42,21 @@ def test_equal_ids_of_different_width_have_one_key_and_different_types_do_not(sp
     assert row_keys(spark, T.BinaryType(), [b"\x00\xff"]) == ["b00FF"]
     assert row_keys(spark, T.TimestampNTZType(), [datetime(2024, 1, 2, 3, 4, 5, 60)]) == ["n2024-01-02 03:04:05.00006"]
     assert row_keys(spark, T.StringType(), [None]) == [None]
+
+
+@pytest.mark.parametrize("ansi", ["true", "false"])
+def test_a_decimal_is_the_same_text_in_every_session(spark: SparkSession, ansi: str) -> None:
+    numbers = ["0", "0.0000001", "-1234567890123456789.5", "12345678901234567890"]
+    kind, before = T.DecimalType(38, 18), spark.conf.get(ANSI)
+    spark.conf.set(ANSI, ansi)
+    try:
+        keys = row_keys(spark, kind, [*map(Decimal, numbers), None])
+        assert keys == [*(f"d{number}" for number in numbers), None]
+        df = spark.createDataFrame([(Decimal(number),) for number in numbers], T.StructType([T.StructField("x", kind)]))
+        texts = [row[0] for row in df.select(_text_of(ColumnRef(F.col("x"), "x", kind))).collect()]
+        assert texts == [f"{Decimal(number):.18f}" for number in numbers]
+    finally:
+        spark.conf.set(ANSI, before)
 
 
 def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) -> None:

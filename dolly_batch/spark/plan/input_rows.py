@@ -13,7 +13,7 @@ from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.model import ModelFacts
 from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
-from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key, shown_ids
+from dolly_batch.spark.plan.keys import content_row_key, decimal_text, request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.questions import GOLD
 from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -48,7 +48,9 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
 
 
 def _text_of(value: ColumnRef) -> Column:
-    """A value as the text that stands in a prompt: of an instant its time in UTC, whatever the session's zone."""
+    """A value as the text that stands in a prompt: of an instant its time in UTC, whatever the session's settings."""
+    if isinstance(value.type, T.DecimalType):
+        return decimal_text(value.column, value.type)
     if not isinstance(value.type, T.TimestampType):
         return value.column.cast("string")
     seconds = (F.unix_micros(value.column) * F.lit(Decimal("0.000001"))).cast("decimal(18,6)")

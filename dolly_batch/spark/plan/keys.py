@@ -237,6 +237,11 @@ def _prefixed(text: Column) -> Column:
     return F.when(text.isNull(), F.lit("-").cast("binary")).otherwise(value)
 
 
+def decimal_text(column: Column, kind: T.DecimalType) -> Column:
+    """A decimal as its digits: a cast gives `1E-7` for 0.0000001 in a session where `spark.sql.ansi.enabled` is off."""
+    return F.replace(F.format_number(column, kind.scale), F.lit(","), F.lit(""))
+
+
 def _tagged(chosen: ColumnRef) -> Column:
     kind, column = chosen.type, chosen.column
     if isinstance(kind, T.StringType) and kind.collation == "UTF8_BINARY":
@@ -244,7 +249,7 @@ def _tagged(chosen: ColumnRef) -> Column:
     if isinstance(kind, _INTEGERS):
         return F.concat(F.lit("i"), column.cast("string"))
     if isinstance(kind, T.DecimalType):
-        text = column.cast("string")
+        text = decimal_text(column, kind)
         if kind.scale > 0:
             text = F.regexp_replace(F.regexp_replace(text, r"0+$", ""), r"\.$", "")
         return F.concat(F.lit("d"), text)
