@@ -73,10 +73,11 @@ def load(folder: Path, dtype: str, quantization: str) -> tuple[LoadedModel, floa
 
 
 def put_into_fp8(model: Any, dtype: torch.dtype) -> None:
-    """Replace every linear layer."""
+    """Replace every linear layer but the output layer."""
+    output_layer = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, linear in list(module.named_children()):
-            if isinstance(linear, torch.nn.Linear):
+            if isinstance(linear, torch.nn.Linear) and linear is not output_layer:
                 setattr(module, name, CudaFp8Linear(linear, torch.device("cpu"), dtype, None))
 
 

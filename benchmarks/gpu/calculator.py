@@ -202,10 +202,11 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
     rows = step.num_rows
     head = model.vocab_size * model.hidden_size
     if rows:
-        weights = model.layer_weights + head
-        weights_s = weights * (1 if engine.fp8_weights else 2) / (_WEIGHTS_SHARE * copy)
+        in_bf16 = _PRODUCT_SHARE * device.flops_s  # the output layer, always
+        products_s = 2 * rows * (model.layer_weights / products + head / in_bf16) / _GEMM_SHARE
+        num_bytes = model.layer_weights * (1 if engine.fp8_weights else 2) + 2 * head
         is_mixed = engine.mixes_steps and step.num_prompt_tokens > 0
-        yield "products", max(2 * rows * weights / (_GEMM_SHARE * products), 0.0 if is_mixed else weights_s)
+        yield "products", max(products_s, 0.0 if is_mixed else num_bytes / (_WEIGHTS_SHARE * copy))
         yield from _attention_seconds(model, device, engine, step, copy)
         elements = _HIDDEN_SIZES_A_LAYER * rows * model.hidden_size * 2 * model.num_layers
         launches = _LAUNCHES_A_LAYER + (_ROWS_A_LAYER if engine.fp8_weights else 0)

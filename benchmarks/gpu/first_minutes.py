@@ -61,10 +61,10 @@ PARTS = {
     2: (
         Task(f"time --models 3b {_WHOLE} 1.3", 90.0),
         Task("time --models 12b --products --minutes 0.6", 45.0),
-        Task("time --models 12b --rows 4000 --ending --no-padded --kv-dtype int8 --minutes 1.2", 90.0),
+        Task("time --models 12b --rows 4000 --ending --no-padded --kv-dtype int8 --minutes 1.0", 75.0),
         Task("time --models 12b --rows 3000 --ending --no-padded --int8 --only-8-bits --minutes 1.0", 75.0),
         Task("time --models 12b --rows 3000 --ending --no-padded --fp8 --only-8-bits --minutes 1.0", 75.0),
-        Task("time --models 12b --rows 600 --padded-rows 256 --minutes 1.2", 90.0),
+        Task("time --models 12b --rows 600 --padded-rows 256 --minutes 0.9", 75.0),
         *(Task(name, 40.0) for name in _OTHER_CHECKS),
         *(Task(name, 60.0) for name in _DANGEROUS),
     ),

@@ -74,8 +74,9 @@ def num_weight_bytes(config: ModelConfig, item_bytes: int, quantization: str) ->
         return num_parameters(config) * item_bytes
     embedding = config.vocab_size * config.hidden_size
     num_scales = _SCALES_PER_LAYER * config.num_layers * config.hidden_size + config.vocab_size
-    # A tied output layer is quantized too, next to the embedding.
-    return config.num_layers * layer_parameters(config) + embedding + embedding * item_bytes + 4 * num_scales
+    # In int8 a tied output layer is quantized too, next to the embedding; in fp8 none is.
+    ends = embedding * (1 + item_bytes) if quantization == "int8" else _num_ends(config) * embedding * item_bytes
+    return config.num_layers * layer_parameters(config) + ends + 4 * num_scales
 
 
 def lacks_int8(name: str, capability: tuple[int, int]) -> str:

@@ -165,14 +165,17 @@ def quantize(
     For a model on its way to a GPU: `device` is the GPU, `dtype` what the model is to be in there. Layer by layer
     goes over in 8 bits, the rest in `dtype`, so that the GPU never holds more than the quantized model and a block of
     one weight. None leaves the model where and as it is. Layers that are quantized stay as they are. `quantization` is
-    int8, or on a GPU fp8; `product` is how a CPU multiplies, None its fastest exact way. With `smoothing` each of the
-    model's layers is smoothed first; to do that it goes to the device as a whole.
+    int8, or on a GPU fp8, which leaves the output layer as it is; `product` is how a CPU multiplies, None its fastest
+    exact way. With `smoothing` each of the model's layers is smoothed first; for that it goes to the device as a whole.
     Raises ConfigError where the CPU or the GPU has no such products.
     """
     device = device or next(model.parameters()).device
     dtype = dtype or next(model.parameters()).dtype
     product = None if device.type == "cuda" else product or cpu_product()
-    make = _cpu_layers(product) if product else _cuda_layers(device, dtype, quantization)
+    if quantization == "fp8":
+        make = _fp8_layers(model, device, dtype)
+    else:
+        make = _cpu_layers(product) if product else _cuda_layers(device, dtype)
     for layer in smooth_layers(model, smoothing, device, dtype) if smoothing else ():
         if smoothing and product:
             _join_all(layer, smoothing, product, dtype)
@@ -201,12 +204,13 @@ def _pack_all(model: nn.Module, dtype: torch.dtype, make: Callable[[nn.Linear, t
             setattr(module, name, make(getattr(module, name), output_dtype))
 
 
-def _cuda_layers(
-    device: torch.device, dtype: torch.dtype, quantization: str
-) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
-    if quantization == "fp8":
-        rows_kernels = fp8_gpu.load_kernels(device)
-        return lambda linear, _: CudaFp8Linear(linear, device, dtype, rows_kernels)
+def _fp8_layers(model: Any, device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
+    """All but the output layer, where fp8 costs most and saves least."""
+    kernels, output_layer = fp8_gpu.load_kernels(device), model.get_output_embeddings()
+    return lambda linear, _: linear if linear is output_layer else CudaFp8Linear(linear, device, dtype, kernels)
+
+
+def _cuda_layers(device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear, torch.dtype], nn.Module]:
     kernels = load_kernels(device)
     return lambda linear, output_dtype: CudaInt8Linear(linear, device, dtype, output_dtype, kernels)
 
