@@ -25,6 +25,7 @@ from tests.engine.engines import answer, continuous_engine
 from tests.engine.questions import dolly, mixed_requests
 
 kernels = pytest.importorskip("dolly_batch.engine.kernels.gpu.int8", reason="triton is not installed")
+TORCHS_OWN = torch._scaled_mm
 DEVICE = torch.device("cpu" if kernels.is_interpreted() else "cuda")
 
 
@@ -118,6 +119,7 @@ class Kernel:
 
 def test_a_layer_launches_its_kernel_and_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake CUDA tensors, where torch refuses what crosses devices, or is read by the host."""
+    monkeypatch.setattr(torch, "_scaled_mm", TORCHS_OWN)
     monkeypatch.setattr(fp8_gpu, "quantize_weight", lambda weight, *_: (weight.to(FP8), weight.float().amax(dim=1)))
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         linear = nn.Linear(160, 480, dtype=torch.bfloat16)
