@@ -19,7 +19,7 @@ def few() -> list[Schedule]:
 
 @cache
 def many() -> list[Schedule]:
-    return telling(schedules(600, num_steps=8), NUM_MANY, max_runs=6)
+    return telling(schedules(800, num_steps=6), NUM_MANY, max_runs=4)
 
 
 def overtaken_while_it_plans(world: RecordedWorld) -> None:
