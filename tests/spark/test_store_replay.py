@@ -9,7 +9,7 @@ from tests.spark.replay import replay
 from tests.store_model.schedules import RecordedWorld, Schedule, recorded, schedules, telling
 from tests.store_model.starts import TO_THE_END
 
-NUM_FEW, NUM_MANY = 3, 50
+NUM_FEW, NUM_MANY = 2, 50
 
 
 @cache
