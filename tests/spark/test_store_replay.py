@@ -9,7 +9,7 @@ from tests.spark.replay import replay
 from tests.store_model.schedules import RecordedWorld, Schedule, recorded, schedules, telling
 from tests.store_model.starts import TO_THE_END
 
-NUM_FEW, NUM_MANY = 3, 50
+NUM_FEW, NUM_MANY = 2, 50
 
 
 @cache
@@ -19,7 +19,7 @@ def few() -> list[Schedule]:
 
 @cache
 def many() -> list[Schedule]:
-    return telling(schedules(600, num_steps=8), NUM_MANY, max_runs=6)
+    return telling(schedules(800, num_steps=6), NUM_MANY, max_runs=4)
 
 
 def overtaken_while_it_plans(world: RecordedWorld) -> None:

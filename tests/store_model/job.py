@@ -102,13 +102,15 @@ class Running:
         rows, planned_at = self.read_input(), self.stamp()
         draft = f"{WORK}/.planning-{self.name}-{uuid.uuid4().hex[:12]}"
         try:
-            self.files.write(f"{draft}/keyed/part", "")
+            self.files.write(f"{draft}/keyed/part", key_rows(rows).text())
             seen = self.output.seen()  # before the output is read
             table = self.output.read("look")
-            states = self._states(key_rows(rows), table or Rows())
+            states = self._states(self._drafted(f"{draft}/keyed"), table or Rows())
+            self.files.write(f"{draft}/rows/part", Rows(row for _, row in states).text())
             if seen is not None:
                 only_adds = self._only_adds(states, table or Rows())
                 self.files.write(f"{draft}/{BESIDE}", json.dumps({**seen, "only_adds": only_adds}))
+            self._drafted(f"{draft}/rows")
             plan = self._plan(states, planned_at)
             before = Said("complete", plan, planned_at, rows)
             if plan.num_rows == plan.num_answered_before and self._is_up_to_date(states):
@@ -123,6 +125,10 @@ class Running:
             return Opened(folder.folder, folder.plan)
         finally:
             self.files.delete(draft)
+
+    def _drafted(self, part: str) -> Rows:
+        """What was written of a draft: it is gone where another start has swept it."""
+        return Rows.of(self.files.read(f"{part}/part"))
 
     def _only_adds(self, states: list[tuple[str, Row]], table: Rows) -> bool:
         there = {row.row_key for row in table}
@@ -204,16 +210,20 @@ class Running:
         folder, plan = opened.folder, opened.plan
         if not self.output.is_committed(folder, plan):
             rows = self._published(opened)
-            self.output.commit(folder, plan, rows, self.loses_reply)
+            self.output.commit(folder, plan, rows, self.loses_reply, lambda: self._answers(opened))
         return {}
 
-    def _published(self, opened: Opened) -> Rows:
-        plan, rows = opened.plan, Rows()
-        for wave in plan.waves:
+    def _answers(self, opened: Opened) -> Rows:
+        """Staged answers and skipped rows. Spark reads them when it writes."""
+        rows = self._part(opened, SKIPPED) if opened.plan.num_skipped else Rows()
+        for wave in opened.plan.waves:
             rows += Rows.of(self.files.read(f"{opened.folder.staged(wave.number)}/part"))
-        if len(rows) != plan.num_todo:
+        return rows
+
+    def _published(self, opened: Opened) -> Rows:
+        plan, rows = opened.plan, self._answers(opened)
+        if len(rows) != plan.num_todo + plan.num_skipped:
             raise AuditError("staged answers are not the planned rows")
-        rows += self._part(opened, SKIPPED) if plan.num_skipped else []
         rows = Rows(Row(r.id, r.text, *r.key(), r.status, r.attempt, plan.plan_id, plan.created_at) for r in rows)
         if plan.num_carried_over:
             held = {row.key(): row for row in self.output.read() or []}

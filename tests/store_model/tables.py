@@ -157,19 +157,27 @@ class Output:
             return own_version(plan, self.delta.since(_seen(folder))) is not None
         return parquet.FORMAT.finish_commit(self, folder, plan)  # type: ignore[arg-type]
 
-    def commit(self, folder: PlanFolder, plan: Plan, rows: Rows, loses_reply: Callable[[], bool]) -> None:
+    def commit(
+        self,
+        folder: PlanFolder,
+        plan: Plan,
+        rows: Rows,
+        loses_reply: Callable[[], bool],
+        read_answers: Callable[[], Rows],
+    ) -> None:
         if self.format == "parquet":
             parquet.FORMAT.commit(self, folder, plan, rows)  # type: ignore[arg-type]
             return
         self.stop("commit")
         if self.mode == "overwrite":
+            read_answers()
             self.delta.overwrite(plan, rows)
-        elif not self._in_turn(plan, rows, _seen(folder)):
+        elif not self._in_turn(plan, rows, _seen(folder), read_answers):
             raise Stopped("others were first each time")
         if loses_reply():
             raise Stopped("the reply of a commit was lost")
 
-    def _in_turn(self, plan: Plan, rows: Rows, seen: Mapping[str, Any]) -> bool:
+    def _in_turn(self, plan: Plan, rows: Rows, seen: Mapping[str, Any], read_answers: Callable[[], Rows]) -> bool:
         """As `delta_commit` does it, with a place to be stopped between the look and the commit."""
         self.delta.create()
 
@@ -178,6 +186,7 @@ class Output:
 
         def write(log: Log) -> None:
             self.stop("turn")
+            read_answers()
             self.delta.write(plan, self.mode, rows, log, seen["only_adds"])
 
         return delta_log.take_turns(look, write, TRIES)
