@@ -47,16 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands.get(arguments.command, _with_report)(arguments)
 
 
-def run_script(*command: str) -> None:
-    """Run one command with the process's arguments: what spark-submit and a job's wheel task call.
-
-    Returns after success, else raises SystemExit with the code: Databricks calls a wheel's entry point as a function,
-    drops what it returns, and takes each SystemExit for a failure, that with 0 too.
-    """
-    if code := main([*command, *sys.argv[1:]]):
-        sys.exit(code)
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\n{self.format_usage().strip()}")
@@ -294,4 +284,4 @@ def _page_of(arguments: argparse.Namespace) -> tuple[list[PlanReport], str, Call
 
 
 if __name__ == "__main__":
-    run_script()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,3 +112,19 @@ def test_ctrl_c_is_told_in_a_line_by_the_commands_without_a_report(
     assert main(["stage-model", "tiny", "there"]) == 5
     assert main(["report", "work"]) == 5
     assert capsys.readouterr().err == "dolly-batch: interrupted\n" * 2
+
+
+def test_ctrl_c_while_python_still_imports_is_one_line(tmp_path: Path) -> None:
+    interrupting = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydantic":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+"""
+    (tmp_path / "sitecustomize.py").write_text(interrupting, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(Path(dolly_batch.__file__).parent.parent)])
+    command = [sys.executable, "-m", "dolly_batch.command", "run", "job.yaml"]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (5, "dolly-batch: interrupted\n")

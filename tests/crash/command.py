@@ -132,7 +132,7 @@ class Job:
             "STEP": step,
             "WITHOUT": without,
         }
-        script = [str(Path(__file__).with_name("stepped.py"))] if step or without else ["-m", "dolly_batch.cli"]
+        script = [str(Path(__file__).with_name("stepped.py"))] if step or without else ["-m", "dolly_batch.command"]
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *script, "run", "job.yaml", "--json", *arguments],
