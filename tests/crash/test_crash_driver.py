@@ -164,7 +164,7 @@ def test_a_jvm_that_dies_alone_stops_the_run_with_a_message(new_job: NewJob) -> 
 def test_a_driver_killed_around_the_commits_of_a_delta_table(new_job: NewJob, mode: str) -> None:
     job = new_job(output={"format": "delta", "mode": mode})
     job.put(QUESTIONS)
-    job.start(step="SIGKILL before exists */swapping.json").killed_itself()
+    job.start(step="SIGKILL before read */beside.json").killed_itself()
     assert job.all_staged()
     finished = job.staged()
 
