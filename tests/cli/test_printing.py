@@ -120,6 +120,7 @@ import os, signal, sys
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "pydantic":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 """

@@ -58,6 +58,7 @@ def hosts_are_gone(jvm: int, folders: list[Path]) -> None:
     wait_for("the end of its folder", lambda: not any(folder.exists() for folder in folders), HOST_END_S)
 
 
+@pytest.mark.long
 def test_a_driver_killed_while_generating_and_again_before_publishing(new_job: NewJob) -> None:
     job = new_job()
     job.put(QUESTIONS)

@@ -182,7 +182,7 @@ def test_what_cannot_be_loaded_is_told_by_its_name(spec: EngineSpec) -> None:
         ({"kind": "fast"}, "gptj_folder", r"engine\.kind is 'fast', which does not run a GPT-J model"),
         ({"quantization": "int8"}, "gptj_folder", r"model\.quantization is 'int8', which a GPT-J model cannot have"),
         ({"quantization": "int8", "kind": "plain"}, "neox_folder", "which engine.kind plain cannot have"),
-        ({"quantization": "int4"}, "neox_folder", "expected none or int8"),
+        ({"quantization": "int4"}, "neox_folder", "expected none, int8 or fp8"),
     ],
 )
 def test_what_the_fast_engine_cannot_do_is_refused(

@@ -37,6 +37,7 @@ def test_who_has_read_an_older_input_is_the_older_plan_however_late_it_looks_at_
     replay(delta_desk, recorded("merge", ["first", "second"], overtaken_while_it_plans))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(NUM_FEW))
 def test_a_schedule_of_the_model_leaves_the_same_rows_in_a_delta_table(delta_desk: Desk, number: int) -> None:
     replay(delta_desk, few()[number])
