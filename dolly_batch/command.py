@@ -14,8 +14,10 @@ def run_script(*command: str) -> None:
 
         code = main([*command, *sys.argv[1:]])
     except KeyboardInterrupt:  # later ones are told by the command itself
+        from dolly_batch.errors import Stopped
+
         sys.stderr.write("dolly-batch: interrupted\n")
-        code = 5
+        code = Stopped.exit_code
     if code:
         sys.exit(code)
 

@@ -49,7 +49,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "functions": {"errors", "models", "tasks", "config", "console", "report", "spark"},
     "cli": {"errors", "config", "report", "page", "console", "logs", "spark", "evaluate", "staging", ""},
-    "command": {"cli"},
+    "command": {"cli", "errors"},
     "": {"errors", "config", "report", "spark", "evaluate"},
 }
 # What a layer may take from outside of the standard library.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dolly_batch.engine.eight_bits import quantize, restore
 from dolly_batch.engine.load import choose_engine
 from dolly_batch.engine.plain.engine import PlainEngine
-from dolly_batch.engine.weights import fp8_gpu, int8_cpu
+from dolly_batch.engine.weights import fp8_gpu, int8_cpu, int8_gpu
 from dolly_batch.engine.weights.fp8_gpu import FP8, CudaFp8Linear
 from dolly_batch.engine.weights.loading import load_model
 from dolly_batch.errors import ConfigError
@@ -120,7 +120,7 @@ class Kernel:
 def test_a_layer_launches_its_kernel_and_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake CUDA tensors, where torch refuses what crosses devices, or is read by the host."""
     monkeypatch.setattr(torch, "_scaled_mm", TORCHS_OWN)
-    monkeypatch.setattr(fp8_gpu, "quantize_weight", lambda weight, *_: (weight.to(FP8), weight.float().amax(dim=1)))
+    monkeypatch.setattr(int8_gpu, "quantize_weight", lambda weight, *_: (weight.to(FP8), weight.float().amax(dim=1)))
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         linear = nn.Linear(160, 480, dtype=torch.bfloat16)
         rows = torch.empty(7, 160, dtype=torch.bfloat16)

@@ -11,35 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from dolly_batch.engine.eight_bits import quantize, restore
-from dolly_batch.engine.weights.int8_gpu import quantize_weight
+from dolly_batch.engine.weights.int8_gpu import EightBitLinear
 from dolly_batch.errors import ConfigError
 from dolly_batch.models.sizing import FP8_FROM, lacks_fp8
 
 FP8 = torch.float8_e4m3fn
 
 
-class CudaFp8Linear(nn.Module):
+class CudaFp8Linear(EightBitLinear):
     """A linear layer in fp8 on `device`: [..., features] to [..., features] in `dtype`, of the precision of bfloat16.
 
-    The weight is cast to `dtype` first, as if the model had been loaded in it, and moved over in blocks of rows.
     `kernels` are those of `kernels/gpu/int8.py`, None for torch's own operations.
     """
 
     def __init__(self, linear: nn.Linear, device: torch.device, dtype: torch.dtype, kernels: ModuleType | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
+        super().__init__(linear, device, dtype, FP8, torch.bfloat16)
         self._dtype = dtype
         self._kernels = kernels
-        self._weight, self._scales = quantize_weight(linear.weight.detach(), device, dtype, FP8)
-        self._bias = None
-        if linear.bias is not None:
-            bias = linear.bias.detach().to(device=device, dtype=dtype).bfloat16()
-            self._bias = nn.functional.pad(bias, (0, len(self._scales) - len(bias)))
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weight, its scales and its bias."""
-        return self._weight.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""

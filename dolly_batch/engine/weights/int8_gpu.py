@@ -22,10 +22,32 @@ _MIN_ROWS = 32  # of `torch._int_mm`: from 17 on it takes them, and some GPUs' c
 _BLOCK_ITEMS = 2**22  # of a weight that are on the GPU in floating point at once
 
 
-class CudaInt8Linear(nn.Module):
-    """A linear layer in int8 on `device`: [..., features] to [..., features], into `dtype`.
+class EightBitLinear(nn.Module):
+    """What linear layers in 8 bits on a GPU have in common: the weight, its scales and its bias.
 
     The weight is cast to `cast_to` first, as if the model had been loaded in it, and moved over in blocks of rows.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, device: torch.device, cast_to: torch.dtype, kind: torch.dtype, bias_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        self._weight, self._scales = quantize_weight(linear.weight.detach(), device, cast_to, kind)
+        self._bias = None
+        if linear.bias is not None:
+            bias = linear.bias.detach().to(device=device, dtype=cast_to).to(bias_dtype)
+            self._bias = nn.functional.pad(bias, (0, len(self._scales) - len(bias)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weight, its scales and its bias."""
+        return self._weight.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+
+class CudaInt8Linear(EightBitLinear):
+    """A linear layer in int8 on `device`: [..., features] to [..., features], into `dtype`.
+
     `kernels` are those of `kernels/int8.py`, None for torch's own operations.
     """
 
@@ -37,20 +59,9 @@ class CudaInt8Linear(nn.Module):
         dtype: torch.dtype,
         kernels: ModuleType | None,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
+        super().__init__(linear, device, cast_to, torch.int8, torch.float32)
         self._dtype = dtype
         self._kernels = kernels
-        self._weight, self._scales = quantize_weight(linear.weight.detach(), device, cast_to, torch.int8)
-        self._bias = None
-        if linear.bias is not None:
-            bias = linear.bias.detach().to(device=device, dtype=cast_to).float()
-            self._bias = nn.functional.pad(bias, (0, len(self._scales) - len(bias)))
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weight, its scales and its bias."""
-        return self._weight.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Quantize each row, multiply, scale back."""
