@@ -103,6 +103,11 @@ def test_points_of_one_time_are_no_division_by_zero() -> None:
     assert Speed([Point(5.0, 1, 0, 0), Point(5.0, 2, 0, 0)]).per_s("num_rows") is None
 
 
+def test_nothing_is_left_when_all_rows_are_answered_however_short_the_run_was() -> None:
+    assert Speed([Point(5.0, 10, 0, 0)]).left_s(10, 40) == 0.0
+    assert Speed([Point(5.0, 9, 0, 0)]).left_s(10, 40) is None
+
+
 def test_a_task_that_runs_again_is_no_negative_speed() -> None:
     speed = Speed()
     for at_s, num_rows in [(0.0, 1), (100.0, 201), (200.0, 51), (300.0, 181), (400.0, 401)]:

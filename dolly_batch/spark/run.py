@@ -203,7 +203,7 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
         and names_columns(job, target.schema, plan.num_ids)
         and plan.model == job.model.path
         and _is_revision(plan, job.model.revision)
-        and plan.retries == bool(options.retry)
+        and _retries_the_same(plan, options)
     )
     if not same:
         raise Refused(
@@ -223,8 +223,15 @@ def _resumed(spark: SparkSession, job: JobConfig, options: Options, files: Files
     return Opened(folder, plan, target, model)
 
 
+def _retries_the_same(plan: Plan, options: Options) -> bool:
+    """Whether the statuses of `--retry` are the plan's, as far as an earlier version has kept them."""
+    return plan.retries == bool(options.retry) and plan.retried in ((), tuple(sorted(options.retry)))
+
+
 def _is_revision(plan: Plan, revision: str | None) -> bool:
     """Whether the job may mean the plan's revision: a branch or a tag is not asked for its commit again."""
+    if plan.asked_revision is not None:
+        return revision in (plan.asked_revision, plan.model_revision)
     commit = re.compile("[0-9a-f]{40}").fullmatch
     return revision is None or not commit(revision) or plan.model_revision in (None, revision)
 

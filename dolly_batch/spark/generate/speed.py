@@ -64,6 +64,8 @@ class Speed:
         What is left is weighed by tokens, prompts by what reading costs. Answers are taken to be as long as those of
         this start.
         """
+        if self.points and self.points[-1].num_rows >= num_rows:
+            return 0.0
         if self.span is None:
             return None
         first, last = self.span

@@ -52,7 +52,7 @@ _KEYS = {
     "input_settings": "reads",
 }
 # Left out where they say nothing, so that an earlier version can finish the plan.
-_LATER = {"num_shared", "num_copied", "prefix_share", "rate_factor", "num_sample_waves"}
+_LATER = {"num_shared", "num_copied", "prefix_share", "rate_factor", "num_sample_waves", "retried", "asked_revision"}
 _FIELDS = {key: name for name, key in _KEYS.items()}
 
 
@@ -114,6 +114,10 @@ class Plan:
     """Which part of the prompts is computed once for several questions, as the layout expects it."""
     num_sample_waves: int = 0
     """The first waves, which hold the sample of a cascade: a proxy that is trained on their answers sees the others."""
+    retried: tuple[str, ...] = ()
+    """The statuses that `--retry` named, sorted; empty in plans of earlier versions."""
+    asked_revision: str | None = None
+    """The job's `model.revision`, which found `model_revision`; None in plans of earlier versions too."""
 
     @property
     def num_todo(self) -> int:
@@ -148,6 +152,7 @@ class Plan:
             if document.pop("format", None) != FORMAT:
                 raise Stopped("it was made by another version of dolly_batch")
             document["waves"] = tuple(Wave(**wave) for wave in document["waves"])
+            document["retried"] = tuple(document.get("retried", ()))
             return cls(**{_FIELDS.get(key, key): value for key, value in document.items()})
         except TypeError as error:  # a key that a later version has added, or one that it no longer has
             raise Stopped("it was made by another version of dolly_batch") from error

@@ -263,6 +263,8 @@ class _Planning:
             token_histogram=facts.histogram,
             num_shared=facts.num(TODO) - facts.num_questions,
             num_copied=facts.num(COPIED),
+            retried=tuple(sorted(self.options.retry)),
+            asked_revision=job.model.revision,
         )
 
 
