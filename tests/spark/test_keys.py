@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import InputError
-from dolly_batch.spark.plan.input_rows import _text_of
+from dolly_batch.spark.plan.cell_text import cell_text
 from dolly_batch.spark.plan.keys import request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.prepared_task import settled
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -53,10 +53,35 @@ def test_a_decimal_is_the_same_text_in_every_session(spark: SparkSession, ansi: 
         keys = row_keys(spark, kind, [*map(Decimal, numbers), None])
         assert keys == [*(f"d{number}" for number in numbers), None]
         df = spark.createDataFrame([(Decimal(number),) for number in numbers], T.StructType([T.StructField("x", kind)]))
-        texts = [row[0] for row in df.select(_text_of(ColumnRef(F.col("x"), "x", kind))).collect()]
+        texts = [row[0] for row in df.select(cell_text(F.col("x"), kind)).collect()]
         assert texts == [f"{Decimal(number):.18f}" for number in numbers]
     finally:
         spark.conf.set(ANSI, before)
+
+
+@pytest.mark.parametrize(("zone", "ansi"), [("Asia/Kolkata", "true"), ("America/Lima", "false")])
+def test_what_a_cell_holds_is_the_same_text_in_every_session(spark: SparkSession, zone: str, ansi: str) -> None:
+    instant, small = "timestamp '2024-01-02 03:04:05.06 UTC'", "cast('0.0000001' AS decimal(8,7))"
+    at, number = "2024-01-02 03:04:05.06", "0.0000001"
+    expected = {
+        f"array({instant}, null)": f"[{at}, null]",
+        f"map({instant}, {small})": f"{{{at} -> {number}}}",
+        f"named_struct('a', array(named_struct('b', {small}, 'c', 'x')), 'd', 1.5D)": f"{{[{{{number}, x}}], 1.5}}",
+        f"named_struct('a', cast(null AS timestamp), 'b', {small})": f"{{null, {number}}}",
+        f"if(1 = 0, named_struct('a', {instant}), null)": None,
+        "array(1, 2)": "[1, 2]",
+    }
+    names = ("spark.sql.session.timeZone", ANSI)
+    before = {name: spark.conf.get(name) for name in names}
+    df = spark.range(1).select(*(F.expr(sql).alias(f"x{i}") for i, sql in enumerate(expected)))
+    try:
+        for name, value in zip(names, (zone, ansi), strict=True):
+            spark.conf.set(name, value)
+        found = df.select(*(cell_text(F.col(field.name), field.dataType) for field in df.schema)).collect()[0]
+    finally:
+        for name, value in before.items():
+            spark.conf.set(name, value)
+    assert list(found) == list(expected.values())
 
 
 def test_composite_ids_cannot_be_mistaken_for_each_other(spark: SparkSession) -> None:

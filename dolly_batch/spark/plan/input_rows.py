@@ -1,19 +1,18 @@
 """Stage 1 of planning: input rows get their keys, their token counts, and a status where they cannot run."""
 
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from functools import reduce
 from operator import or_
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from dolly_batch.config.job import JobConfig
 from dolly_batch.errors import InputError
 from dolly_batch.spark.model import ModelFacts
+from dolly_batch.spark.plan.cell_text import cell_text
 from dolly_batch.spark.plan.existing import Retry, with_earlier_keys
-from dolly_batch.spark.plan.keys import content_row_key, decimal_text, request_header, request_key, row_key, shown_ids
+from dolly_batch.spark.plan.keys import content_row_key, request_header, request_key, row_key, shown_ids
 from dolly_batch.spark.plan.questions import GOLD
 from dolly_batch.spark.plan.row_status import assign_status, mark_bad_ids
 from dolly_batch.spark.tables.columns import ColumnRef
@@ -24,7 +23,7 @@ from dolly_batch.tasks.base import PreparedTask
 def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: PreparedTask, retry: Retry) -> DataFrame:
     """Key each input row, count its tokens, and give it a status where it cannot run."""
     text = (F.lit(None) if source.context is None else source.context.column).cast("string")
-    values = [_text_of(column) for column in source.values]
+    values = [cell_text(column.column, column.type) for column in source.values]
     # Other formats say that their strings are UTF-8, and their bytes are copied as they are.
     mended = [kept.name for kept in source.kept if job.input.is_text and kept.is_text]
     rows = source.df.select(
@@ -45,16 +44,6 @@ def key_input(source: InputTable, job: JobConfig, model: ModelFacts, prepared: P
     if not source.ids:
         rows = rows.withColumn("row_key", content_row_key(F.col("request_key"), kept))
     return with_earlier_keys(rows, retry, kept, has_ids=bool(source.ids))
-
-
-def _text_of(value: ColumnRef) -> Column:
-    """A value as the text that stands in a prompt: of an instant its time in UTC, whatever the session's settings."""
-    if isinstance(value.type, T.DecimalType):
-        return decimal_text(value.column, value.type)
-    if not isinstance(value.type, T.TimestampType):
-        return value.column.cast("string")
-    seconds = (F.unix_micros(value.column) * F.lit(Decimal("0.000001"))).cast("decimal(18,6)")
-    return (F.lit("1970-01-01").cast("timestamp_ntz") + F.make_dt_interval(secs=seconds)).cast("string")
 
 
 def _kept_refs(source: InputTable) -> list[ColumnRef]:

@@ -144,7 +144,7 @@ def kept_values_hash(kept: Sequence[ColumnRef]) -> Column:
         return F.lit("")
     values = F.struct(*(_with_entries(ref.column, ref.type).alias(ref.name) for ref in kept))
     text = _json(values)
-    if any(_holds(ref.type, (T.TimestampType, T.TimestampNTZType)) for ref in kept):
+    if any(holds(ref.type, (T.TimestampType, T.TimestampNTZType)) for ref in kept):
         exact, cut = _json(values, ".SSSSSS"), _json(values, ".SSS'000'")
         text = F.when(exact == cut, text).otherwise(exact)
     return F.sha2(text, 256)
@@ -157,7 +157,7 @@ def _json(values: Column, fraction: str = ".SSS") -> Column:
 
 def _with_entries(column: Column, kind: T.DataType) -> Column:
     """The value with each map as its entries whose keys JSON renders as no text of their own (binary: an address)."""
-    if not any(_holds(found.keyType, (T.BinaryType, T.StructType, T.ArrayType)) for found in _maps_in(kind)):
+    if not any(holds(found.keyType, (T.BinaryType, T.StructType, T.ArrayType)) for found in _maps_in(kind)):
         return column
     if isinstance(kind, T.ArrayType):
         return F.transform(column, lambda item: _with_entries(item, kind.elementType))
@@ -187,7 +187,8 @@ def _maps_in(kind: T.DataType) -> Iterator[T.MapType]:
     return (found for found in _types_in(kind) if isinstance(found, T.MapType))
 
 
-def _holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
+def holds(kind: T.DataType, types: tuple[type[T.DataType], ...]) -> bool:
+    """Whether the type, or one that it holds, is of these."""
     return any(isinstance(found, types) for found in _types_in(kind))
 
 
