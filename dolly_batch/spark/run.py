@@ -41,6 +41,7 @@ from dolly_batch.spark.publish import publish, put_tags
 from dolly_batch.spark.rejected import open_rejected
 from dolly_batch.spark.session.session import open_session
 from dolly_batch.spark.signals import raising_by_name, stopping_on_signals
+from dolly_batch.spark.small_tables import compiling_if_large
 from dolly_batch.spark.steps import Check, abandon, proceed, sweep
 from dolly_batch.spark.tables.columns import names_columns
 from dolly_batch.spark.tables.input import InputTable, input_files, open_input, read_table
@@ -67,7 +68,8 @@ def run_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repor
         spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     prepare_work_dir(spark, files, work)
-    with stopping_on_signals(), JobLock(files, f"{work}/.{job.name}.lock") as lock:
+    locked = JobLock(files, f"{work}/.{job.name}.lock")
+    with stopping_on_signals(), locked as lock, compiling_if_large(spark, job):
         sweep(files, work, job.name, job.work.keep_days)
         if options.abandon:
             _abandon(files, work, job, report)
@@ -89,10 +91,11 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     spark = _opened_session(job)
     files, work = files_for(spark, job.work_dir)
     prepare_work_dir(spark, files, work)
-    source, target = _opened_tables(spark, job)
-    model = resolve_model(spark, job, work, say)
-    check_executors(spark, target, model.folder)
-    plan = make_plan(options, source, target, model, files, work, dry=True).plan
+    with compiling_if_large(spark, job):
+        source, target = _opened_tables(spark, job)
+        model = resolve_model(spark, job, work, say)
+        check_executors(spark, target, model.folder)
+        plan = make_plan(options, source, target, model, files, work, dry=True).plan
     fill_plan(report, plan, target)
     report.estimated_s = plan.estimated_s + START_S[model.device(job)]
     report.by_status = plan.skipped
@@ -101,7 +104,8 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     report.tags, report.estimated_cost = job.tags, estimated_cost(spark, job, plan)
     if note := cost_note(spark, job, plan):
         report.message += f"\n{note}"
-    better = find_column_order(source)
+    with compiling_if_large(spark, job):
+        better = find_column_order(source)
     if better is not None:
         report.message += f"\n{better}"
     return report

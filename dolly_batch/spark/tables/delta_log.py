@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pyspark.sql import functions as F
 
 from dolly_batch.spark.plan.manifest import Plan
@@ -76,8 +77,16 @@ def see(output: OutputTable) -> dict[str, Any] | None:
 
 
 def table_id(output: OutputTable) -> str:
-    """The table's own name of itself: one that is made anew, or copied, has another one."""
-    return str(_table(output).detail().select("id").collect()[0][0])
+    """The table's own name of itself: one that is made anew, or copied, has another one.
+
+    The connector's JVM object knows it. The public way puts the table's state together for it, as for each new version:
+    a job of Spark's, for what is asked up to four times in a run. It is taken where the object is another one.
+    """
+    table = _table(output)
+    try:
+        return str(table._jdt.deltaLog().tableId())
+    except (Py4JError, AttributeError, TypeError):  # another version's, or Databricks' own
+        return str(table.detail().select("id").collect()[0][0])
 
 
 def seen_by(output: OutputTable, facts: Mapping[str, Any]) -> dict[str, Any]:
