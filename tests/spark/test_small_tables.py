@@ -1,6 +1,5 @@
 """Queries of small tables are interpreted, for as long as the run takes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +12,12 @@ from tests.spark.desk import Desk, questions
 
 
 @pytest.fixture
-def plain(spark: SparkSession) -> Iterator[SparkSession]:
+def plain(spark: SparkSession) -> SparkSession:
     """A session that says nothing of compiling; the one of these tests does."""
     own = own_session(spark)
     for key in INTERPRETED:
         own.conf.unset(key)
-    yield own
+    return own
 
 
 def settings(spark: SparkSession) -> dict[str, str]:
