@@ -1,6 +1,7 @@
 """What it is worth to lay out rows by how they begin: 20 reviews of each product, in the order of either layout.
 
-    PYTHONPATH=. python benchmarks/layout.py [--model FOLDER] [--products N] [--reviews N] [--new-tokens N] [--rounds N]
+    PYTHONPATH=. python benchmarks/layout.py [--model FOLDER] [--products N] [--reviews N] [--new-tokens N]
+        [--shard-rows N] [--rounds N]
 
 Each product's text stands in front of its reviews, as a template `{product} {review}` would put it. Strewn: shards by a
 hash of the row, longest first, as where nothing is shared. Together: by product, as `plan/beginnings` lays them out.
@@ -40,7 +41,6 @@ WORDS = [
     "music",
 ]
 COUNTS = ("num_prompt_tokens", "num_shared_tokens", "slot_steps", "slot_steps_used", "num_steps")
-SHARD_ROWS = 500
 
 
 def prompts(num_products: int, num_reviews: int, encoder: PromptEncoder) -> list[tuple[int, tuple[int, ...]]]:
@@ -59,16 +59,16 @@ def prompts(num_products: int, num_reviews: int, encoder: PromptEncoder) -> list
     return rows
 
 
-def strewn(rows: Sequence[tuple[int, tuple[int, ...]]]) -> list[int]:
+def strewn(rows: Sequence[tuple[int, tuple[int, ...]]], shard_rows: int) -> list[int]:
     """Shard after shard, each of rows by a hash, the longest first."""
-    num_shards = max(1, len(rows) // SHARD_ROWS)
+    num_shards = max(1, len(rows) // shard_rows)
     shard = [int(hashlib.sha256(str(number).encode()).hexdigest(), 16) % num_shards for number in range(len(rows))]
     return sorted(range(len(rows)), key=lambda number: (shard[number], -len(rows[number][1])))
 
 
-def together(rows: Sequence[tuple[int, tuple[int, ...]]]) -> list[int]:
+def together(rows: Sequence[tuple[int, tuple[int, ...]]], shard_rows: int) -> list[int]:
     """Shard after shard, each of whole products, the one with the longest prompt first."""
-    num_shards = max(1, len(rows) // SHARD_ROWS)
+    num_shards = max(1, len(rows) // shard_rows)
     longest: dict[int, int] = {}
     for product, ids in rows:
         longest[product] = max(longest.get(product, 0), len(ids))
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=200)
     parser.add_argument("--reviews", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--shard-rows", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     rows = prompts(arguments.products, arguments.reviews, PromptEncoder.from_folder(arguments.model))
@@ -105,7 +106,9 @@ def main() -> None:
     engine = load_engine(
         EngineSpec(kind="fast", model_folder=str(arguments.model), quantization=arguments.quantization)
     )
-    orders = {"strewn": strewn(rows), "together": together(rows)}
+    orders = {
+        name: order(rows, arguments.shard_rows) for name, order in {"strewn": strewn, "together": together}.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in orders}
     texts: dict[str, dict[str, str]] = {}
     for number in range(arguments.rounds):

@@ -67,12 +67,15 @@ def answer_facts(opened: Opened, by_status: Mapping[str, int]) -> dict[str, obje
     `by_status` are the plan's new rows, as `staged_facts` counts them.
     """
     target, facts = opened.target, dict[str, object]()
+    if target.job.output.rejected is None and not target.job.checks:
+        return facts
+    rows = new_rows(target, opened.folder, opened.plan)
     if target.job.output.rejected is not None:
         facts["num_rejected_rows"] = num_rejected = count_errors(by_status)
         if num_rejected:
-            add_rejected(target, opened.plan, new_rows(target, opened.folder, opened.plan))
+            add_rejected(target, opened.plan, rows)
     if target.job.checks:
-        facts |= count_failures(target, new_rows(target, opened.folder, opened.plan))
+        facts |= count_failures(target, rows)
     return facts
 
 

@@ -34,7 +34,7 @@ NEW = "__new_"
 _CONFLICTS = ("DELTA_CONCURRENT", "DELTA_METADATA_CHANGED", "DELTA_PROTOCOL_CHANGED")
 _CONFLICT = re.compile("Concurrent|MetadataChanged|ProtocolChanged")  # in the names of delta.exceptions
 TRIES = 10
-FEW_ROWS = 200_000  # their ids are worth a look, since files without such ids are not read then
+FEW_PLANNED = 200_000  # rows; their ids are worth a look, since files without such ids are not read then
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 NOTE = "spark.databricks.delta.commitInfo.userMetadata"
 """What the log says of a commit; here, of which plan it is."""
@@ -122,7 +122,7 @@ def _merge(output: OutputTable, plan: Plan, rows: DataFrame) -> None:
     request, attempt, created = map(output.output_name, ("request_key", "attempt", "created_at"))
     values = {quoted_path(name): F.col(quoted_path(NEW + name)) for name in columns}
     names = [*output.id_names, *([request] if REQUEST_KEY in rule.keys else [])]
-    ids = id_range(output, rows.select(*map(quoted_path, output.id_names))) if plan.num_planned <= FEW_ROWS else None
+    ids = id_range(output, rows.select(*map(quoted_path, output.id_names))) if plan.num_planned <= FEW_PLANNED else None
     conditions = [*map(_same, names), *([] if ids is None else [ids])]
     merge = new.mergeInto(table_identifier(output), reduce(and_, conditions)).whenNotMatched().insert(values)
     if rule.replaces.may_be(UPDATE):  # a MERGE that only inserts reads and writes less
