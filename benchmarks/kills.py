@@ -275,8 +275,9 @@ def main() -> None:
                 cluster = Cluster(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dolly-cluster-"))))
                 stack.callback(cluster.stop)
                 cluster.start()
-            most = arguments.kills - tally.kills.total()
+            most, told = arguments.kills - tally.kills.total(), len(tally.unexplained)
             play_round(chance, tally, most, cluster if drawn[3] else None, drawn)
+            print("".join(f"{line}\n" for line in tally.unexplained[told:]), end="", flush=True)
     print("\n".join(tally.lines()))
     sys.exit(1 if tally.lost or tally.twice or tally.unexplained else 0)
 
