@@ -1,6 +1,9 @@
 """What the commands let through to the terminal of what libraries and this package log."""
 
 import logging
+import socketserver
+import sys
+from typing import Any
 
 
 def log_to_terminal() -> None:
@@ -25,8 +28,18 @@ def _not_py4j(record: logging.LogRecord) -> bool:
 
 
 def silence_pyspark() -> None:
-    """Keep pyspark from logging the errors that it also raises, with the cells that a query stopped at."""
+    """Keep pyspark from logging the errors that it also raises, with the cells that a query stopped at; and from
+    printing a stack trace where the JVM ends, which the run itself tells."""
+    from pyspark import accumulators
     from pyspark.logger import PySparkLogger
 
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         PySparkLogger.getLogger(name).disabled = True
+    for server in (accumulators.AccumulatorTCPServer, accumulators.AccumulatorUnixServer):
+        setattr(server, "handle_error", _tell_other_errors)  # noqa: B010 - as a method of another package's
+
+
+def _tell_other_errors(server: socketserver.BaseServer, request: Any, client_address: Any) -> None:
+    """In place of a socket server's report on its standard error: an end of the connection is none."""
+    if not isinstance(sys.exception(), (EOFError, OSError)):
+        socketserver.BaseServer.handle_error(server, request, client_address)

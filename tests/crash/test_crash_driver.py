@@ -151,6 +151,7 @@ def test_a_jvm_that_dies_alone_stops_the_run_with_a_message(new_job: NewJob) -> 
     code, report = start.end()
     assert (code, report["exit_code"]) == (5, 5), start.said()
     assert start.said().splitlines()[-1].startswith("dolly-batch: the connection to Spark is lost")
+    assert "Traceback" not in start.said()
     assert "run the same command to resume" in report["message"]
     finished = job.staged()
     hosts_are_gone(jvm, folders)
