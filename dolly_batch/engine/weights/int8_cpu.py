@@ -248,7 +248,8 @@ class _TileProduct:
         kernel = find_tile_multiply()
         if kernel is None:
             raise NotImplementedError("a product by AMX's tiles")
-        from dolly_batch.engine.kernels.cpu.amx import DEPTH, TileWeights
+        from dolly_batch.engine.kernels.cpu.amx import TileWeights
+        from dolly_batch.engine.kernels.cpu.tiles import DEPTH
 
         self._kernel = kernel
         self._num_features, depth = weight.shape

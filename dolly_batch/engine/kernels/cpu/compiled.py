@@ -119,10 +119,11 @@ def find_layer_kernels(dtype: torch.dtype, smallest: float, zero_point: int) -> 
 @functools.cache
 def _tile_multiply() -> Kernel | None:
     def compile_and_check() -> Kernel | None:
-        from dolly_batch.engine.kernels.cpu.amx import TileWeights, compile_multiply, is_available
+        from dolly_batch.engine.kernels.cpu.amx import TileWeights, compile_multiply
         from dolly_batch.engine.kernels.cpu.kept import kept
+        from dolly_batch.engine.kernels.cpu.tiles import is_available
 
-        if not is_available():
+        if not is_available("int8"):
             return None
         multiply: Kernel = kept(compile_multiply)
         weights = TileWeights(np.ones((3, 64), np.int8), np.ones(3, np.float32), 1)
@@ -156,12 +157,15 @@ def _pool_kernels(num_heads: int, num_kv_heads: int, head_size: int, dtype: torc
         from dolly_batch.engine.kernels.cpu.kept import kept
         from dolly_batch.engine.kernels.cpu.pool_decode import compile_decode
         from dolly_batch.engine.kernels.cpu.pool_prefill import compile_prefill
+        from dolly_batch.engine.kernels.cpu.tile_prefill import compile_tile_prefill, fits
+        from dolly_batch.engine.kernels.cpu.tiles import is_available
 
-        is_bfloat16 = dtype == torch.bfloat16
-        kernels = PoolKernels(
-            kept(compile_decode, num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
-            kept(compile_prefill, num_heads, num_kv_heads, head_size, is_bfloat16=is_bfloat16),
-        )
+        shape, is_bfloat16 = (num_heads, num_kv_heads, head_size), dtype == torch.bfloat16
+        if is_bfloat16 and fits(head_size) and is_available("bf16"):
+            prefill = kept(compile_tile_prefill, *shape)
+        else:
+            prefill = kept(compile_prefill, *shape, is_bfloat16=is_bfloat16)
+        kernels = PoolKernels(kept(compile_decode, *shape, is_bfloat16=is_bfloat16), prefill)
         _check_pool_kernels(kernels, (num_heads, num_kv_heads), head_size, dtype)
         return kernels
 

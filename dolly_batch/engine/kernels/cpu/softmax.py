@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from dolly_batch.engine.kernels.cpu.bits import FLAGS, as_float
+from dolly_batch.engine.kernels.cpu.bits import FLAGS, as_bits, as_float
 
 _LOG2_E = np.float32(1.44269504)
 _LOG_2 = (np.float32(0.693359375), np.float32(-2.12194440e-4))  # in two parts, the first of few bits
@@ -29,13 +29,23 @@ def exponential(x):
     return series * as_float(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))
 
 
+@njit
+def largest_of(scores, count):
+    """The largest of the first `count` float32 scores; of some with a NaN, it or the largest of the others.
+
+    As integers, which are compared in vectors: of floats, any of which may be a NaN, the compiler takes one by one.
+    """
+    largest = np.int32(-(2**31))
+    for i in range(count):
+        bits = np.int32(as_bits(scores[i]))
+        largest = max(largest, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return as_float(np.uint32(largest ^ ((largest >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+
+
 @njit(fastmath=FLAGS)
 def exponentiate(scores, count):
     """Put e to the power of each of the first `count` float32 scores, less the largest, in its place; their sum."""
-    largest = scores[0]
-    for i in range(count):
-        if scores[i] > largest:
-            largest = scores[i]
+    largest = largest_of(scores, count)
     total = np.float32(0)
     for i in range(count):
         weight = exponential(scores[i] - largest)
