@@ -30,6 +30,8 @@ from dolly_batch.engine.kernels.gpu import (
     decode,
     decode_group,
     gate,
+    gather,
+    heads,
     int8,
     keys_values,
     norms,
@@ -147,12 +149,12 @@ def _store_cases(dtype: str, head_size: int, stored: str) -> Iterator[Case]:
     types |= {**_types("cosines, sines, key_scales, value_scales: fp32"), "epsilon": "fp32"}
     common = {"KV_HEADS": num_kv_heads, "PAGE": 16, "HEAD_SIZE": head_size, "HAS_SCALES": stored != ""}
     sizes = common | {"HEADS": 32, "HALF": _HEADS[head_size] // 2, "IS_INT8": stored == "int8", "IS_PACKED": True}
-    sizes |= {**keys_values.block_sizes(num_kv_heads, head_size, _HEADS[head_size] // 2), "HAS_NORMS": False}
+    sizes |= {**heads.block_sizes(num_kv_heads, head_size, _HEADS[head_size] // 2), "HAS_NORMS": False}
     name = f"heads of {head_size}, {stored or dtype}"
-    yield Case(f"store {name}", keys_values._store, types, sizes, keys_values._NUM_WARPS)
-    blocks = keys_values.block_sizes(num_kv_heads, head_size, 0)
+    yield Case(f"store {name}", keys_values._store, types, sizes, heads.NUM_WARPS)
+    blocks = heads.block_sizes(num_kv_heads, head_size, 0)
     sizes = common | {key: blocks[key] for key in ("BLOCK_SIZE", "BLOCK_HEADS")}
-    yield Case(f"gather {name}", keys_values._gather, types, sizes, keys_values._NUM_WARPS)
+    yield Case(f"gather {name}", gather._gather, types, sizes, heads.NUM_WARPS)
 
 
 def _layer_cases(dtype: str) -> Iterator[Case]:

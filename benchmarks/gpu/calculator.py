@@ -177,6 +177,8 @@ def _prompt_seconds(
 ) -> Iterator[tuple[str, float]]:
     flops = 2 * model.layer_weights * step.num_prompt_tokens + 4 * model.hidden_size * model.num_layers * step.num_pairs
     flops += 2 * model.vocab_size * model.hidden_size * step.num_prompts
+    if engine.is_fused:
+        flops -= 2 * model.spared_weights * (step.num_prompt_tokens - step.num_prompts)
     rest = flops / (_PRODUCT_SHARE * device.flops_s) * _PROMPT_REST  # no faster with fp8 products
     yield "prompts", flops / products + rest + _quantizing_seconds(model, device, engine, step.num_prompt_tokens)
     between, num_tokens = model.between(engine.is_fused, engine.kv_dtype), step.num_prompt_tokens

@@ -49,6 +49,12 @@ class Model:
         heads = shape.num_heads
         return cls(name, shape.hidden_size, shape.num_layers, heads, heads, shape.layer_weights, shape.vocab_size)
 
+    @property
+    def spared_weights(self) -> float:
+        """Of the last layer, those behind its attention: a prompt's last token alone needs them."""
+        inner = (3 if self.is_llama else 2) * self.inner
+        return self.layer_weights / self.num_layers * (1 + inner) / (2 + 2 * self.num_kv_heads / self.num_heads + inner)
+
     def between(self, is_fused: bool, kv_dtype: str = "auto") -> Between:
         """What moves between a layer's products."""
         stored = 1.0 if kv_dtype == "auto" else 0.5

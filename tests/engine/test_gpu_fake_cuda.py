@@ -3,6 +3,7 @@
 Torch refuses there what is wrong on a GPU: an operation between host and device, and a number that the host reads.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ pytest.importorskip("triton")
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.gpu.between import LAUNCHES, Between
 from benchmarks.gpu.work import Shape, random_model
 from dolly_batch.engine import sampling
 from dolly_batch.engine.continuous.cache import CacheShape
@@ -24,7 +26,7 @@ from dolly_batch.engine.continuous.gpu import attention, graphs, layer_pages, pa
 from dolly_batch.engine.continuous.gpu import engine as gpu
 from dolly_batch.engine.continuous.gpu.attention import Packing
 from dolly_batch.engine.kernels.gpu import copy_pages as copying
-from dolly_batch.engine.kernels.gpu import decode, gate, keys_values, norms, sample
+from dolly_batch.engine.kernels.gpu import decode, gate, gather, keys_values, norms, sample
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.models.config import check_config
 from dolly_batch.models.folder import ModelFolder
@@ -58,12 +60,23 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.num_bytes = 0  # that torch's operations but products read and write
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
+        result = function(*args, **(kwargs or {}))
         if name not in COSTS_NOTHING:
             self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
+            self.num_bytes += 0 if name in ("mm", "addmm", "index_put_") else _bytes((args, result))
+        return result
+
+
+def _bytes(found: Any) -> int:
+    """Of all tensors; numbers that are expanded are read once."""
+    if isinstance(found, Tensor):
+        sizes = [size for size, stride in zip(found.shape, found.stride(), strict=True) if stride]
+        return math.prod(sizes) * found.element_size()
+    return sum(map(_bytes, found)) if isinstance(found, (list, tuple)) else 0
 
 
 class Kernel:
@@ -114,14 +127,18 @@ def launch(
     kv_dtype: str = "auto",
     is_fused: bool = True,
     architecture: str = "gpt_neox",
+    moved: list[int] | None = None,
 ) -> list[Counter[str]]:
-    """What three steps launch: prompts; decoding rows and prompts that share a prefix; decoding rows alone."""
+    """What three steps launch: prompts; decoding rows and prompts that share a prefix; decoding rows alone.
+
+    `moved` gets the bytes that torch's operations move in each.
+    """
     found = []
     counts: Counter[str] = Counter()
     for module, name in (
         *((decode, "_attend"), (decode, "_attend_group"), (decode, "_join"), (sample, "_choose")),
         (copying, "_copy_pages"),
-        *((keys_values, "_store"), (keys_values, "_gather"), (norms, "_add_norms"), (gate, "_gate")),
+        *((keys_values, "_store"), (gather, "_gather"), (norms, "_add_norms"), (gate, "_gate")),
     ):
         monkeypatch.setattr(module, name, Kernel(counts, name))
     for module in (sampling, attention, layer_pages, pages, graphs):
@@ -129,6 +146,7 @@ def launch(
             module, "upload", lambda values, dtype, device: torch.tensor(values, dtype=dtype, device=device)
         )
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)  # fake parameters cannot be moved
+    monkeypatch.setattr(decode, "_has_products", lambda device: True)
     monkeypatch.setattr(gpu, "Download", NoDownload)
     monkeypatch.setattr(gpu, "Timestamp", NoTimestamp)
     with FakeTensorMode(), torch.no_grad():
@@ -152,6 +170,8 @@ def launch(
                 engine._scheduler.collected(launched.sequences, [7], [True])
             found.append(operations.counts + counts)
             counts.clear()
+            if moved is not None:
+                moved.append(operations.num_bytes)
     assert all(number for number in found)
     return found
 
@@ -175,17 +195,18 @@ def test_nothing_crosses_between_host_and_device_and_a_layer_has_its_budget_of_l
         assert each["_store"] == each["_add_norms"] == 1
         assert each["addmm"] == 4
     assert prompts["_gather"] == decoding["_gather"] == 0
-    assert prompts.total() == 7, prompts
-    assert decoding.total() == 9, decoding
-    assert both.total() == 12, both  # storing twice, the cached keys, the two kernels, joining both
+    known = LAUNCHES[False, True]
+    assert prompts.total() == known.prompts - 1, prompts  # these continue nothing
+    assert decoding.total() == known.decoding == 9, decoding
+    assert both.total() == known.both == 12, both  # storing twice, the cached keys, two kernels, joining both
 
 
 def test_a_layer_that_is_gated_has_its_budget_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_has_products", lambda device: True)
     prompts, both, decoding = a_layer(monkeypatch, "int8", True, "llama")
     assert decoding["_attend_group"] == decoding["_gate"] == decoding["_store"] == 1
     assert decoding["_add_norms"] == 2
-    assert [each.total() for each in (prompts, both, decoding)] == [11, 16, 13]
+    known = LAUNCHES[True, True]
+    assert [each.total() for each in (prompts, both, decoding)] == [known.prompts - 1, known.both, known.decoding]
 
 
 def test_modules_as_they_are_take_twice_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +214,24 @@ def test_modules_as_they_are_take_twice_as_many(monkeypatch: pytest.MonkeyPatch)
     assert decoding.total() <= 24, decoding
     assert prompts.total() <= 24, prompts
     assert both.total() <= prompts.total() + 5, both
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_calculator_counts_the_bytes_that_are_moved(
+    architecture: str, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight rows that decode; weights and angles are small beside them, the kernels' own bytes are left out."""
+    moved: list[list[int]] = [[], []]
+    for num_layers, each in ((2, moved[0]), (3, moved[1])):
+        launch(monkeypatch, num_layers, "auto", is_fused, architecture, each)
+    is_llama, hidden_size = architecture == "llama", 256 if architecture == "llama" else 160
+    found = (moved[1][2] - moved[0][2]) / (8 * 2 * hidden_size)
+    between = Between(is_llama, False, kv_share=0.5 if is_llama else 1.0, inner=2.0 if is_llama else 4.0)
+    counted = between.decoding - 4 * between.kv_share  # which the kernels store
+    if is_fused:
+        counted = 0.0 if is_llama else between._inner  # an activation, and nothing else
+    assert counted <= found <= counted + 1.5
 
 
 def test_8_bits_of_keys_and_values_cost_no_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:

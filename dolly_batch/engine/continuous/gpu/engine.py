@@ -159,8 +159,8 @@ class GpuEngine(ContinuousEngine):
                 last.append(len(positions) - 1)
         _, attention = self._pages.plan(step)
         newest = self._last_ids[self._pages.upload_slots(step.decoding)]
-        hidden = self._run_layers(torch.cat([newest, upload(ids)]), upload(positions), attention)
-        return sequences, hidden[upload(last)]
+        packed = torch.cat([newest, upload(ids)])
+        return sequences, self._run_layers(packed, upload(positions), attention, upload(last))
 
     def _collect(self) -> None:
         """Wait for the step in flight, if there is one, and give its sequences their tokens."""

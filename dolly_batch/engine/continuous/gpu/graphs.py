@@ -103,7 +103,7 @@ class Decoder:
     def _forward(self, size: int, reach: int) -> None:
         slots, positions = self._inputs[:, :size]
         attention = self._pages.attend_decoding(slots, positions, reach)
-        self._hidden[:size] = self._run_layers(self._last_ids[slots.long()], positions.long(), attention)
+        self._hidden[:size] = self._run_layers(self._last_ids[slots.long()], positions.long(), attention, None)
 
     def _try_to_record(self, size: int, reach: int, *, is_warm: bool = True) -> None:
         """Record a bucket, after a run of it where it has not run yet. What fails is not tried again.

@@ -81,7 +81,7 @@ class LayerPages:
     def gather(self, at: Places, packed: Tensor) -> None:
         """Copy the keys and values of these tokens into `packed`, at `at.packed`."""
         if self.use_kernels and at.packed is not None:
-            from dolly_batch.engine.kernels.gpu.keys_values import gather  # needs triton
+            from dolly_batch.engine.kernels.gpu.gather import gather  # needs triton
 
             return gather(self.numbers, self.scales, at.flat, packed, at.packed)
         for part, vectors in enumerate(packed):

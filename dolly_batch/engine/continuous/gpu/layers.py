@@ -16,8 +16,9 @@ from dolly_batch.engine.continuous.gpu.attention import PageAttention
 from dolly_batch.engine.kernels.gpu import Rotation
 from dolly_batch.engine.weights.loading import LoadedModel
 
-# The hidden states before the output layer, [tokens, hidden size], of packed ids and positions, both [tokens].
-Forward = Callable[[Tensor, Tensor, PageAttention], Tensor]
+# (ids, positions, attention, last) -> the hidden states before the output layer, [places, hidden size], at the places
+# `last` of the packed tokens; of all of them where it is None.
+Forward = Callable[[Tensor, Tensor, PageAttention, Tensor | None], Tensor]
 
 
 def forward_of(loaded: LoadedModel, *, is_fused: bool) -> Forward:
@@ -31,7 +32,7 @@ class Modules:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def run(self, ids: Tensor, positions: Tensor, attention: PageAttention) -> Tensor:
+    def run(self, ids: Tensor, positions: Tensor, attention: PageAttention, last: Tensor | None) -> Tensor:
         """See `Forward`."""
         output = self._model.base_model(
             input_ids=ids[None],
@@ -41,7 +42,7 @@ class Modules:
             step=attention,
         )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden if last is None else hidden[last]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class FusedLayers:
         self._scaling = head_size**-0.5
         self._add_norms = add_norms
 
-    def run(self, ids: Tensor, positions: Tensor, attention: PageAttention) -> Tensor:
+    def run(self, ids: Tensor, positions: Tensor, attention: PageAttention, last: Tensor | None) -> Tensor:
         """See `Forward`."""
         cosines, sines = self._angles(positions)
         first = self._layers[0].norms
@@ -112,6 +113,9 @@ class FusedLayers:
             query, key, value = layer.qkv(normed[0])
             rotation = Rotation(cosines, sines, layer.head_norms, layer.head_epsilon)
             attended = attention.attend_tokens(number, query, key, value, self._scaling, rotation)
+            if last is not None and layer is self._layers[-1]:
+                # Nothing but these is left to compute.
+                attended, stream, normed = attended[last], stream[last], [each[last] for each in normed]
             outputs = layer.out(attended.flatten(1))
             following = self._layers[number + 1].norms if number + 1 < len(self._layers) else (self._last_norm,)
             if self._is_parallel:

@@ -14,81 +14,7 @@ from torch import Tensor
 
 from dolly_batch.engine.kernels.gpu import Rotation
 from dolly_batch.engine.kernels.gpu.eight_bits import round_shares, scale_of
-
-_BLOCK_HEADS = 16
-_NUM_WARPS = 4
-
-
-@triton.jit
-def _load(vectors, is_head, START: tl.constexpr, STOP: tl.constexpr, BLOCK: tl.constexpr):
-    """Numbers START to STOP of each head's vector, in float32."""
-    at = START + tl.arange(0, BLOCK)
-    mask = is_head[:, None] & (at < STOP)[None, :]
-    return tl.load(vectors[:, None] + at[None, :], mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _save(vectors, numbers, is_head, START: tl.constexpr, STOP: tl.constexpr, BLOCK: tl.constexpr):
-    at = START + tl.arange(0, BLOCK)
-    mask = is_head[:, None] & (at < STOP)[None, :]
-    tl.store(vectors[:, None] + at[None, :], numbers.to(vectors.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _save_all(
-    vectors,
-    first,
-    second,
-    rest,
-    is_head,
-    HALF: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    REST_BLOCK: tl.constexpr,
-):
-    if HALF > 0:
-        _save(vectors, first, is_head, 0, HALF, HALF_BLOCK)
-        _save(vectors, second, is_head, HALF, 2 * HALF, HALF_BLOCK)
-    if HEAD_SIZE > 2 * HALF:
-        _save(vectors, rest, is_head, 2 * HALF, HEAD_SIZE, REST_BLOCK)
-
-
-@triton.jit
-def _factors(weight, START: tl.constexpr, STOP: tl.constexpr, BLOCK: tl.constexpr):
-    at = START + tl.arange(0, BLOCK)
-    return tl.load(weight + at, mask=at < STOP, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def _rotated(
-    vectors,  # [BLOCK_HEADS], where each begins
-    is_head,
-    weight,  # [HEAD_SIZE], of the heads' norm
-    epsilon,
-    cosines,  # [HALF]
-    sines,
-    HALF: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    REST_BLOCK: tl.constexpr,
-    HAS_NORMS: tl.constexpr,
-):
-    """The two halves that are rotated, and the rest, each [BLOCK_HEADS, HALF_BLOCK or REST_BLOCK] in float32."""
-    first = _load(vectors, is_head, 0, HALF, HALF_BLOCK)
-    second = _load(vectors, is_head, HALF, 2 * HALF, HALF_BLOCK)
-    rest = _load(vectors, is_head, 2 * HALF, HEAD_SIZE, REST_BLOCK)
-    if HAS_NORMS:
-        squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1) + tl.sum(rest * rest, axis=1)
-        factor = tl.rsqrt(squares / HEAD_SIZE + epsilon)[:, None]
-        first = first * factor * _factors(weight, 0, HALF, HALF_BLOCK)
-        second = second * factor * _factors(weight, HALF, 2 * HALF, HALF_BLOCK)
-        rest = rest * factor * _factors(weight, 2 * HALF, HEAD_SIZE, REST_BLOCK)
-    if HALF > 0:
-        cosine, sine = _factors(cosines, 0, HALF, HALF_BLOCK), _factors(sines, 0, HALF, HALF_BLOCK)
-        turned = first * cosine - second * sine
-        second = second * cosine + first * sine
-        first = turned
-    return first, second, rest
+from dolly_batch.engine.kernels.gpu.heads import NUM_WARPS, block_sizes, rotated_parts, save_parts
 
 
 @triton.jit
@@ -127,7 +53,7 @@ def _store_heads(
     IS_PACKED: tl.constexpr,
 ):
     is_head = head < KV_HEADS
-    first, second, rest = _rotated(
+    first, second, rest = rotated_parts(
         vectors, is_head, weight, epsilon, cosines, sines, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK, HAS_NORMS
     )
     stored = (place // PAGE * KV_HEADS + head) * PAGE + place % PAGE
@@ -145,12 +71,12 @@ def _store_heads(
             _shares(second, scale, IS_INT8),
             _shares(rest, scale, IS_INT8),
         )
-    _save_all(pages + stored * HEAD_SIZE, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
+    save_parts(pages + stored * HEAD_SIZE, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
     if IS_PACKED:
         if HAS_SCALES:
             first, second, rest = first * scale[:, None], second * scale[:, None], rest * scale[:, None]
         targets = packed + (packed_at * KV_HEADS + head) * HEAD_SIZE
-        _save_all(targets, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
+        save_parts(targets, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
 
 
 @triton.jit
@@ -202,11 +128,11 @@ def _store(
         head = (block - 2 * num_blocks) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         is_head = head < HEADS
         vectors = query + token * query_row + head * query_head
-        first, second, rest = _rotated(
+        first, second, rest = rotated_parts(
             vectors, is_head, query_weight, epsilon, cosines, sines, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK, HAS_NORMS
         )
         targets = queries + (token * HEADS + head) * HEAD_SIZE
-        _save_all(targets, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
+        save_parts(targets, first, second, rest, is_head, HALF, HEAD_SIZE, HALF_BLOCK, REST_BLOCK)
         return
     place = tl.load(places + token)
     at = token
@@ -225,68 +151,6 @@ def _store(
             value_pages, value_scales, values, KV_HEADS, PAGE, 0, HEAD_SIZE, 1, BLOCK_SIZE,
             False, HAS_SCALES, IS_INT8, IS_PACKED,
         )  # fmt: skip
-
-
-@triton.jit
-def _gather_heads(
-    pages,
-    scales,
-    vectors,
-    head,
-    place,
-    packed_at,
-    KV_HEADS: tl.constexpr,
-    PAGE: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-):
-    is_head = head < KV_HEADS
-    stored = (place // PAGE * KV_HEADS + head) * PAGE + place % PAGE
-    numbers = _load(pages + stored * HEAD_SIZE, is_head, 0, HEAD_SIZE, BLOCK_SIZE)
-    if HAS_SCALES:
-        numbers *= tl.load(scales + stored, mask=is_head, other=0.0)[:, None]
-    _save(vectors + (packed_at * KV_HEADS + head) * HEAD_SIZE, numbers, is_head, 0, HEAD_SIZE, BLOCK_SIZE)
-
-
-@triton.jit
-def _gather(
-    key_pages,  # as `_store`
-    value_pages,
-    key_scales,
-    value_scales,
-    places,  # [tokens]
-    packed_at,  # [tokens]
-    keys,  # [packed tokens, KV_HEADS, HEAD_SIZE], dense, as values
-    values,
-    KV_HEADS: tl.constexpr,
-    PAGE: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
-):
-    token = tl.program_id(0)
-    block = tl.program_id(1)
-    num_blocks = tl.cdiv(KV_HEADS, BLOCK_HEADS)
-    place, at = tl.load(places + token), tl.load(packed_at + token)
-    head = block % num_blocks * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-    if block < num_blocks:
-        _gather_heads(key_pages, key_scales, keys, head, place, at, KV_HEADS, PAGE, HEAD_SIZE, BLOCK_SIZE, HAS_SCALES)
-    else:
-        _gather_heads(
-            value_pages, value_scales, values, head, place, at, KV_HEADS, PAGE, HEAD_SIZE, BLOCK_SIZE, HAS_SCALES
-        )
-
-
-def block_sizes(num_kv_heads: int, head_size: int, half: int) -> dict[str, int]:
-    """The kernels' blocks, all powers of two."""
-    return {
-        "HALF_BLOCK": triton.next_power_of_2(max(1, half)),
-        "REST_BLOCK": triton.next_power_of_2(max(1, head_size - 2 * half)),
-        "BLOCK_SIZE": triton.next_power_of_2(head_size),
-        "BLOCK_HEADS": min(_BLOCK_HEADS, triton.next_power_of_2(num_kv_heads)),
-    }
 
 
 def store(
@@ -353,30 +217,6 @@ def store(
         HAS_SCALES=scales is not None,
         IS_INT8=pages.dtype == torch.int8,
         IS_PACKED=packed is not None,
-        num_warps=_NUM_WARPS,
+        num_warps=NUM_WARPS,
     )
     return queries
-
-
-def gather(pages: Tensor, scales: Tensor | None, places: Tensor, packed: Tensor, packed_at: Tensor) -> None:
-    """Copy the keys and values at these places into `packed`; all as in `store`."""
-    num_kv_heads, page, head_size = pages.shape[2:]
-    sizes = block_sizes(num_kv_heads, head_size, 0)
-    block_heads = sizes["BLOCK_HEADS"]
-    _gather[(len(places), 2 * triton.cdiv(num_kv_heads, block_heads))](
-        pages[0],
-        pages[1],
-        pages if scales is None else scales[0],
-        pages if scales is None else scales[1],
-        places,
-        packed_at,
-        packed[0],
-        packed[1],
-        KV_HEADS=num_kv_heads,
-        PAGE=page,
-        HEAD_SIZE=head_size,
-        BLOCK_SIZE=sizes["BLOCK_SIZE"],
-        BLOCK_HEADS=block_heads,
-        HAS_SCALES=scales is not None,
-        num_warps=_NUM_WARPS,
-    )
