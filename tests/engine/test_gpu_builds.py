@@ -46,10 +46,10 @@ def assert_good(found: dict[str, Any]) -> None:
     most = 176 if is_joint else 168 if name.startswith("int8") else 128 if has_8_bits or (is_decode and is_old) else 96
     assert found["num_registers"] <= most, found
     if is_decode:
-        # What the calculator counts with, for 32 keys.
+        # What the calculator counts with, for 32 keys; versions of Triton and GPUs differ by some hundredths.
         head_size = next(size for size in (64, 80, 128) if f"heads of {size}" in name)
         counted = LOOP_INSTRUCTIONS[head_size, "int8" if has_8_bits else "auto", is_joint]
-        assert 0 < 4 * found["num_looped"] * (0.5 if is_joint else 1) <= 1.06 * counted, found
+        assert 0 < 4 * found["num_looped"] * (0.5 if is_joint else 1) <= 1.08 * counted, found
     if is_joint:
         assert found["num_products"] > 0, found
         assert found["shared_bytes"] <= 48 << 10, found  # two programs on any multiprocessor

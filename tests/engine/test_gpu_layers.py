@@ -21,7 +21,7 @@ from dolly_batch.engine.continuous.gpu.self_test import Unsupported, check_layer
 from dolly_batch.engine.continuous.sequence import Step
 from dolly_batch.engine.kernels.gpu import Rotation, keys_values, norms
 from dolly_batch.engine.plain.engine import PlainEngine
-from dolly_batch.engine.weights.loading import load_model
+from dolly_batch.engine.weights.loading import LoadedModel, load_model
 from dolly_batch.records import GenerationParams, Request
 from tests.engine.engines import answer, randomize_vectors
 from tests.engine.test_kernels_gpu import DEVICE, NeverAsked, shape
@@ -108,29 +108,42 @@ class Launching(GpuEngine):
             return super()._launch(step)
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [
-        ("gpt_neox", {}),
-        pytest.param("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}, marks=pytest.mark.chaos),
-        pytest.param("llama", {}, marks=pytest.mark.chaos),
-        pytest.param("qwen3", {}, marks=pytest.mark.chaos),
-    ],
-    ids=str,
-)
-def test_fused_layers_answer_as_transformers(tmp_path: Path, family: str, settings: dict[str, object]) -> None:
-    """Prompts that share a start, decoding rows beside them, heads that share keys; the trial passes."""
-    folder = write_random_model(tmp_path, family, manifest=True, **settings)  # type: ignore[arg-type]
+IN_TURN = {"use_parallel_residual": False, "rotary_pct": 1.0}
+MODELS = [
+    pytest.param("gpt_neox", {}, id="gpt_neox"),
+    pytest.param(
+        "gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}, id="in turn", marks=pytest.mark.chaos
+    ),
+    pytest.param("llama", {}, id="llama", marks=pytest.mark.chaos),
+    pytest.param("qwen3", {}, id="qwen3", marks=pytest.mark.chaos),
+]
+
+
+def model_of(folder: Path, family: str, settings: dict[str, object]) -> LoadedModel:
+    write_random_model(folder, family, manifest=True, **settings)  # type: ignore[arg-type]
     loaded = load_model(folder, dtype="float32", device=str(DEVICE))
     randomize_vectors(loaded.model)
-    check_layers(loaded, CacheShape.of(loaded))
-    check_model(loaded, prefill_by_sdpa, use_graphs=False, is_fused=True)
+    return loaded
+
+
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_fused_layers_answer_as_transformers(tmp_path: Path, family: str, settings: dict[str, object]) -> None:
+    """Prompts that share a start, decoding rows beside them, heads that share keys."""
+    loaded = model_of(tmp_path, family, settings)
     pages = Pages(CacheShape.of(loaded), 2**20, max_sequences=4, max_positions=2048, use_kernel=True)
     params = GenerationParams(3, do_sample=False)
     rows = [Request(str(row), (*(5, 6, 7) * 6, row + 9), params) for row in range(3)]
     engine = Launching(loaded, pages, max_sequences=4, use_kernels=True, is_fused=True)
     assert answer(engine, rows) == answer(PlainEngine(loaded), rows)
     assert engine.stats()["num_shared_tokens"] > 0
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_the_trial_of_a_model_passes(tmp_path: Path, family: str, settings: dict[str, object]) -> None:
+    loaded = model_of(tmp_path, family, settings)
+    check_layers(loaded, CacheShape.of(loaded))
+    check_model(loaded, prefill_by_sdpa, use_graphs=False, is_fused=True)
 
 
 def test_where_fused_layers_fail_their_trial_modules_run(neox_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

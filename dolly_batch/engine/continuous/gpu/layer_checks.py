@@ -19,8 +19,8 @@ from dolly_batch.engine.kernels.gpu import Rotation
 # Relative distance of one rounding to the dtype; Triton's interpreter cuts off where a GPU rounds to two bytes.
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _EPSILON = 1e-5
-# A page filled from its middle on, one whole, and one of another sequence.
-_CHUNKS = (([3, 1], 5, 20), ([4], 7, 9), ([2], 0, 16))
+# A chunk over a page's border, one in a page's middle, and the start of a third sequence.
+_CHUNKS = (([3, 1], 13, 18), ([4], 7, 9), ([2], 0, 3))
 _NUM_PAGES, _PAGE = 5, 16
 
 
@@ -138,7 +138,7 @@ def _heads(shape: CacheShape, numbers: torch.Generator) -> tuple[Tensor, Tensor,
     heads = random_heads(shape, (num_tokens, num_heads), numbers)
     sizes = torch.logspace(-2, 2, num_tokens, device=shape.device).to(shape.dtype)[:, None, None]
     query, key, value = torch.split(heads * sizes, [shape.num_heads, *[shape.num_kv_heads] * 2], dim=1)
-    return query, key, value.index_fill(0, torch.tensor([9], device=shape.device), 0.0)
+    return query, key, value.index_fill(0, torch.tensor([6], device=shape.device), 0.0)
 
 
 def _empty_pages(shape: CacheShape, dtype: torch.dtype, use_kernels: bool) -> LayerPages:
