@@ -16,95 +16,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from benchmarks.gpu.between import LAUNCHES
+from benchmarks.gpu.devices import DEVICES, MODELS, Device, Model
 from benchmarks.gpu.simulation import SimulatedStep, Simulation, simulate
-from benchmarks.gpu.work import SHAPES, Shape, Work
+from benchmarks.gpu.work import NUM_PREFIX, SHAPES, Work
 
 _CARRIER = SHAPES["smoke"]  # rows in flight depend on the number of pages, not on what is in them
 # Shares of what a device can do, as kernels of their kind reach them.
 _COPY_SHARE, _PRODUCT_SHARE = 0.9, 0.71  # of the data sheet: what a copy and a large product measure
 _GEMM_SHARE, _WEIGHTS_SHARE = 0.87, 0.9  # of those: tiles that do not fill waves; weights that are read
 _KEYS_SHARE = 0.775  # of a copy: nothing is fetched ahead
-_PREFILL_SHARE = 0.84  # of prompts' products: the rest is elementwise
+# Of prompts' products: attention, and tiles that do not fill waves. An earlier estimate had a sixth for all that is no
+# product: this is what it leaves for 12b on an H200 when bytes and launches are counted.
+_PROMPT_REST = 0.09
 _INSTRUCTIONS_A_CYCLE = 2.5  # of four
-# Of the decode kernel's loop, a warp's, for 32 keys and values of 128 numbers (`builds.py`, at 9.0).
-# By `kv_dtype`, and whether a program serves all heads of a group.
-LOOP_INSTRUCTIONS = {("auto", False): 4 * 371, ("int8", False): 4 * 330, ("auto", True): 828, ("int8", True): 1_900}
-_LOOP_NUMBERS = 2 * 32 * 128
+# Of the decode kernel's loop for 32 keys and values, all warps' (`builds.py`, at 9.0): by the heads' size, `kv_dtype`,
+# and whether a program serves all heads of a group. Before heads were read in pieces, any was padded to 128.
+LOOP_INSTRUCTIONS = {
+    (64, "auto", False): 4 * 158, (64, "int8", False): 4 * 182, (64, "auto", True): 606, (64, "int8", True): 1_180,
+    (80, "auto", False): 4 * 197, (80, "int8", False): 4 * 213,
+    (128, "auto", False): 4 * 318, (128, "int8", False): 4 * 292, (128, "auto", True): 820, (128, "int8", True): 1_900,
+}  # fmt: skip
+_WHOLE_LOOP_INSTRUCTIONS = {"auto": 4 * 371, "int8": 4 * 330}
 _EMPTY_PROGRAM_S, _ENDED_PROGRAM_S = 2.6e-9, 0.3e-9  # on 132 multiprocessors, with 430 instructions or 20
-_LAUNCH_S, _LAUNCHES_A_LAYER, _HIDDEN_SIZES_A_LAYER = 1.25e-6, 23, 23.6  # one after the other in a graph
+_LAUNCH_S = 1.25e-6  # one after the other
 _DOUBLE_INSTRUCTIONS, _FEW_DOUBLE_INSTRUCTIONS, _SAMPLER_PASSES = 35, 3, 3.3  # of an element and pass
 _STEP_S = 0.25e-3  # uploads, index kernels, the first launch
 _COPIES_S, _COPIES_AT_ONCE_S = 0.2e-3, 0.01e-3  # of an admitted row's partial page: a launch a layer, or one
 _RECORDING_S, _NUM_RECORDED = 0.2, 38
 _FP8_PRODUCTS, _STEP_BYTES = 1.75, 3_500_000_000
 _ROWS_A_LAYER, _INPUTS_A_LAYER = 4, 7  # products whose rows are quantized to fp8, and their inputs in hidden sizes
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU by its data sheet. Rates a second: bytes, dense bf16 operations, all multiprocessors' cycles, float64."""
-
-    name: str
-    memory: float
-    bytes_s: float
-    flops_s: float
-    cycles_s: float
-    doubles_s: float
-    has_fp8: bool = False
-
-
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("A10", 24e9, 0.6e12, 125e12, 72 * 1.6e9, 0.24e12),
-        Device("A100", 80e9, 2.04e12, 312e12, 108 * 1.41e9, 4.85e12),
-        Device("H100", 80e9, 3.35e12, 989e12, 132 * 1.75e9, 16.7e12, has_fp8=True),
-        Device("H200", 141e9, 4.8e12, 989e12, 132 * 1.75e9, 16.7e12, has_fp8=True),
-    )
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model's sizes; `layer_weights` are those of all layers' products."""
-
-    name: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    layer_weights: int
-    vocab_size: int
-
-    @classmethod
-    def of_dolly(cls, name: str, shape: Shape) -> "Model":
-        heads = shape.num_heads
-        return cls(name, shape.hidden_size, shape.num_layers, heads, heads, shape.layer_weights, shape.vocab_size)
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def token_numbers(self) -> int:
-        """Numbers in a token's keys and values."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_size
-
-    def token_bytes(self, kv_dtype: str = "auto") -> int:
-        """Keys and values of a token: in two bytes a number, or in one and a scale of four for each vector."""
-        eight_bits = self.token_numbers + 4 * self.token_numbers // self.head_size
-        return 2 * self.token_numbers if kv_dtype == "auto" else eight_bits
-
-    @property
-    def weight_bytes(self) -> int:
-        """All weights in two bytes a number, the embedding's too."""
-        return 2 * (self.layer_weights + 2 * self.vocab_size * self.hidden_size)
-
-
-MODELS = {
-    **{name: Model.of_dolly(name, shape) for name, shape in SHAPES.items() if name != "smoke"},
-    "llama-8b": Model("llama-8b", 4096, 32, 32, 8, 32 * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14_336), 128_256),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +59,24 @@ class Engine:
     mixes_steps: bool = False
     kv_dtype: str = "auto"
     joins_groups: bool = False
+    is_fused: bool = False
+    reads_pieces: bool = False  # heads in pieces, and the parts behind a row's first by one program
     fp8_weights: bool = False
 
 
 _ONE = Engine(ends_empty_parts=True, records_at_load=True)
 _TWO = replace(_ONE, copies_at_once=True, samples_in_float32=True)
 _THREE = replace(_TWO, mixes_steps=True, joins_groups=True)
+_FOUR = replace(_THREE, is_fused=True, reads_pieces=True)
 STAGES = {
     "as first written": Engine(),
     "no empty parts, recorded at load": _ONE,
     "+ copies at once, sampler in float32": _TWO,
     "+ mixed steps": replace(_TWO, mixes_steps=True),
     "+ a program for a group": _THREE,
-    "+ int8 keys and values": replace(_THREE, kv_dtype="int8"),
-    "+ fp8 weights": replace(_THREE, kv_dtype="int8", fp8_weights=True),
+    "+ fused layers, heads in pieces": _FOUR,
+    "+ int8 keys and values": replace(_FOUR, kv_dtype="int8"),
+    "+ fp8 weights": replace(_FOUR, kv_dtype="int8", fp8_weights=True),
 }
 
 
@@ -208,10 +153,18 @@ def _step_seconds(model: Model, device: Device, engine: Engine, step: SimulatedS
         is_mixed = engine.mixes_steps and step.num_prompt_tokens > 0
         yield "products", max(products_s, 0.0 if is_mixed else num_bytes / (_WEIGHTS_SHARE * copy))
         yield from _attention_seconds(model, device, engine, step, copy)
-        elements = _HIDDEN_SIZES_A_LAYER * rows * model.hidden_size * 2 * model.num_layers
-        launches = _LAUNCHES_A_LAYER + (_ROWS_A_LAYER if engine.fp8_weights else 0)
-        quantizing = _quantizing_seconds(model, device, engine, rows)
-        yield "elementwise", elements / copy + quantizing + _LAUNCH_S * launches * model.num_layers
+        yield (
+            "elementwise",
+            _moved_seconds(model, device, rows * model.between(engine.is_fused, engine.kv_dtype).decoding),
+        )
+        yield "elementwise", _quantizing_seconds(model, device, engine, rows)
+    launches = LAUNCHES[model.is_llama, engine.is_fused]
+    in_step = launches.decoding
+    if step.num_prompt_tokens:
+        apart = (launches.decoding if rows else 0) + launches.prompts
+        in_step = launches.both if rows and engine.mixes_steps else apart
+    in_step += _ROWS_A_LAYER if engine.fp8_weights else 0
+    yield "elementwise", _LAUNCH_S * in_step * model.num_layers
     chosen = rows + step.num_prompts
     doubles = _FEW_DOUBLE_INSTRUCTIONS if engine.samples_in_float32 else _DOUBLE_INSTRUCTIONS
     passes = chosen * model.vocab_size * _SAMPLER_PASSES
@@ -224,10 +177,22 @@ def _prompt_seconds(
 ) -> Iterator[tuple[str, float]]:
     flops = 2 * model.layer_weights * step.num_prompt_tokens + 4 * model.hidden_size * model.num_layers * step.num_pairs
     flops += 2 * model.vocab_size * model.hidden_size * step.num_prompts
-    elementwise = flops / (_PRODUCT_SHARE * device.flops_s) * (1 / _PREFILL_SHARE - 1)  # no faster with fp8 products
-    yield "prompts", flops / products + elementwise + _quantizing_seconds(model, device, engine, step.num_prompt_tokens)
+    if engine.is_fused:
+        flops -= 2 * model.spared_weights * (step.num_prompt_tokens - step.num_prompts)
+    rest = flops / (_PRODUCT_SHARE * device.flops_s) * _PROMPT_REST  # no faster with fp8 products
+    yield "prompts", flops / products + rest + _quantizing_seconds(model, device, engine, step.num_prompt_tokens)
+    between, num_tokens = model.between(engine.is_fused, engine.kv_dtype), step.num_prompt_tokens
+    moved = num_tokens * between.prompts + between.gathered(num_tokens, NUM_PREFIX * step.num_prompts)
+    if engine.mixes_steps:
+        moved += 2 * (num_tokens + step.num_rows)  # both parts' attended values, joined
+    yield "prompts", _moved_seconds(model, device, moved)
     copies = _COPIES_AT_ONCE_S if engine.copies_at_once else _COPIES_S * model.num_layers / 36
     yield "page copies", copies * step.num_prompts
+
+
+def _moved_seconds(model: Model, device: Device, hidden_sizes: float) -> float:
+    """So many in each layer."""
+    return hidden_sizes * 2 * model.hidden_size * model.num_layers / (_COPY_SHARE * device.bytes_s)
 
 
 def _quantizing_seconds(model: Model, device: Device, engine: Engine, num_tokens: int) -> float:
@@ -241,18 +206,21 @@ def _attention_seconds(
 ) -> Iterator[tuple[str, float]]:
     """Keys and values once from memory, and once for each program that reads them through its registers."""
     read = step.num_keys * model.token_bytes(engine.kv_dtype)
-    lanes = (1 << (model.head_size - 1).bit_length()) / model.head_size
     group = model.num_heads / model.num_kv_heads
     joint = engine.joins_groups and group > 1
-    loops = step.num_keys * model.token_numbers * (1 if joint else group) * lanes / _LOOP_NUMBERS
-    issued = loops * LOOP_INSTRUCTIONS[engine.kv_dtype, joint] / (device.cycles_s * _INSTRUCTIONS_A_CYCLE)
+    loops = step.num_keys / 32 * model.num_layers * model.num_kv_heads * (1 if joint else group)
+    instructions = _WHOLE_LOOP_INSTRUCTIONS[engine.kv_dtype]
+    if joint or engine.reads_pieces:
+        instructions = LOOP_INSTRUCTIONS[model.head_size, engine.kv_dtype, joint]
+    issued = loops * instructions / (device.cycles_s * _INSTRUCTIONS_A_CYCLE)
     yield "keys and values", max(read / (_KEYS_SHARE * copy), issued)
-    programs = step.num_rows * model.num_heads * model.num_layers
-    empty = 3 * programs - step.num_long * model.num_heads * model.num_layers
+    programs_a_row = (model.num_kv_heads if joint else model.num_heads) * model.num_layers
+    empty = (step.num_rows * (1 if engine.reads_pieces and not joint else 3) - step.num_long) * programs_a_row
     each = _ENDED_PROGRAM_S if engine.ends_empty_parts else _EMPTY_PROGRAM_S
     yield "empty parts", max(0, empty) * each * 132 * 1.75e9 / device.cycles_s
     parts = 1 if engine.ends_empty_parts else 4
-    yield "joining parts", programs * parts * model.head_size * 4 * 2 / copy
+    joined = step.num_rows * model.num_heads * model.num_layers
+    yield "joining parts", joined * parts * model.head_size * 4 * 2 / copy
 
 
 def main() -> None:

@@ -46,16 +46,25 @@ def assert_good(found: dict[str, Any]) -> None:
     most = 176 if is_joint else 168 if name.startswith("int8") else 128 if has_8_bits or (is_decode and is_old) else 96
     assert found["num_registers"] <= most, found
     if is_decode:
-        # What the calculator counts with, for 32 keys of heads of up to 128.
-        counted = LOOP_INSTRUCTIONS["int8" if has_8_bits else "auto", is_joint]
-        assert 0 < 4 * found["num_looped"] * (0.5 if is_joint else 1) <= 1.06 * counted, found
+        # What the calculator counts with, for 32 keys; versions of Triton and GPUs differ by some hundredths.
+        head_size = next(size for size in (64, 80, 128) if f"heads of {size}" in name)
+        counted = LOOP_INSTRUCTIONS[head_size, "int8" if has_8_bits else "auto", is_joint]
+        assert 0 < 4 * found["num_looped"] * (0.5 if is_joint else 1) <= 1.08 * counted, found
     if is_joint:
         assert found["num_products"] > 0, found
         assert found["shared_bytes"] <= 48 << 10, found  # two programs on any multiprocessor
     elif is_decode:
-        # Four of keys, four of values; or two of each, where heads are of 64 or numbers of 8 bits.
-        assert found["wide_loads"] >= (4 if has_8_bits else 6 if "heads of 64" in name else 8), found
-        assert found["shared_bytes"] <= 2048, found  # nothing but the lanes' last exchange
+        # Of keys and of values 16 bytes at once, or half of it in pieces of 16 numbers and in 8 bits.
+        wide = {64: 4, 80: 0, 128: 8}[head_size]
+        assert found["wide_loads"] >= (wide // 2 if has_8_bits else wide), found
+        assert found["medium_loads"] >= (10 if head_size == 80 and not has_8_bits else 0), found
+        assert found["num_looped_barriers"] == 0, found
+        assert found["shared_bytes"] <= 1024, found  # nothing but the lanes' last exchange
+    if name.startswith(("store", "gather", "norms", "gate")):
+        assert found["num_registers"] <= 64, found
+        assert found["narrow_loads"] == 0, found
+    if name.startswith(("norms", "gate")):
+        assert found["wide_loads"] >= 2, found
     if name in ("copy pages", "choose"):
         assert found["wide_loads"] > 0, found
         assert found["narrow_loads"] <= 2, found  # of a drawn token's own logit
@@ -66,8 +75,9 @@ def assert_good(found: dict[str, Any]) -> None:
 
 
 def test_the_kernels_of_a_decode_step_are_built_as_they_should_for_hopper(tmp_path: Path) -> None:
-    found = built(tmp_path, "9.0", "--only", "decode, heads of 128, int8", "decode of groups, heads of 128, bf16")
-    assert [each["kernel"].split(",")[0] for each in found] == ["decode", "decode of groups"]
+    wanted = ["decode, heads of 80, 4 parts", "decode of groups, heads of 128, bf16", "store heads of 80, int8"]
+    found = built(tmp_path, "9.0", "--only", *wanted, "norms of 5120")
+    assert {each["kernel"] for each in found} == {*wanted, "norms of 5120"}
     for each in found:
         assert_good(each)
 

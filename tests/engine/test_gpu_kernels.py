@@ -11,9 +11,11 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from dolly_batch.engine.continuous.gpu.attention import decode_by_sdpa
-from dolly_batch.engine.continuous.gpu.self_test import Unsupported, check_copies, check_decode, check_eight_bits
+from dolly_batch.engine.continuous.gpu.layer_checks import check_storage
+from dolly_batch.engine.continuous.gpu.self_test import check_copies, check_decode
+from dolly_batch.engine.continuous.gpu.trial import Unsupported
 from dolly_batch.engine.eight_bits import EIGHT_BITS, quantize
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, decode, keys_values
 from tests.engine.test_kernels_gpu import DEVICE, shape
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -77,8 +79,7 @@ def test_8_bits_are_stored_and_read_as_torch_does(kv_dtype: str) -> None:
     check_decode(shape(80, torch.bfloat16, kv_dtype=kv_dtype), 2048, (0, 33))
     check_decode(shape(48, torch.float32, group=2, kv_dtype=kv_dtype), 2048, (3, 17))
     check_decode(shape(16, torch.float32, kv_dtype=kv_dtype), 2048, (0, SPLIT_KEYS + 1))
-    for dtype in (torch.float32, torch.bfloat16):
-        check_eight_bits(shape(80, dtype, num_heads=2, kv_dtype=kv_dtype), EIGHT_BITS[kv_dtype])
+    check_storage(shape(80, torch.float32, num_heads=2, kv_dtype=kv_dtype))
     check_copies(shape(48, torch.float32, num_heads=2, kv_dtype=kv_dtype))
 
 
@@ -86,27 +87,25 @@ def test_8_bits_are_stored_and_read_as_torch_does(kv_dtype: str) -> None:
 def test_how_far_decoding_is_from_float64(kv_dtype: str) -> None:
     """Of keys that float32 holds, before they are rounded: what 8 bits cost one attention, and the kernel beside it."""
     sizes, numbers = shape(64, torch.float32, num_heads=2, kv_dtype=kv_dtype), torch.Generator(DEVICE).manual_seed(1)
-    query, key, value = (torch.randn((1, 2, 64), generator=numbers, device=DEVICE) for _ in range(3))
+    query = torch.randn((1, 2, 64), generator=numbers, device=DEVICE)
     vectors = torch.randn((2, 9, 2, 16, 64), generator=numbers, device=DEVICE)
     tables, at = torch.arange(9, device=DEVICE, dtype=torch.int32)[None], torch.tensor([90], device=DEVICE)
     slots = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    wide = (query.double(), key.double(), value.double(), vectors.double())
-    exact = decode_by_sdpa(*wide, tables, slots, at, 0.125, 1)
+    exact = decode_by_sdpa(query.double(), vectors.double(), tables, slots, at, 0.125, 1)
     pages, scales = (vectors.clone(), None) if sizes.eight_bits is None else quantize(vectors, sizes.eight_bits)
-    found = decode.paged_decode(query, key, value, pages, tables, slots, at, 0.125, 1, scales)
+    found = decode.paged_decode(query, pages, tables, slots, at, 0.125, 1, scales)
     distance = ((found - exact).norm() / exact.norm()).item()
     print(f"{kv_dtype}: {distance:.1e} from float64")
     assert distance < {"auto": 1e-6, "int8": 2e-2, "fp8": 6e-2}[kv_dtype]
 
 
-@pytest.mark.parametrize("fault", ["another token's scale", "a scale that is not stored"])
-def test_the_trial_sees_a_fault_of_the_scales(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = decode.paged_decode
-
-    def wrong(*given):  # type: ignore[no-untyped-def]
-        scales = given[9].roll(1, dims=-1) if fault.startswith("another") else given[9].clone()
-        return right(*given[:9], scales)
-
-    monkeypatch.setattr(decode, "paged_decode", wrong)
-    with pytest.raises(Unsupported, match=r"off by .* in what it stores|off by .* keys"):
-        check_decode(shape(48, torch.bfloat16, kv_dtype="int8"), 2048, (40, 17, 18))
+def test_the_trials_see_a_fault_of_the_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another token, and one that is not stored."""
+    sizes = shape(48, torch.bfloat16, kv_dtype="int8")
+    attend, store = decode.paged_decode, keys_values.store
+    monkeypatch.setattr(decode, "paged_decode", lambda *given: attend(*given[:7], given[7].roll(1, dims=-1)))
+    monkeypatch.setattr(keys_values, "store", lambda *given: store(*given[:4], given[4].clone(), *given[5:]))
+    with pytest.raises(Unsupported, match=r"off by .* keys"):
+        check_decode(sizes, 2048, (40, 17, 18))
+    with pytest.raises(Unsupported, match=r"off by .* in keys"):
+        check_storage(sizes)

@@ -24,7 +24,7 @@ from dolly_batch.engine.continuous.gpu.self_test import (
 )
 from dolly_batch.engine.continuous.sequence import Step
 from dolly_batch.engine.eight_bits import EIGHT_BITS
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, sample
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, copy_pages, decode, keys_values, sample
 from dolly_batch.engine.memory import map_zeros
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
@@ -61,12 +61,12 @@ def test_decode_reads_the_pages_of_its_own_row_and_head() -> None:
 def test_the_trial_sees_a_fault_of_the_decode_kernel(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = decode.paged_decode
 
-    def wrong(query, key, value, pages, tables, slots, positions, *rest):  # type: ignore[no-untyped-def]
+    def wrong(query, pages, tables, slots, positions, *rest):  # type: ignore[no-untyped-def]
         if fault == "other row":
             slots = slots.flip(0)
         shift = {"late": 1, "early": -1}.get(fault, 0)
         positions = (positions + shift).clamp(min=0)
-        return right(query, key, value, pages, tables, slots, positions, *rest)
+        return right(query, pages, tables, slots, positions, *rest)
 
     monkeypatch.setattr(decode, "paged_decode", wrong)
     with pytest.raises(Unsupported, match="off by"):
@@ -80,8 +80,8 @@ def test_the_trial_sees_that_numbers_change_with_neighbours(fault: str, monkeypa
 
     def wrong(query, *rest):  # type: ignore[no-untyped-def]
         found = right(query, *rest)
-        changes = len(query) > 2 if fault == "by rows" else rest[7] > 1
-        return torch.where(rest[5][:, None, None] > 0, found * (1 + 2.0**-22 * changes), found)
+        changes = len(query) > 2 if fault == "by rows" else rest[5] > 1
+        return torch.where(rest[3][:, None, None] > 0, found * (1 + 2.0**-22 * changes), found)
 
     monkeypatch.setattr(decode, "paged_decode", wrong)
     with pytest.raises(Unsupported, match="change with its neighbours, with 41 keys"):
@@ -112,10 +112,13 @@ def test_pages_beyond_two_to_the_31_elements_are_found() -> None:
     for page in tables.flatten().tolist():
         pages[:, page] = torch.randn((2, 1, 16, 128), generator=numbers, device=DEVICE).bfloat16()
     query, key, value = (torch.randn((2, 1, 128), generator=numbers, device=DEVICE).bfloat16() for _ in range(3))
+    places = torch.tensor([(num_pages - 3) * 16 + 4, num_pages // 2 * 16 + 14], device=DEVICE)
+    keys_values.store(query, key, value, pages, None, places)
     slots, at = (torch.tensor(each, device=DEVICE) for each in ([0, 1], [20, 30]))
-    found = decode.paged_decode(query, key, value, pages, tables, slots, at, 0.1, 1)
+    found = decode.paged_decode(query, pages, tables, slots, at, 0.1, 1)
     assert torch.equal(pages[0, num_pages - 3, 0, 4], key[0, 0])
-    expected = decode_by_sdpa(query, key, value, pages, tables, slots, at, 0.1, 1)
+    assert torch.equal(pages[1, num_pages // 2, 0, 14], value[1, 0])
+    expected = decode_by_sdpa(query, pages, tables, slots, at, 0.1, 1)
     assert torch.allclose(found, expected, atol=2e-2)
 
 
@@ -135,7 +138,7 @@ def test_parts_that_a_row_does_not_have_are_not_read() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "new_empty", poisoned)
-        found = decode.paged_decode(query, query, query, pages, tables, slots, at, 1.0, 4)
+        found = decode.paged_decode(query, pages, tables, slots, at, 1.0, 4)
     assert found.isfinite().all()
     is_written = parts[0].isfinite().all(dim=-1)[:, 0]
     assert is_written.tolist() == [[True, False, False, False], [True, True, False, False]]

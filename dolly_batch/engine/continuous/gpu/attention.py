@@ -1,7 +1,7 @@
 """Attention over pages: decoding sequences by one kernel, chunks of prompts packed one behind the other.
 
-A chunk that starts a prompt attends to itself. Where a step has chunks that continue cached sequences, the keys and
-values of all of its sequences are gathered from their pages first, a small part of a prompt's work.
+Chunks attend to keys and values that are packed too, their own as they are stored. Where chunks continue cached
+sequences, what is cached is gathered from its pages between them.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, Places
 from dolly_batch.engine.continuous.sequence import Chunk
 from dolly_batch.engine.host_device import upload
-from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
+from dolly_batch.engine.kernels.gpu import SPLIT_KEYS, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +101,16 @@ def varlen_prefill() -> Prefiller:
     return prefill
 
 
-def round_up_position(position: int) -> int:
-    """The largest position whose keys are split into no more parts than this one's, rounded up to a power of two."""
-    num_splits = -(-max(1, position) // SPLIT_KEYS)
+def round_up_keys(num_keys: int) -> int:
+    """The most keys that are read in no more parts than so many, of which there is a power of two."""
+    num_splits = -(-max(1, num_keys) // SPLIT_KEYS)
     return SPLIT_KEYS * (1 << (num_splits - 1).bit_length())
 
 
 class Decode:
-    """Decoding sequences. `slots` and `positions` are on the device, [sequences]."""
+    """Decoding sequences. `slots` and `positions` are on the device, [sequences]; no sequence has over `max_keys` keys,
+    its newest token's among them.
+    """
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class Decode:
         tokens: slice,
         slots: Tensor,
         positions: Tensor,
-        max_position: int,
+        max_keys: int,
         use_kernel: bool,
     ) -> None:
         self.tokens = tokens
@@ -125,27 +127,30 @@ class Decode:
         self._block_tables = block_tables
         self._slots = slots
         self._positions = positions
+        page = layers[0].numbers.shape[3]
+        self._own = Places.at(
+            block_tables[slots.long(), positions.long() // page].long() * page + positions % page, page
+        )
         self._attend = decode_by_sdpa
         self._num_splits = 1
         if use_kernel:
             from dolly_batch.engine.kernels.gpu.decode import paged_decode  # needs triton
 
             self._attend = paged_decode
-            self._num_splits = round_up_position(max_position) // SPLIT_KEYS
+            self._num_splits = round_up_keys(max_keys) // SPLIT_KEYS
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store keys and values and return the attended values; all [sequences, heads, head size]."""
-        numbers, scales = self._layers[layer].numbers, self._layers[layer].scales
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rotation: Rotation | None
+    ) -> Tensor:
+        """Rotate, store keys and values and return the attended values; all [sequences, heads, head size]."""
+        pages = self._layers[layer]
+        query = pages.store(self._own, query, key, value, rotation)
         tables, slots, positions = self._block_tables, self._slots, self._positions
-        return self._attend(
-            query, key, value, numbers, tables, slots, positions, scaling, self._num_splits, scales=scales
-        )
+        return self._attend(query, pages.numbers, tables, slots, positions, scaling, self._num_splits, pages.scales)
 
 
 def decode_by_sdpa(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
     pages: Tensor,
     tables: Tensor,
     slots: Tensor,
@@ -159,7 +164,6 @@ def decode_by_sdpa(
     stored, page = LayerPages(pages, scales), pages.shape[3]
     for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
         own = tables[slot, : position // page + 1].long()
-        stored.store(Places.of([(own.tolist(), position, position + 1)], page, pages.device), key[[row]], value[[row]])
         keys, values = (part[None, :, : position + 1] for part in stored.of_row(own, query))
         attended = scaled_dot_product_attention(
             query[row][None, :, None], keys, values, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
@@ -176,33 +180,40 @@ class Prefill:
     tokens: slice
     packing: Packing
     own: Places
-    all_keys: Places | None  # None where every chunk starts its sequence
+    cached: Places | None  # of the keys before the chunks; None where every chunk starts its sequence
     prefill: Prefiller
 
     @classmethod
     def of(cls, layers: Sequence[LayerPages], chunks: Sequence[Chunk], start: int, prefill: Prefiller) -> "Prefill":
         """The chunks, packed from `start` on."""
         page, device = layers[0].numbers.shape[3], layers[0].numbers.device
-        num_queries = [chunk.stop - chunk.start for chunk in chunks]
-        all_keys = None
-        if any(chunk.start for chunk in chunks):
-            all_keys = Places.of([(chunk.sequence.location.pages, 0, chunk.stop) for chunk in chunks], page, device)
+        num_queries, num_keys = [chunk.stop - chunk.start for chunk in chunks], [chunk.stop for chunk in chunks]
+        first = [0, *accumulate(num_keys)]
+
+        def places(parts: Sequence[tuple[int, int]]) -> Places:
+            tables = [(chunk.sequence.location.pages, *part) for chunk, part in zip(chunks, parts, strict=True)]
+            packed = [key + at for key, part in zip(first, parts, strict=False) for at in range(*part)]
+            return Places.of(tables, page, device).packed_at(packed)
+
         return cls(
             layers,
             slice(start, start + sum(num_queries)),
-            Packing.of(num_queries, [chunk.stop for chunk in chunks], device),
-            Places.of([(chunk.sequence.location.pages, chunk.start, chunk.stop) for chunk in chunks], page, device),
-            all_keys,
+            Packing.of(num_queries, num_keys, device),
+            places([(chunk.start, chunk.stop) for chunk in chunks]),
+            places([(0, chunk.start) for chunk in chunks]) if any(chunk.start for chunk in chunks) else None,
             prefill,
         )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store keys and values and return the attended values; all [tokens, heads, head size]."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, rotation: Rotation | None
+    ) -> Tensor:
+        """Rotate, store keys and values and return the attended values; all [tokens, heads, head size]."""
         pages = self.layers[layer]
-        key, value = pages.store(self.own, key, value)
-        if self.all_keys is not None:
-            key, value = pages.gather(self.all_keys, query)
-        return self.prefill(query, key, value, self.packing, scaling)
+        packed = key.new_empty((2, sum(self.packing.num_keys), *key.shape[1:]))
+        query = pages.store(self.own, query, key, value, rotation, packed)
+        if self.cached is not None:
+            pages.gather(self.cached, packed)
+        return self.prefill(query, packed[0], packed[1], self.packing, scaling)
 
 
 class PageAttention:
@@ -212,15 +223,31 @@ class PageAttention:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store a layer's keys and values and return the attended values, [1, tokens, heads, head size]."""
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, head size]
+        """As `StepAttention` says, for modules that have rotated queries and keys."""
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return self.attend_tokens(layer, query, key, value, scaling)[None]
+
+    def attend_tokens(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """Store a layer's keys and values and return the attended values, all [tokens, heads, head size].
+
+        Queries and keys are rotated first, where there is a rotation.
+        """
         if len(self._parts) == 1 and self._parts[0].tokens == slice(0, len(query)):
-            return self._parts[0].attend(layer, query, key, value, scaling)[None]
+            return self._parts[0].attend(layer, query, key, value, scaling, rotation)
         outputs = []
         for part in self._parts:
             own = part.tokens
-            outputs.append(part.attend(layer, query[own], key[own], value[own], scaling))
+            own_rotation = rotation and rotation.of(own)
+            outputs.append(part.attend(layer, query[own], key[own], value[own], scaling, own_rotation))
         num_padding = len(query) - self._parts[-1].tokens.stop
         if num_padding:
             outputs.append(query.new_zeros((num_padding, *query.shape[1:])))
-        return torch.cat(outputs)[None]
+        return torch.cat(outputs)

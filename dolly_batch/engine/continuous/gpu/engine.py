@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dolly_batch.engine.continuous.engine import SCORED_TOKENS, ContinuousEngine
-from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
+from dolly_batch.engine.continuous.gpu.graphs import Decoder
+from dolly_batch.engine.continuous.gpu.layers import forward_of
 from dolly_batch.engine.continuous.gpu.pages import OutOfPages, Pages
 from dolly_batch.engine.continuous.pace import StepLimits
 from dolly_batch.engine.continuous.sequence import CachedSequence, Step
@@ -44,7 +45,8 @@ class InFlightStep:
 class GpuEngine(ContinuousEngine):
     """Runs requests over pages, one step ahead of the tokens it has collected; see `ContinuousEngine`.
 
-    `use_kernels` is whether tokens are chosen by the Triton kernel, `use_graphs` whether decode steps are recorded.
+    `use_kernels` is whether tokens are chosen by the Triton kernel, `is_fused` whether layers run with kernels between
+    their products, `use_graphs` whether decode steps are recorded.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class GpuEngine(ContinuousEngine):
         prefix_sharing: bool = True,
         limits: StepLimits = GPU_LIMITS,
         use_kernels: bool = False,
+        is_fused: bool = False,
         use_graphs: bool = False,
         max_scored_tokens: int = SCORED_TOKENS,
         heartbeat: Callable[[], None] = no_heartbeat,
@@ -74,7 +77,9 @@ class GpuEngine(ContinuousEngine):
         # The newest token of each sequence, by slot.
         self._last_ids = torch.zeros(len(pages.block_tables), dtype=torch.int64, device=loaded.device)
         record_at = RECORD_AT if use_graphs else None
-        self._decoder = Decoder(loaded.model, pages, self._last_ids, max_sequences, record_at)
+        self._run_layers = forward_of(loaded, is_fused=is_fused)
+        hidden_size = loaded.folder.config.hidden_size
+        self._decoder = Decoder(self._run_layers, hidden_size, pages, self._last_ids, max_sequences, record_at)
         self._in_flight: InFlightStep | None = None
         self._timestamps: list[Timestamp] = []
         self._ended: list[CachedSequence] = []  # and not yet returned
@@ -154,8 +159,8 @@ class GpuEngine(ContinuousEngine):
                 last.append(len(positions) - 1)
         _, attention = self._pages.plan(step)
         newest = self._last_ids[self._pages.upload_slots(step.decoding)]
-        hidden = run_modules(self._model, torch.cat([newest, upload(ids)]), upload(positions), attention)
-        return sequences, hidden[upload(last)]
+        packed = torch.cat([newest, upload(ids)])
+        return sequences, self._run_layers(packed, upload(positions), attention, upload(last))
 
     def _collect(self) -> None:
         """Wait for the step in flight, if there is one, and give its sequences their tokens."""

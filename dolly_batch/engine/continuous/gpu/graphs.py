@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.cache import StepAttention
+from dolly_batch.engine.continuous.gpu.layers import Forward
 from dolly_batch.engine.continuous.gpu.pages import Pages
 from dolly_batch.engine.host_device import upload
 from dolly_batch.engine.protocol import no_heartbeat
@@ -36,21 +36,8 @@ def bucket_sizes(max_sequences: int) -> list[int]:
     return sorted({bucket_for(number, max_sequences) for number in range(1, max_sequences + 1)}, reverse=True)
 
 
-def run_modules(model: Any, ids: Tensor, positions: Tensor, attention: StepAttention) -> Tensor:
-    """The hidden states before the output layer, [tokens, hidden size], of packed ids and positions, both [tokens]."""
-    output = model.base_model(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        attention_mask=torch.zeros(1, 1, 1, 1, device=ids.device),  # of four dimensions: taken as it is
-        use_cache=False,
-        step=attention,
-    )
-    hidden: Tensor = output.last_hidden_state[0]
-    return hidden
-
-
 class Decoder:
-    """Runs one token of each decoding sequence. `last_ids` holds the newest token by slot, [slots], on the device.
+    """Runs `forward` over one token of each decoding sequence. `last_ids` holds the newest token by slot, [slots].
 
     `record_all` records the buckets of the shortest reach (`Pages.reach_for`), which is the only one up to a window of
     2,048; those of a longer one are recorded when they run for the `record_at`-th time. None records nothing. A bucket
@@ -58,15 +45,21 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Any, pages: Pages, last_ids: Tensor, max_sequences: int, record_at: int | None = None
+        self,
+        forward: Forward,
+        hidden_size: int,
+        pages: Pages,
+        last_ids: Tensor,
+        max_sequences: int,
+        record_at: int | None = None,
     ) -> None:
-        self._model = model
+        self._run_layers = forward
         self._pages = pages
         self._last_ids = last_ids
         self._max_sequences = max_sequences
         device = last_ids.device
         self._inputs = torch.zeros((2, max_sequences), dtype=torch.int32, device=device)  # slots and positions
-        self._hidden = torch.zeros((max_sequences, model.config.hidden_size), dtype=pages.shape.dtype, device=device)
+        self._hidden = torch.zeros((max_sequences, hidden_size), dtype=pages.shape.dtype, device=device)
         self._record_at = record_at
         self._num_runs: Counter[tuple[int, int]] = Counter()  # by bucket and reach
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
@@ -110,7 +103,7 @@ class Decoder:
     def _forward(self, size: int, reach: int) -> None:
         slots, positions = self._inputs[:, :size]
         attention = self._pages.attend_decoding(slots, positions, reach)
-        self._hidden[:size] = run_modules(self._model, self._last_ids[slots.long()], positions.long(), attention)
+        self._hidden[:size] = self._run_layers(self._last_ids[slots.long()], positions.long(), attention, None)
 
     def _try_to_record(self, size: int, reach: int, *, is_warm: bool = True) -> None:
         """Record a bucket, after a run of it where it has not run yet. What fails is not tried again.

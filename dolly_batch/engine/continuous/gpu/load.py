@@ -11,7 +11,8 @@ from dolly_batch.engine.continuous.engine import SCORED_TOKENS
 from dolly_batch.engine.continuous.gpu.engine import GPU_LIMITS, MAX_SEQUENCES, STEP_TOKENS, GpuEngine
 from dolly_batch.engine.continuous.gpu.graphs import bucket_sizes
 from dolly_batch.engine.continuous.gpu.pages import GATHERED_KEYS, Pages, shortest_reach
-from dolly_batch.engine.continuous.gpu.self_test import Backend, Unsupported, choose_backend
+from dolly_batch.engine.continuous.gpu.self_test import Backend, choose_backend
+from dolly_batch.engine.continuous.gpu.trial import Unsupported
 from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
 from dolly_batch.engine.plain.engine import PlainEngine
 from dolly_batch.engine.protocol import Engine
@@ -56,6 +57,8 @@ def gpu_engine(spec: EngineSpec, loaded: LoadedModel, heartbeat: Callable[[], No
         return PlainEngine(loaded, max_batch_tokens=spec.max_batch_tokens, heartbeat=heartbeat)
     if backend.why_not_varlen is not None:
         log.warning("prompts run one by one through torch's SDPA: %s", backend.why_not_varlen)
+    if backend.why_not_fused is not None:
+        log.warning("layers run without kernels between their products: %s", backend.why_not_fused)
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
     size = StepSize.within(free_bytes, loaded)
@@ -139,6 +142,7 @@ def engine_over_pages(
         prefix_sharing=spec.prefix_sharing,
         limits=replace(GPU_LIMITS, step_tokens=size.step_tokens),
         use_kernels=backend.use_kernels,
+        is_fused=backend.is_fused,
         use_graphs=backend.use_graphs,
         max_scored_tokens=size.scored_tokens(loaded),
         heartbeat=heartbeat,

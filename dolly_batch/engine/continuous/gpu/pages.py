@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dolly_batch.engine.continuous.cache import CacheShape, StepAttention
+from dolly_batch.engine.continuous.cache import CacheShape
 from dolly_batch.engine.continuous.gpu.attention import (
     Decode,
     PageAttention,
     Prefill,
     Prefiller,
     prefill_by_sdpa,
-    round_up_position,
+    round_up_keys,
 )
 from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, as_bytes
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
@@ -32,8 +32,8 @@ _SEQUENCES_A_SPARE_PAGE = 4  # for answers that turn out longer than expected
 
 
 def shortest_reach(max_positions: int) -> int:
-    """The positions that all decode steps are laid out for, in a window of so many."""
-    return round_up_position(min(max_positions, _LONGEST_SHORT_REACH))
+    """The keys that all decode steps are laid out for, in a window of so many positions."""
+    return round_up_keys(min(max_positions, _LONGEST_SHORT_REACH))
 
 
 class OutOfPages(MemoryError):
@@ -53,8 +53,8 @@ class Pages:
     """Keys and values of up to `max_sequences` sequences, and of one more that has ended and only shares its prefix.
 
     `budget_bytes` is taken at once, and at least what one sequence of `max_positions` tokens needs. `prefill` attends
-    for chunks; `use_kernel` is whether the Triton kernel attends for decoding sequences. Decode steps are laid out for
-    positions up to `reach` at least, by default the window's.
+    for chunks; `use_kernel` is whether Triton's kernels store, gather and attend for decoding sequences. Decode steps
+    are laid out for `reach` keys a sequence at least, by default the window's.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Pages:
         self._free_slots.append(table.slot)
         sequence.location = None
 
-    def plan(self, step: Step) -> tuple[list[CachedSequence], StepAttention]:
+    def plan(self, step: Step) -> tuple[list[CachedSequence], PageAttention]:
         """Return the decoding sequences in their order, and the step's attention."""
         self.write_block_tables()
         parts: list[Decode | Prefill] = []
@@ -183,13 +183,13 @@ class Pages:
             start = parts[-1].tokens.stop
         return list(step.decoding), PageAttention(parts)
 
-    def attend_decoding(self, slots: Tensor, positions: Tensor, max_position: int) -> StepAttention:
+    def attend_decoding(self, slots: Tensor, positions: Tensor, max_keys: int) -> PageAttention:
         """Attention of decoding sequences, their newest tokens at `positions`; both [sequences], on the device."""
-        return PageAttention([self._decode(slice(0, len(slots)), slots, positions, max_position)])
+        return PageAttention([self._decode(slice(0, len(slots)), slots, positions, max_keys)])
 
     def reach_for(self, position: int) -> int:
-        """Up to which position a decode step is laid out that goes up to this one; for most, always the same."""
-        return max(self._reach, round_up_position(position))
+        """For how many keys a decode step is laid out that goes up to this position; for most, always the same."""
+        return max(self._reach, round_up_keys(position + 1))
 
     def upload(self, values: Sequence[int]) -> Tensor:
         """The numbers on the cache's device, int64."""
@@ -229,8 +229,8 @@ class Pages:
         """What a page is in, [layers, 2, pages, ...]."""
         return [self.data] if self.scales is None else [as_bytes(self.data), self.scales]
 
-    def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_position: int) -> Decode:
-        return Decode(self._layers, self.block_tables, tokens, slots, positions, max_position, self._use_kernel)
+    def _decode(self, tokens: slice, slots: Tensor, positions: Tensor, max_keys: int) -> Decode:
+        return Decode(self._layers, self.block_tables, tokens, slots, positions, max_keys, self._use_kernel)
 
     def _num_expected_for(self, sequence: CachedSequence) -> int:
         """Pages that the sequence will likely fill."""

@@ -6,6 +6,7 @@ tested there, with the model's shape and dtype, once when it is loaded. Where on
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -17,13 +18,17 @@ from dolly_batch.engine.continuous.gpu.attention import (
     Prefiller,
     decode_by_sdpa,
     prefill_by_sdpa,
+    round_up_keys,
     varlen_prefill,
 )
-from dolly_batch.engine.continuous.gpu.graphs import Decoder, run_modules
-from dolly_batch.engine.continuous.gpu.layer_pages import LayerPages, Places, as_bytes
+from dolly_batch.engine.continuous.gpu.graphs import Decoder
+from dolly_batch.engine.continuous.gpu.layer_checks import check_gate, check_norms, check_rotation, check_storage
+from dolly_batch.engine.continuous.gpu.layer_pages import as_bytes
+from dolly_batch.engine.continuous.gpu.layers import forward_of
 from dolly_batch.engine.continuous.gpu.pages import PAGE_TOKENS, Pages, shortest_reach
+from dolly_batch.engine.continuous.gpu.trial import Unsupported, assert_close, random_heads
 from dolly_batch.engine.continuous.sequence import CachedSequence, Chunk, Step
-from dolly_batch.engine.eight_bits import quantize, restore
+from dolly_batch.engine.eight_bits import quantize
 from dolly_batch.engine.sampling import MAX_ATTEMPTS, choose_tokens, uniform
 from dolly_batch.engine.weights.loading import LoadedModel
 from dolly_batch.records import GenerationParams, Request
@@ -35,21 +40,22 @@ Result = TypeVar("Result")
 _ATTENTION_ERROR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _MODEL_ERROR = {torch.float32: 2e-2, torch.float16: 0.2, torch.bfloat16: 0.2}
 _EIGHT_BITS_ERROR = 0.2  # the same with keys and values in 8 bits
+_ROUNDED_WEIGHTS_ERROR = 1e-2  # of attention to values of 8 bits: its weights may be in bfloat16, for any dtype
 # Rows at and around the borders of pages, of blocks of keys and of parts.
 _POSITIONS = (0, 1, 15, 16, 17, 31, 32, 33, 100, 511, 512, 513, 1_100, 2_100)
 
 
-class Unsupported(Exception):
-    """A part of the engine does not run here, or its numbers are wrong."""
-
-
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What attends for prompts, why not the faster one, and whether kernels and recorded steps are used."""
+    """What attends for prompts, and whether kernels, those between a layer's products too, and recorded steps are used;
+    why not, where the plain way runs instead.
+    """
 
     prefill: Prefiller = prefill_by_sdpa
     why_not_varlen: str | None = None
     use_kernels: bool = False
+    is_fused: bool = False
+    why_not_fused: str | None = None
     use_graphs: bool = False
 
 
@@ -66,52 +72,67 @@ def choose_backend(loaded: LoadedModel, kv_dtype: str = "auto") -> Backend:
     max_positions = loaded.folder.max_positions
     _run_check("the decode kernel", lambda: check_decode(shape, max_positions))
     _run_check("the kernel that copies pages", lambda: check_copies(shape))
-    if (stored := shape.eight_bits) is not None:
-        _run_check("the kernels of 8-bit keys and values", lambda: check_eight_bits(shape, stored))
+    _run_check("the kernels that store and gather keys and values", lambda: check_storage(shape))
     _run_check("the sampling kernel", lambda: check_choice(loaded.folder.vocab_size, loaded.dtype, loaded.device))
     prefill: Prefiller = prefill_by_sdpa
-    why_not = None
+    why_not_varlen = why_not_fused = None
     try:
         found = _run_check("varlen_attn", varlen_prefill)
         _run_check("varlen_attn", lambda: check_prefill(found, shape))
         prefill = found
     except Unsupported as unsupported:
-        why_not = str(unsupported)
-    _run_check("a recorded decode step", lambda: check_model(loaded, prefill, kv_dtype, use_graphs=True))
-    return Backend(prefill, why_not, use_kernels=True, use_graphs=True)
+        why_not_varlen = str(unsupported)
+    try:
+        _run_check("a layer's kernels", lambda: check_layers(loaded, shape))
+        _run_check("fused layers", lambda: check_model(loaded, prefill, kv_dtype, is_fused=True, use_graphs=True))
+    except Unsupported as unsupported:
+        why_not_fused = str(unsupported)
+        _run_check("a recorded decode step", lambda: check_model(loaded, prefill, kv_dtype, use_graphs=True))
+    is_fused = why_not_fused is None
+    return Backend(prefill, why_not_varlen, True, is_fused, why_not_fused, use_graphs=True)
+
+
+def check_layers(loaded: LoadedModel, shape: CacheShape) -> None:
+    """Compare what runs between the products of this model's layers with torch's own operations."""
+    base, config, is_llama = loaded.model.base_model, loaded.folder.config, loaded.folder.architecture.llama_layers
+    has_norms = is_llama and hasattr(base.layers[0].self_attn, "q_norm")
+    check_rotation(shape, 2 * len(base.rotary_emb.inv_freq), has_norms=has_norms)
+    check_norms(config.hidden_size, shape.dtype, shape.device, centers=not is_llama)
+    if is_llama:
+        check_gate(config.inner_size, shape.dtype, shape.device)
 
 
 def check_decode(shape: CacheShape, max_positions: int, tried: Sequence[int] = _POSITIONS) -> None:
     """Compare the decode kernel with attention in float64, over scattered pages; all others hold NaN."""
-    from dolly_batch.engine.continuous.gpu.attention import round_up_position
     from dolly_batch.engine.kernels.gpu import SPLIT_KEYS
     from dolly_batch.engine.kernels.gpu.decode import paged_decode
 
     numbers = torch.Generator(shape.device).manual_seed(1)
     positions = [position for position in tried if position < max_positions]
     tables, pages, scales = _scattered_pages(shape, positions, numbers)
-    query = _random(shape, (len(positions), shape.num_heads), numbers)
-    key, value = (_random(shape, (len(positions), shape.num_kv_heads), numbers) for _ in range(2))
+    query = random_heads(shape, (len(positions), shape.num_heads), numbers)
     slots = torch.arange(len(positions), device=shape.device)
     at = torch.tensor(positions, device=shape.device)
-    wide, wide_scales = (pages.double(), None) if scales is None else (pages.clone(), scales.clone())
     scaling = shape.head_size**-0.5
-    new = (query.double(), key.double(), value.double())
-    expected = decode_by_sdpa(*new, wide, tables, slots, at, scaling, 1, wide_scales)
-    num_splits = round_up_position(max(positions)) // SPLIT_KEYS
-    found = paged_decode(query, key, value, pages, tables, slots, at, scaling, num_splits, scales)
+    wide = pages.double() if scales is None else pages
+    expected = decode_by_sdpa(query.double(), wide, tables, slots, at, scaling, 1, scales)
 
-    def decode(rows: Sequence[int], num_splits: int) -> Tensor:
+    def decode(rows: Sequence[int], num_splits: int, parts_a_program: int = 1) -> Tensor:
         index = torch.tensor(rows, device=shape.device)
-        own_slots, own_at = slots[index], at[index]
-        new = (query[index], key[index], value[index])
-        return paged_decode(*new, pages, tables, own_slots, own_at, scaling, num_splits, scales)
+        own = (slots[index], at[index], scaling, num_splits, scales, parts_a_program)
+        return paged_decode(query[index], pages, tables, *own)
 
+    num_splits = round_up_keys(max(positions) + 1) // SPLIT_KEYS
+    found = decode(range(len(positions)), num_splits)
+    error = _ATTENTION_ERROR[shape.dtype]
+    if scales is not None and shape.dtype != torch.float32:
+        error = max(error, _ROUNDED_WEIGHTS_ERROR)
     for row, position in enumerate(positions):
-        _assert_close(found[row], expected[row], _ATTENTION_ERROR[shape.dtype], f"with {position + 1} keys")
-    _assert_close(_as_numbers(pages, scales), _as_numbers(wide, wide_scales), 1e-6, "in what it stores")
+        assert_close(found[row], expected[row], error, f"with {position + 1} keys")
+    if not torch.equal(decode(range(len(positions)), num_splits, 3), found):
+        raise Unsupported("a sequence's numbers change with the parts that a program takes")
     # A sequence that one part holds: the same bits alone and among all, whether others need more parts or none does.
-    short = [row for row, position in enumerate(positions) if position <= SPLIT_KEYS]
+    short = [row for row, position in enumerate(positions) if position < SPLIT_KEYS]
     together = decode(short, 1)
     for number, row in enumerate(short):
         others = (together[number], decode([row], 1)[0], decode([row], max(2, num_splits))[0])
@@ -124,7 +145,7 @@ def check_copies(shape: CacheShape) -> None:
     from dolly_batch.engine.kernels.gpu.copy_pages import copy_pages
 
     numbers = torch.Generator(shape.device).manual_seed(4)
-    pages = _random(shape, (2, 2, 9, shape.num_kv_heads, PAGE_TOKENS), numbers)
+    pages = random_heads(shape, (2, 2, 9, shape.num_kv_heads, PAGE_TOKENS), numbers)
     if shape.eight_bits is not None:
         pages = as_bytes(quantize(pages, shape.eight_bits)[0])
     expected = pages.clone()
@@ -135,27 +156,6 @@ def check_copies(shape: CacheShape) -> None:
         raise Unsupported("pages differ from what was copied")
 
 
-def check_eight_bits(shape: CacheShape, stored: torch.dtype) -> None:
-    """Compare what the kernels store in 8 bits, and read from there, with what torch's own operations do."""
-    numbers = torch.Generator(shape.device).manual_seed(6)
-    places = Places.of([([3, 1], 0, 20), ([4], 7, 9), ([2], 0, 16)], PAGE_TOKENS, shape.device)
-    # Head by head, as the modules give them: of very different size, one of zeros.
-    key, value = (_random(shape, (shape.num_kv_heads, 38), numbers).transpose(0, 1) for _ in range(2))
-    sizes = torch.logspace(-2, 2, 38, device=shape.device).to(shape.dtype)[:, None, None]
-    key, value = key * sizes, (value * sizes).index_fill(0, torch.tensor([9], device=shape.device), 0.0)
-    found = []
-    for use_kernels in (True, False):
-        empty = torch.full((2, 5, shape.num_kv_heads, PAGE_TOKENS, shape.head_size), torch.nan, device=shape.device)
-        pages = LayerPages(*quantize(empty, stored), use_kernels)
-        found.append((*pages.store(places, key, value), *pages.gather(places, key), pages))
-    for ours, theirs, what in zip(*found, ("keys", "values", "keys read back", "values read back"), strict=False):
-        # Triton's interpreter cuts off where a GPU rounds to two bytes.
-        _assert_close(ours, theirs, 1e-6 if shape.dtype == torch.float32 else 1e-2, f"in {what}")
-    (*_, ours), (*_, theirs) = found
-    ours, theirs = (_as_numbers(pages.numbers, pages.scales) for pages in (ours, theirs))
-    _assert_close(ours, theirs, 1e-6, "in what is stored")
-
-
 def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
     """Compare attention over packed prompts, some of them with cached keys, with attention in float64."""
     numbers = torch.Generator(shape.device).manual_seed(2)
@@ -164,8 +164,10 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
         num_keys = [own + known for own, known in zip(num_queries, before, strict=True)]
         packing = Packing.of(num_queries, num_keys, shape.device)
         # Head by head, as the modules give them.
-        query = _random(shape, (shape.num_heads, sum(num_queries)), numbers).transpose(0, 1)
-        key, value = (_random(shape, (shape.num_kv_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2))
+        query = random_heads(shape, (shape.num_heads, sum(num_queries)), numbers).transpose(0, 1)
+        key, value = (
+            random_heads(shape, (shape.num_kv_heads, sum(num_keys)), numbers).transpose(0, 1) for _ in range(2)
+        )
         scaling = shape.head_size**-0.5
         expected = prefill_by_sdpa(query.double(), key.double(), value.double(), packing, scaling)
         found = prefill(query, key, value, packing, scaling)
@@ -173,7 +175,7 @@ def check_prefill(prefill: Prefiller, shape: CacheShape) -> None:
         for own, keys in zip(num_queries, num_keys, strict=True):
             rows = slice(start, start + own)
             error = _ATTENTION_ERROR[shape.dtype]
-            _assert_close(found[rows], expected[rows], error, f"with {own} tokens after {keys - own}")
+            assert_close(found[rows], expected[rows], error, f"with {own} tokens after {keys - own}")
             start += own
 
 
@@ -203,7 +205,13 @@ def check_choice(vocab_size: int, dtype: torch.dtype, device: torch.device, num_
 
 
 def check_model(
-    loaded: LoadedModel, prefill: Prefiller, kv_dtype: str = "auto", *, use_graphs: bool, use_kernels: bool = True
+    loaded: LoadedModel,
+    prefill: Prefiller,
+    kv_dtype: str = "auto",
+    *,
+    use_graphs: bool,
+    use_kernels: bool = True,
+    is_fused: bool = False,
 ) -> None:
     """Compare the whole model over pages, of 8 bits perhaps, with Hugging Face's own: prompts, then two tokens."""
     max_positions = min(256, loaded.folder.max_positions)
@@ -218,7 +226,9 @@ def check_model(
         reach=shortest_reach(loaded.folder.max_positions),
     )
     last_ids = torch.zeros(len(pages.block_tables), dtype=torch.int64, device=loaded.device)
-    decoder = Decoder(loaded.model, pages, last_ids, 4, record_at=1 if use_graphs else None)
+    forward = forward_of(loaded, is_fused=is_fused)
+    hidden_size = loaded.folder.config.hidden_size
+    decoder = Decoder(forward, hidden_size, pages, last_ids, 4, record_at=1 if use_graphs else None)
     texts = [[7 * (at + length) % loaded.folder.vocab_size for at in range(length)] for length in (5, 18, 33)]
     rows = [CachedSequence(Request(str(row), tuple(text[:-2]), GenerationParams(3))) for row, text in enumerate(texts)]
     step = Step()
@@ -229,9 +239,8 @@ def check_model(
         ids = [token for text in texts for token in text[:-2]]
         positions = [position for text in texts for position in range(len(text) - 2)]
         _, attention = pages.plan(step)
-        hidden = run_modules(loaded.model, pages.upload(ids), pages.upload(positions), attention)
-        ends = [len(text) - 2 for text in texts]
-        found = [hidden[torch.tensor(ends).cumsum(0) - 1]]
+        last = [end - 1 for end in accumulate(len(text) - 2 for text in texts)]
+        found = [forward(pages.upload(ids), pages.upload(positions), attention, pages.upload(last))]
         for number in (2, 1):  # the first run is recorded, the second one replayed
             slots = [row.location.slot for row in rows]
             last_ids[pages.upload(slots)] = pages.upload([text[-number] for text in texts])
@@ -243,13 +252,13 @@ def check_model(
             for back, part in zip((3, 2, 1), found, strict=True):
                 error = _MODEL_ERROR[loaded.dtype] if kv_dtype == "auto" else _EIGHT_BITS_ERROR
                 stored = "" if kv_dtype == "auto" else f", with keys and values in {kv_dtype}"
-                _assert_close(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt{stored}")
+                assert_close(part[number], expected[-back], error, f"at token {len(text) - back} of a prompt{stored}")
 
 
 def _scattered_pages(
     shape: CacheShape, positions: list[int], numbers: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Block tables and pages of sequences that have `positions` keys, and scales; everything else is NaN."""
+    """Block tables and pages of sequences that have keys up to these positions, and scales; all else is NaN."""
     widths = [position // PAGE_TOKENS + 1 for position in positions]
     num_pages = sum(widths) + 3
     order = (torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(5)) + 1).tolist()
@@ -264,27 +273,12 @@ def _scattered_pages(
         own = [order.pop() for _ in range(width)]
         tables[row, :width] = torch.tensor(own)
         for number, page in enumerate(own):
-            filled = min(PAGE_TOKENS, position - number * PAGE_TOKENS)
-            pages[:, page, :, :filled] = _random(shape, (2, shape.num_kv_heads, filled), numbers)
+            filled = min(PAGE_TOKENS, position + 1 - number * PAGE_TOKENS)
+            pages[:, page, :, :filled] = random_heads(shape, (2, shape.num_kv_heads, filled), numbers)
     scales = None
     if shape.eight_bits is not None:
         pages, scales = quantize(pages, shape.eight_bits)
     return tables.to(shape.device), pages, scales
-
-
-def _as_numbers(pages: Tensor, scales: Tensor | None) -> Tensor:
-    """Pages in float64, with 0 for NaN."""
-    return (pages if scales is None else restore(pages, scales, torch.float64)).nan_to_num()
-
-
-def _random(shape: CacheShape, sizes: tuple[int, ...], numbers: torch.Generator) -> Tensor:
-    return torch.randn((*sizes, shape.head_size), generator=numbers, device=shape.device).to(shape.dtype)
-
-
-def _assert_close(found: Tensor, expected: Tensor, limit: float, where: str) -> None:
-    distance = float((found.double() - expected.double()).norm() / expected.double().norm())
-    if not distance <= limit:  # a NaN is not
-        raise Unsupported(f"off by {distance:.1e} {where}, where {limit:.0e} is to be expected")
 
 
 def _run_check(name: str, check: Callable[[], Result]) -> Result:

@@ -7,8 +7,6 @@ the rows of two products on tensor cores, padded to sixteen; a program has one s
 import triton
 import triton.language as tl
 
-from dolly_batch.engine.kernels.gpu.eight_bits import round_vector
-
 GROUP_BLOCK_KEYS = 64  # a step of the loop waits for the whole program a dozen times
 _LEAST_MEMBERS = 16  # rows that a product on tensor cores has
 
@@ -25,8 +23,6 @@ def group_settings(group: int, has_scales: bool) -> dict[str, int]:
 @triton.jit
 def _attend_group(
     query,  # the arguments of `_attend`
-    key,
-    value,
     key_pages,
     value_pages,
     key_scales,
@@ -39,10 +35,6 @@ def _attend_group(
     scale,
     query_row,
     query_head,
-    key_row,
-    key_head,
-    value_row,
-    value_head,
     table_row,
     NUM_SPLITS: tl.constexpr,
     KEYS: tl.constexpr,
@@ -53,7 +45,6 @@ def _attend_group(
     GROUP: tl.constexpr,
     MEMBERS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
-    IS_INT8: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -62,11 +53,10 @@ def _attend_group(
     member = tl.arange(0, MEMBERS)
     is_head = member < GROUP
     output_place = row * num_kv_heads * GROUP + kv_head * GROUP + member
-    position = tl.load(positions + row).to(tl.int32)
+    num_keys = tl.load(positions + row).to(tl.int32) + 1
     if NUM_SPLITS > 1:
         output_place = output_place * NUM_SPLITS + split
-        if (split > 0) & (split * KEYS >= position):  # a part that this row does not have
-            tl.store(sums + output_place, tl.full((MEMBERS,), -float("inf"), tl.float32), mask=is_head)
+        if split * KEYS >= num_keys:  # a part that this row does not have
             return
     table = tables + tl.load(slots + row).to(tl.int64) * table_row
     size = tl.arange(0, BLOCK_SIZE)
@@ -75,28 +65,12 @@ def _attend_group(
     queries = tl.load(query + query_at, mask=is_head[:, None] & inner[None, :], other=0.0)
     to_base_2 = scale * 1.4426950408889634
 
-    own_key = tl.load(key + row * key_row + kv_head * key_head + size, mask=inner, other=0.0).to(tl.float32)
-    own_value = tl.load(value + row * value_row + kv_head * value_head + size, mask=inner, other=0.0).to(tl.float32)
-    own_page = tl.load(table + position // PAGE).to(tl.int64)
-    own_place = (own_page * num_kv_heads + kv_head) * PAGE + position % PAGE
-    is_first = split == 0
-    own_score_scale, own_value_scale = 1.0, 1.0
-    if HAS_SCALES:
-        own_key, own_score_scale = round_vector(own_key, IS_INT8)
-        own_value, own_value_scale = round_vector(own_value, IS_INT8)
-        tl.store(key_scales + own_place, own_score_scale, mask=is_first)
-        tl.store(value_scales + own_place, own_value_scale, mask=is_first)
-    own_numbers = own_place * HEAD_SIZE + size
-    tl.store(key_pages + own_numbers, own_key.to(key_pages.dtype.element_ty), mask=inner & is_first)
-    tl.store(value_pages + own_numbers, own_value.to(value_pages.dtype.element_ty), mask=inner & is_first)
-    own_score = tl.sum(queries.to(tl.float32) * own_key[None, :], axis=1) * (to_base_2 * own_score_scale)
-
     lane = tl.arange(0, BLOCK_KEYS)
     best = tl.full((MEMBERS,), -1.0e30, tl.float32)
     total = tl.zeros((MEMBERS,), tl.float32)
     sum_values = tl.zeros((MEMBERS, BLOCK_SIZE), tl.float32)
     begin = split * KEYS
-    end = tl.minimum(begin + KEYS, position)
+    end = tl.minimum(begin + KEYS, num_keys)
     for start in range(begin, end, BLOCK_KEYS):
         at = start + lane
         there = at < end
@@ -121,19 +95,8 @@ def _attend_group(
         sum_values = sum_values * factor[:, None] + part
         best = new_best
 
-    own_score = tl.where(is_first, own_score, -1.0e30)
-    highest = tl.maximum(best, own_score)
-    factor = tl.exp2(best - highest)
-    own_weight = tl.where(is_first, tl.exp2(own_score - highest), 0.0)
-    whole = total * factor + own_weight
-    own_part = tl.where(is_first, (own_weight * own_value_scale)[:, None] * own_value[None, :], 0.0)
-    result = sum_values * factor[:, None] + own_part
+    result = sum_values / total[:, None]
     output_at = output_place[:, None] * HEAD_SIZE + size[None, :]
-    written = is_head[:, None] & inner[None, :]
-    some = whole > 0
-    if NUM_SPLITS == 1:
-        tl.store(output + output_at, (result / whole[:, None]).to(output.dtype.element_ty), mask=written)
-    else:
-        tl.store(output + output_at, result / tl.where(some, whole, 1.0)[:, None], mask=written)
-        sum_ = tl.where(some, highest + tl.log2(tl.where(some, whole, 1.0)), -float("inf"))
-        tl.store(sums + output_place, sum_, mask=is_head)
+    if NUM_SPLITS > 1:
+        tl.store(sums + output_place, best + tl.log2(total), mask=is_head)
+    tl.store(output + output_at, result.to(output.dtype.element_ty), mask=is_head[:, None] & inner[None, :])
