@@ -1,6 +1,6 @@
 """Spark compiles its queries to Java, which pays from some ten thousand rows on: those of small tables are interpreted.
 
-A run makes some forty queries. For a few rows, compiling them is a third of its time; see docs/decisions/0028.
+A run makes some forty queries. For a few rows, compiling them is a third of its time; see docs/decisions/0029.
 """
 
 import math
