@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from dolly_batch.errors import OutputError, Stopped
-from dolly_batch.spark.plan.input_rows import _text_of
+from dolly_batch.spark.plan.cell_text import cell_text
 from dolly_batch.spark.plan.keys import kept_values_hash
 from dolly_batch.spark.session.conf import session_conf
 from dolly_batch.spark.tables.columns import ColumnRef, output_schema
@@ -125,7 +125,7 @@ def test_an_instant_reads_the_same_in_a_prompt_in_every_session(spark: SparkSess
     times = ["2024-10-27 00:30:00.12", "2024-10-27 01:30:00", "1500-01-01 00:00:00.000001", "9999-12-31 23:59:59"]
     table = spark.createDataFrame([(f"{text}Z",) for text in times], "x string").select(F.col("x").cast("timestamp"))
     with session_conf(spark, BERLIN):
-        found = table.select(_text_of(ColumnRef(F.col("x"), "x", T.TimestampType()))).collect()
+        found = table.select(cell_text(F.col("x"), T.TimestampType())).collect()
     assert [row[0] for row in found] == [row[0] for row in table.select(F.col("x").cast("string")).collect()] == times
 
 
