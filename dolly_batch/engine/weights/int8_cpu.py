@@ -248,13 +248,12 @@ class _TileProduct:
         kernel = find_tile_multiply()
         if kernel is None:
             raise NotImplementedError("a product by AMX's tiles")
-        from dolly_batch.engine.kernels.cpu.amx import TileWeights
-        from dolly_batch.engine.kernels.cpu.tiles import DEPTH
+        from dolly_batch.engine.kernels.cpu import amx, tiles
 
         self._kernel = kernel
         self._num_features, depth = weight.shape
-        self._num_missing = -depth % DEPTH  # of a row, to the next whole tile
-        self._arrays = TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT).arrays
+        self._num_missing = -depth % tiles.DEPTH  # of a row, to the next whole tile
+        self._arrays = amx.TileWeights(weight.numpy(), scales.numpy(), ZERO_POINT).arrays
 
     def __call__(self, rows: Tensor) -> Tensor:
         memory = torch.empty(len(rows) * self._num_features).numpy()
