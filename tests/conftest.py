@@ -37,7 +37,7 @@ _SLOW = """
     gpu_load gpu_pages gpu_simulation grammar int8_cpu int8_gpu jars java kept_kernels kernels_cpu kernels_gpu
     lifecycle llama_family lm_eval load local_copy partial_answers plain_equality plain_faults plain_host pool_host
     pools processes quality_benchmark quarantine sampling scoring smollm2 smoothing stage_folder stage_gguf
-    stage_hub stage_named stage_pickles store_model watchdog
+    stage_hub stage_named stage_pickles store_model tile_prefill watchdog
 """
 SLOW = {f"test_{name}" for name in _SLOW.split()}
 
