@@ -33,10 +33,10 @@ USES_SPARK = {"test_publish_again", "test_rejected", "test_session_conf"}  # by 
 # Files whose tests load models beyond `tiny`, start engine processes or a JVM, or wait for seconds.
 _SLOW = """
     atomic_folder calibration_fault card_models class_archive client continuous_equality continuous_faults
-    forced_tokens fp8_gpu gpu gpu_benchmark gpu_layers gpu_builds gpu_eight_bits gpu_faults gpu_first_minutes gpu_kernels
-    gpu_load gpu_pages gpu_simulation grammar int8_cpu int8_gpu jars java kept_kernels kernels_cpu kernels_gpu
-    lifecycle llama_family lm_eval load local_copy partial_answers plain_equality plain_faults plain_host pool_host
-    pools processes quality_benchmark quarantine sampling scoring smollm2 smoothing stage_folder stage_gguf
+    forced_tokens fp8_gpu gpu gpu_benchmark gpu_layers gpu_builds gpu_eight_bits gpu_faults gpu_first_minutes
+    gpu_kernels gpu_load gpu_pages gpu_simulation grammar int8_cpu int8_gpu jars java kept_kernels kernels_cpu
+    kernels_gpu lifecycle llama_family lm_eval load local_copy partial_answers plain_equality plain_faults plain_host
+    pool_host pools processes quality_benchmark quarantine sampling scoring smollm2 smoothing stage_folder stage_gguf
     stage_hub stage_named stage_pickles store_model tile_prefill watchdog
 """
 SLOW = {f"test_{name}" for name in _SLOW.split()}
