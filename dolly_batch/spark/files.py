@@ -60,7 +60,7 @@ class Files(Protocol):
         """Make a folder with these rights, less those that the system takes away; one that is there stays as it is."""
 
     def size(self, folder: str) -> int:
-        """Bytes of all files under a folder."""
+        """Bytes of all files under a folder, or of a file."""
 
 
 def files_for(spark: SparkSession, path: str) -> tuple[Files, str]:

@@ -112,7 +112,9 @@ class LocalFiles:
 
     def size(self, folder: str) -> int:
         """See Files."""
-        return sum(file.stat().st_size for file in Path(self._at(folder)).rglob("*") if file.is_file())
+        place = Path(self._at(folder))
+        files = [place] if place.is_file() else (file for file in place.rglob("*") if file.is_file())
+        return sum(file.stat().st_size for file in files)
 
 
 class MountedFiles(LocalFiles):

@@ -96,6 +96,7 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
         model = resolve_model(spark, job, work, say)
         check_executors(spark, target, model.folder)
         plan = make_plan(options, source, target, model, files, work, dry=True).plan
+        better = find_column_order(source)
     fill_plan(report, plan, target)
     report.estimated_s = plan.estimated_s + START_S[model.device(job)]
     report.by_status = plan.skipped
@@ -104,8 +105,6 @@ def plan_job(job: JobConfig | str | Path, options: Options = NO_OPTIONS, *, repo
     report.tags, report.estimated_cost = job.tags, estimated_cost(spark, job, plan)
     if note := cost_note(spark, job, plan):
         report.message += f"\n{note}"
-    with compiling_if_large(spark, job):
-        better = find_column_order(source)
     if better is not None:
         report.message += f"\n{better}"
     return report

@@ -4,7 +4,6 @@ A run makes some forty queries. For a few rows, compiling them is a third of its
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,9 +47,6 @@ def _num_bytes(spark: SparkSession, path: str) -> float:
     """Bytes of a file or of all in a folder, 0 where nothing is there; infinity where Python cannot look."""
     try:
         files, absolute = files_for(spark, path)
-        plain = files.plain(absolute)
-        if plain is None:
-            return math.inf
-        return os.path.getsize(plain) if os.path.isfile(plain) else files.size(absolute)
+        return math.inf if files.plain(absolute) is None else files.size(absolute)
     except (ConfigError, OSError):
         return math.inf

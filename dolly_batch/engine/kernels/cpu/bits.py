@@ -37,6 +37,14 @@ def as_bits(typing_context, number):
     return types.uint32(types.float32), generate
 
 
+def prefetch_line(builder: Any, place: Any) -> None:
+    """Make an intrinsic ask for the line at a pointer to a byte, to be read: data, locality 2 of 3."""
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, number(0), number(2), number(1)])
+
+
 def prefetcher(num_bytes: int) -> Callable[..., None]:
     """Return a function that prefetches so many bytes, from an array's first number on, into the L2 cache.
 
@@ -46,13 +54,10 @@ def prefetcher(num_bytes: int) -> Callable[..., None]:
     @intrinsic
     def prefetch(typing_context, array):
         def generate(context, builder, signature, arguments):
-            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            start = builder.bitcast(context.make_array(signature.args[0])(context, builder, arguments[0]).data, byte)
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            start = builder.bitcast(data, ir.IntType(8).as_pointer())
             for offset in range(0, num_bytes, _LINE_BYTES):
-                line = builder.gep(start, [ir.IntType(64)(offset)])
-                builder.call(function, [line, number(0), number(2), number(1)])  # to be read, locality 2 of 3, data
+                prefetch_line(builder, builder.gep(start, [ir.IntType(64)(offset)]))
             return context.get_dummy_value()
 
         return types.void(array), generate

@@ -15,6 +15,8 @@ from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
+from dolly_batch.engine.kernels.cpu.bits import prefetch_line
+
 ROWS, DEPTH = 16, 64  # of a tile: rows, and bytes of each
 TILE_BYTES = ROWS * DEPTH
 _NUM_TILES = 8
@@ -115,10 +117,7 @@ def prefetch(typing_context, address):
     """Ask for the line at an address, be there memory or not, to come into the second cache."""
 
     def generate(context, builder, signature, arguments):
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
+        prefetch_line(builder, builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
