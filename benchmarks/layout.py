@@ -1,12 +1,14 @@
 """What it is worth to lay out rows by how they begin: 20 reviews of each product, in the order of either layout.
 
     PYTHONPATH=. python benchmarks/layout.py [--model FOLDER] [--products N] [--reviews N] [--new-tokens N]
-        [--shard-rows N] [--rounds N]
+        [--shard-rows N] [--words LEAST,MOST] [--rounds N]
 
 Each product's text stands in front of its reviews, as a template `{product} {review}` would put it. Strewn: shards by a
 hash of the row, longest first, as where nothing is shared. Together: by product, as `plan/beginnings` lays them out.
 One engine, with the processes that this machine has, answers both orders in turn; printed are the share of the prompt
-tokens that were not computed again, rows a second, and the share of the engine's slots in use.
+tokens that were not computed again, rows a second, and the share of the engine's slots in use; at the end how much
+faster one order is, beside how many fewer tokens it computes: more than that no layout can bring. `--words` is what a
+product's text has.
 """
 
 import argparse
@@ -40,10 +42,12 @@ WORDS = [
     "letter",
     "music",
 ]
-COUNTS = ("num_prompt_tokens", "num_shared_tokens", "slot_steps", "slot_steps_used", "num_steps")
+COUNTS = ("num_prompt_tokens", "num_shared_tokens", "num_answer_tokens", "slot_steps", "slot_steps_used", "num_steps")
 
 
-def prompts(num_products: int, num_reviews: int, encoder: PromptEncoder) -> list[tuple[int, tuple[int, ...]]]:
+def prompts(
+    num_products: int, num_reviews: int, num_words: tuple[int, int], encoder: PromptEncoder
+) -> list[tuple[int, tuple[int, ...]]]:
     """(product, token ids) of each row."""
     numbers = random.Random(7)
 
@@ -52,7 +56,7 @@ def prompts(num_products: int, num_reviews: int, encoder: PromptEncoder) -> list
 
     rows = []
     for product in range(num_products):
-        text = f"Product {product}: {words(numbers.randint(60, 140))}."
+        text = f"Product {product}: {words(numbers.randint(*num_words))}."
         for _ in range(num_reviews):
             review = words(numbers.randint(20, 60))
             rows.append((product, tuple(encoder.encode(f"{text}\nReview: {review}\nIs the review good?", None))))
@@ -99,9 +103,12 @@ def main() -> None:
     parser.add_argument("--reviews", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--shard-rows", type=int, default=500)
+    parser.add_argument("--words", default="60,140")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    rows = prompts(arguments.products, arguments.reviews, PromptEncoder.from_folder(arguments.model))
+    least, most = map(int, arguments.words.split(","))
+    encoder = PromptEncoder.from_folder(arguments.model)
+    rows = prompts(arguments.products, arguments.reviews, (least, most), encoder)
     params = GenerationParams(arguments.new_tokens, do_sample=False)
     engine = load_engine(
         EngineSpec(kind="fast", model_folder=str(arguments.model), quantization=arguments.quantization)
@@ -110,12 +117,14 @@ def main() -> None:
         name: order(rows, arguments.shard_rows) for name, order in {"strewn": strewn, "together": together}.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in orders}
+    computed: dict[str, float] = {}
     texts: dict[str, dict[str, str]] = {}
     for number in range(arguments.rounds):
         for name, order in orders.items():
             requests = [Request(f"{at}", rows[at][1], params) for at in order]
             counts, took, texts[name] = run(engine, requests)
             seconds[name].append(took)
+            computed[name] = counts["num_prompt_tokens"] + counts["num_answer_tokens"]
             total = counts["num_prompt_tokens"] + counts["num_shared_tokens"]
             print(
                 f"round {number}, {name}: {counts['num_shared_tokens'] / total:.1%} of {total:,.0f} prompt tokens "
@@ -123,7 +132,10 @@ def main() -> None:
                 f"{counts['slot_steps_used'] / max(1, counts['slot_steps']):.1%}, {counts['num_steps']:,.0f} steps",
                 flush=True,
             )
-    print(f"together / strewn: {min(seconds['strewn']) / min(seconds['together']):.2f} times as fast")
+    print(
+        f"together / strewn: {min(seconds['strewn']) / min(seconds['together']):.2f} times as fast, "
+        f"{computed['strewn'] / computed['together']:.2f} times fewer tokens computed"
+    )
     print(f"equal answers: {texts['strewn'] == texts['together']}")
     if isinstance(engine, WorkerPool):
         engine.close()

@@ -23,7 +23,7 @@ from dolly_batch.engine.kernels.cpu.tiles import (
 from dolly_batch.engine.memory import Arena
 
 _PAIR = 2 * ROWS
-_AHEAD = 8 * TILE_BYTES
+_BLOCK_LINES = 2 * TILE_BYTES // DEPTH
 _weights = Arena()
 
 
@@ -61,13 +61,13 @@ def compile_multiply() -> Callable[..., None]:
     add10, add11 = instruction("tdpbusd", 2, 5, 6), instruction("tdpbusd", 3, 5, 7)
 
     @njit
-    def fetch(tiles):
-        for line in range(0, 2 * TILE_BYTES, DEPTH):
-            prefetch(tiles + line)
+    def fetch(place, num_lines):
+        for line in range(num_lines):
+            prefetch(place + line * DEPTH)
 
     @njit(error_model="numpy")
-    def multiply_two(first, second, distance, weights, num_blocks, offset, found, is_first):
-        """32 rows times 32 features; where those rows are the first, the weights come from afar."""
+    def multiply_two(first, second, distance, weights, num_blocks, offset, found, ahead, num_lines):
+        """32 rows times 32 features, and with each block of numbers so many lines fetched of what comes later."""
         sums00(offset, 0)
         sums01(offset + 4 * ROWS, 0)
         sums10(offset, 0)
@@ -75,8 +75,7 @@ def compile_multiply() -> Callable[..., None]:
         for block in range(num_blocks):
             upper(first + block * DEPTH, distance)
             tiles = weights + block * 2 * TILE_BYTES
-            if is_first:
-                fetch(tiles + _AHEAD)
+            fetch(ahead + block * num_lines * DEPTH, num_lines)
             left(tiles, DEPTH)
             add00()
             right(tiles + TILE_BYTES, DEPTH)
@@ -90,15 +89,14 @@ def compile_multiply() -> Callable[..., None]:
         store11(found + 4 * ROWS * _PAIR + 4 * ROWS, 4 * _PAIR)
 
     @njit(error_model="numpy")
-    def multiply_one(first, distance, weights, num_blocks, offset, found, is_first):
-        """16 rows times 32 features."""
+    def multiply_one(first, distance, weights, num_blocks, offset, found, ahead, num_lines):
+        """16 rows times 32 features, as above."""
         sums00(offset, 0)
         sums01(offset + 4 * ROWS, 0)
         for block in range(num_blocks):
             upper(first + block * DEPTH, distance)
             tiles = weights + block * 2 * TILE_BYTES
-            if is_first:
-                fetch(tiles + _AHEAD)
+            fetch(ahead + block * num_lines * DEPTH, num_lines)
             left(tiles, DEPTH)
             add00()
             right(tiles + TILE_BYTES, DEPTH)
@@ -110,6 +108,8 @@ def compile_multiply() -> Callable[..., None]:
     def multiply(packed, offsets, factors, shapes, rows, outputs):
         sums = np.empty((_PAIR, _PAIR), np.int32)
         distance, num_blocks, num_rows = rows.shape[1], packed.shape[1], rows.shape[0]
+        # The next features' weights come from afar: while these are at work, a share with each block of numbers.
+        num_lines = -(-_BLOCK_LINES // -(-num_rows // _PAIR))
         num_whole = num_rows // ROWS * ROWS
         rest = np.empty((ROWS, distance), np.uint8)  # the last rows, in a tile that is no whole one
         for row in range(num_whole, num_rows):
@@ -120,13 +120,15 @@ def compile_multiply() -> Callable[..., None]:
         for pair in range(packed.shape[0]):
             start = pair * _PAIR
             weights, offset = address(packed) + start * distance, address(offsets) + 4 * start
+            ahead = weights + num_blocks * 2 * TILE_BYTES
             for row in range(0, num_rows, _PAIR):
                 first = own_rows + row * distance if row < num_whole else last_rows
                 second = own_rows + (row + ROWS) * distance if row + ROWS < num_whole else last_rows
                 if row + ROWS < num_rows:
-                    multiply_two(first, second, distance, weights, num_blocks, offset, found, row == 0)
+                    multiply_two(first, second, distance, weights, num_blocks, offset, found, ahead, num_lines)
                 else:
-                    multiply_one(first, distance, weights, num_blocks, offset, found, row == 0)
+                    multiply_one(first, distance, weights, num_blocks, offset, found, ahead, num_lines)
+                ahead += num_blocks * num_lines * DEPTH
                 for member in range(min(_PAIR, num_rows - row)):
                     for i in range(min(_PAIR, outputs.shape[1] - start)):
                         outputs[row + member, start + i] = np.float32(sums[member, i]) * factors[start + i]
