@@ -40,6 +40,41 @@ POOLS = """
             print(shape)
 """
 
+# Prints hashes of what all kernels compute that add up floats.
+SUMS = """
+    import hashlib
+    import numpy as np, torch
+    from dolly_batch.engine.kernels.cpu.compiled import as_words, find_layer_kernels, find_pool_kernels, find_rms_norm
+    torch.set_num_threads(1)
+    numbers = torch.Generator().manual_seed(1)
+    def random(*sizes):
+        return torch.randn(sizes, generator=numbers)
+    def show(*tensors):
+        print([hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:8] for tensor in tensors])
+    for dtype in (torch.float32, torch.bfloat16):
+        for heads, kv_heads, size in ((6, 3, 18), (6, 2, 64)):
+            kernels = find_pool_kernels(heads, kv_heads, size, dtype)
+            pool, query = random(2, 4, 320, kv_heads, size).to(dtype), random(60, heads, size)
+            given, found, others = random(60, 2, kv_heads, size).to(dtype), torch.empty_like(query), query[:4].clone()
+            kernels.prefill(as_words(pool), 1, 120, query.numpy(), as_words(given), found.numpy())
+            rows = np.arange(4), np.array([200, 77, 311, 5])
+            kernels.decode(as_words(pool), *rows, query[:4].numpy(), as_words(given[:4]), others.numpy())
+            show(found, others)
+        layer = find_layer_kernels(dtype, 1e-20, 128)
+        outputs, scales, integers = random(9, 406), random(9).abs(), torch.empty(9, 203, dtype=torch.uint8)
+        layer.gate(outputs.numpy(), scales.numpy(), random(406).numpy(), integers.numpy())
+        show(integers, scales)
+        stream = random(9, 203)
+        layer.add_norm(*(t.numpy() for t in (stream, random(9, 203), scales, random(203), random(203))),
+                       np.float32(1e-5), integers.numpy())
+        show(stream, integers, scales)
+    inputs, weight = random(9, 203).bfloat16(), random(203).bfloat16()
+    bits = [tensor.view(torch.int16).numpy().view(np.uint16) for tensor in (inputs, weight)]
+    normed = np.empty_like(bits[0])
+    find_rms_norm()(*bits, np.float32(1e-5), normed)
+    print(hashlib.sha256(normed.tobytes()).hexdigest()[:8])
+"""
+
 
 def run(program: str, cache: Path, *arguments: str, **environment: str) -> str:
     ran = subprocess.run(
@@ -89,6 +124,13 @@ def test_kernels_of_two_shapes_that_two_processes_compiled_live_side_by_side(tmp
         assert run(POOLS, tmp_path, shape, PYTHONHASHSEED="0") == ""
     for shapes in (("4x4x16", "6x3x18"), ("6x3x18", "4x4x16", "8x2x32")):
         assert run(POOLS, tmp_path, *shapes, PYTHONHASHSEED="0") == ""
+
+
+@pytest.mark.long
+def test_no_bit_depends_on_whether_kernels_were_compiled_here_or_loaded(tmp_path: Path) -> None:
+    compiled = run(SUMS, tmp_path)
+    assert len(compiled.splitlines()) == 9
+    assert run(SUMS, tmp_path) == compiled
 
 
 def test_nothing_is_taken_from_a_folder_that_others_may_write_to(

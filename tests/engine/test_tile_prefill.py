@@ -79,6 +79,13 @@ def test_how_a_row_is_cut_changes_no_bit(prefill: Prefill, shape: tuple[int, int
     assert torch.equal(attended(prefill, query, key_value, ends), whole)
 
 
+def test_large_scores_overflow_nothing(prefill: Prefill, shape: tuple[int, int, int]) -> None:
+    query, key_value = row_of(shape, 70)
+    query *= 1e4
+    found = attended(prefill, query, key_value, [70])
+    torch.testing.assert_close(found.double(), exactly(query, key_value), atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("at", [0, 1, 31, 32, 77, 99])

@@ -32,10 +32,3 @@ def first_halves(word, other):
 def second_halves(word, other):
     """The second number of each."""
     return (word >> _HALF_WORD) | (other & _UPPER)
-
-
-@njit(inline="always")
-def is_broken(word):
-    """Whether a bfloat16 of the word is a NaN or infinite."""
-    lower, upper = word & np.uint32(0x7F80), word & np.uint32(0x7F800000)
-    return lower == np.uint32(0x7F80) or upper == np.uint32(0x7F800000)

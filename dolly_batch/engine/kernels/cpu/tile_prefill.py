@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from dolly_batch.engine.kernels.cpu.softmax import exponentiate
-from dolly_batch.engine.kernels.cpu.tile_numbers import first_halves, in_two, is_broken, second_halves
+from dolly_batch.engine.kernels.cpu.lanes import pair_up, put_pairs, softmax_in_two, transpose
+from dolly_batch.engine.kernels.cpu.tile_numbers import first_halves, in_two, second_halves
 from dolly_batch.engine.kernels.cpu.tiles import (
     DEPTH,
     ROWS,
@@ -48,33 +48,43 @@ def compile_tile_prefill(num_heads: int, num_kv_heads: int, head_size: int) -> C
     @njit
     def pack_keys(stored, kv_head, num_keys, packed):
         """[tiles of 16 keys, parts, 16 pairs of a key's numbers, keys]."""
-        for key in range(num_keys):
+        num_whole = num_keys // ROWS
+        for tile in range(num_whole):
+            for part in range(num_parts):
+                rows = address(stored[tile * ROWS, kv_head]) + part * DEPTH
+                transpose(rows, num_kv_heads * 4 * num_words, address(packed[tile, part]))
+        for key in range(num_whole * ROWS, num_keys):
             for part in range(num_parts):
                 for i in range(ROWS):
-                    packed[key // ROWS, part, i, key % ROWS] = stored[key, kv_head, part * ROWS + i]
+                    packed[num_whole, part, i, key % ROWS] = stored[key, kv_head, part * ROWS + i]
 
     @njit
     def pack_values(stored, kv_head, first, num_keys, packed):
         """[blocks of 32 tokens, parts, 2, 16 pairs of tokens, 16]: of each pair of numbers the first ones, then the
         second ones, from a token on that begins a block."""
-        for key in range(first, num_keys, 2):
+        for key in range(first, num_keys - 1, 2):
             block, pair = packed[key // _BLOCK], key % _BLOCK // 2
             for part in range(num_parts):
+                one = address(stored[key, kv_head]) + part * DEPTH
+                other = address(stored[key + 1, kv_head]) + part * DEPTH
+                pair_up(one, other, address(block[part, 0, pair]), address(block[part, 1, pair]))
+        if num_keys % 2:
+            last, pair = num_keys - 1, (num_keys - 1) % _BLOCK // 2
+            for part in range(num_parts):
                 for i in range(ROWS):
-                    one = stored[key, kv_head, part * ROWS + i]
-                    other = stored[key + 1, kv_head, part * ROWS + i] if key + 1 < num_keys else np.uint32(0)
-                    block[part, 0, pair, i] = first_halves(one, other)
-                    block[part, 1, pair, i] = second_halves(one, other)
+                    one = stored[last, kv_head, part * ROWS + i]
+                    packed[last // _BLOCK, part, 0, pair, i] = first_halves(one, np.uint32(0))
+                    packed[last // _BLOCK, part, 1, pair, i] = second_halves(one, np.uint32(0))
 
     @njit
     def has_broken(stored, num_keys):
-        """Whether a number of the tokens is a NaN or infinite."""
-        found = False
-        for key in range(num_keys):
-            for kv_head in range(num_kv_heads):
-                for i in range(num_words):
-                    found |= is_broken(stored[key, kv_head, i])
-        return found
+        """Whether a number of the tokens is a NaN or infinite: all bits of its exponent are 1."""
+        words = stored.reshape(-1)
+        lower, upper = np.uint32(0), np.uint32(0)
+        for i in range(num_keys * num_kv_heads * num_words):
+            lower = max(lower, words[i] & np.uint32(0x7F80))
+            upper = max(upper, words[i] & np.uint32(0x7F800000))
+        return lower == np.uint32(0x7F80) or upper == np.uint32(0x7F800000)
 
     @njit
     def pack_queries(query, first, count, head, packed):
@@ -84,26 +94,23 @@ def compile_tile_prefill(num_heads: int, num_kv_heads: int, head_size: int) -> C
                 packed[0, member, i], packed[1, member, i] = in_two(query[first + member, head, i])
 
     @njit
-    def score(queries, keys, num_tiles, scores, distance):
-        """Products of 16 queries with tiles of 16 keys, all at addresses, the scores in rows `distance` bytes apart."""
-        for tile in range(num_tiles):
+    def score(queries, keys, num_blocks, scores, distance):
+        """Products of 16 queries with blocks of 32 keys, at addresses; rows of scores are `distance` bytes apart."""
+        for block in range(num_blocks):
+            tiles, found = keys + block * 2 * num_parts * TILE_BYTES, scores + block * 2 * DEPTH
             clear()
+            clear_second()
             for part in range(num_parts):
-                load(keys + (tile * num_parts + part) * TILE_BYTES, DEPTH)
                 load_high(queries + part * DEPTH, 4 * num_words)
                 load_low(queries + ROWS * 4 * num_words + part * DEPTH, 4 * num_words)
+                load(tiles + part * TILE_BYTES, DEPTH)
+                load_second(tiles + (num_parts + part) * TILE_BYTES, DEPTH)
                 add_high()
+                add_high_second()
                 add_low()
-            store(scores + tile * DEPTH, distance)
-
-    @njit
-    def split_weights(weights, count, num_seen, num_blocks, packed):
-        """[2 parts, 16 queries, tokens], of each query up to what it sees, and zeros up to the end of the blocks."""
-        for member in range(count):
-            for key in range(num_seen + member):
-                packed[0, member, key], packed[1, member, key] = in_two(weights[member, key])
-            for key in range(num_seen + member, num_blocks * _BLOCK):
-                packed[0, member, key], packed[1, member, key] = np.uint16(0), np.uint16(0)
+                add_low_second()
+            store(found, distance)
+            store_second(found + DEPTH, distance)
 
     @njit
     def add_values(weights, distance, values, num_blocks, attended):
@@ -154,17 +161,21 @@ def compile_tile_prefill(num_heads: int, num_kv_heads: int, head_size: int) -> C
                     values[num_blocks - 1] = 0
                     pack_values(stored_values, kv_head, (num_blocks - 1) * _BLOCK, num_seen, values)
                 pack_queries(query, first, count, head, queries)
-                score(address(queries), address(keys), 2 * num_blocks, address(weights), 4 * weights.shape[1])
+                score(address(queries), address(keys), num_blocks, address(weights), 4 * weights.shape[1])
                 for member in range(count):
-                    totals[member] = exponentiate(weights[member], num_seen + member)
-                split_weights(weights, count, num_seen, num_blocks, halves)
+                    totals[member] = softmax_in_two(
+                        address(weights[member]),
+                        num_seen + member,
+                        num_blocks * _BLOCK,
+                        address(halves[0, member]),
+                        address(halves[1, member]),
+                    )
                 add_values(address(halves), 2 * halves.shape[2], address(values), num_blocks, address(attended))
                 for member in range(count):
                     for part in range(num_parts):
-                        for i in range(ROWS):
-                            place = part * _BLOCK + 2 * i
-                            output[first + member, head, place] = attended[part, 0, member, i] / totals[member]
-                            output[first + member, head, place + 1] = attended[part, 1, member, i] / totals[member]
+                        firsts, seconds = address(attended[part, 0, member]), address(attended[part, 1, member])
+                        place = address(output[first + member, head]) + part * 2 * DEPTH
+                        put_pairs(firsts, seconds, totals[member], place)
         keep(keys)
         keep(values)
         keep(queries)
