@@ -1,9 +1,9 @@
 """`pool_prefill` for keys in bfloat16 on a CPU with AMX: products by tiles, sixteen queries at once.
 
-Queries and weights are float32: each goes in as two bfloat16 (`tile_numbers`), keys and values as they are. A query's
-bits are its own: tiles of keys begin at the row's first token, sums over them go in this order, and what a query does
-not see has the weight 0. Only 0 times what is broken would not be 0: where a value of the row is, its queries go one
-by one, each over values of which those behind it are zeros.
+Queries and weights are float32: each goes in as two bfloat16 (`tile_numbers`, `lanes`), keys and values as they are. A
+query's bits are its own: tiles of keys begin at the row's first token, sums over them go in this order, and what a
+query does not see has the weight 0. Only 0 times what is broken would not be 0: where a value of the row is, its
+queries go one by one, each over values of which those behind it are zeros.
 """
 
 from collections.abc import Callable
