@@ -1,6 +1,6 @@
 """How near the time is that a plan prints: each task's first run, and a later one of twice as many other rows.
 
-    python -m benchmarks.estimates [--models tiny,smollm2] [--rows 1500,150] [--tasks generate,classify,...]
+    python -m benchmarks.estimates [--models tiny,smollm2] [--rows 1000,150] [--tasks generate,classify,...]
 
 The first run of a task has nothing but constants to go by; the second has what the first one took, from the `work_dir`
 that they share. Texts are contexts of databricks-dolly-15k, a cold local session runs each, two slots. Printed: the

@@ -44,10 +44,10 @@ def transpose(typing_context, rows, distance, columns):
             for i in range(ROWS):
                 if i & step == 0:
                     upper, lower = vectors[i], vectors[i + step]
-                    kept = [j if j & step == 0 else ROWS + j - step for j in range(ROWS)]
-                    vectors[i] = builder.shuffle_vector(upper, lower, ir.Constant(_WORDS, kept))
-                    kept = [j + step if j & step == 0 else ROWS + j for j in range(ROWS)]
-                    vectors[i + step] = builder.shuffle_vector(upper, lower, ir.Constant(_WORDS, kept))
+                    order = [j if j & step == 0 else ROWS + j - step for j in range(ROWS)]
+                    vectors[i] = _shuffled(builder, upper, lower, order)
+                    order = [j + step if j & step == 0 else ROWS + j for j in range(ROWS)]
+                    vectors[i + step] = _shuffled(builder, upper, lower, order)
         for i, vector in enumerate(vectors):
             _store(builder, vector, builder.add(columns, _PLACE(4 * ROWS * i)))
         return context.get_dummy_value()
@@ -64,12 +64,8 @@ def put_pairs(typing_context, firsts, seconds, total, found):
         total = _spread(builder, total, _FLOATS)
         parts = [builder.fdiv(_load(builder, place, _FLOATS), total) for place in (firsts, seconds)]
         for number, first in enumerate((0, ROWS // 2)):
-            order = [first + i // 2 + i % 2 * ROWS for i in range(ROWS)]
-            _store(
-                builder,
-                builder.shuffle_vector(*parts, ir.Constant(_WORDS, order)),
-                builder.add(found, _PLACE(4 * ROWS * number)),
-            )
+            mixed = _shuffled(builder, *parts, [first + i // 2 + i % 2 * ROWS for i in range(ROWS)])
+            _store(builder, mixed, builder.add(found, _PLACE(4 * ROWS * number)))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, types.int64), generate
@@ -164,19 +160,19 @@ def _folded(builder: Any, vector: Any, combine: Any) -> Any:
     size = ROWS
     while size > 1:
         size //= 2
-        halves = [
-            builder.shuffle_vector(
-                vector, vector, ir.Constant(ir.VectorType(_WORD, size), list(range(first, first + size)))
-            )
-            for first in (0, size)
-        ]
-        vector = combine(*halves)
+        orders = ([first + i for i in range(size)] for first in (0, size))
+        vector = combine(*(_shuffled(builder, vector, vector, order) for order in orders))
     return builder.extract_element(vector, _WORD(0))
+
+
+def _shuffled(builder: Any, one: Any, other: Any, order: list[int]) -> Any:
+    """Numbers of two vectors in an order, in which the second one's follow the first one's."""
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_WORD, len(order)), order))
 
 
 def _spread(builder: Any, number: Any, kind: Any) -> Any:
     alone = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _WORD(0))
-    return builder.shuffle_vector(alone, alone, _words(0))
+    return _shuffled(builder, alone, alone, [0] * ROWS)
 
 
 def _words(number: int) -> Any:

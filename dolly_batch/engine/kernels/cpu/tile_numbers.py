@@ -4,15 +4,11 @@ Together they hold 17 bits of the 24. A product of such a pair with a bfloat16, 
 of itself; one bfloat16 alone would be off by 2e-3.
 """
 
-import numpy as np
 from numba import njit
 
 from dolly_batch.engine.kernels.cpu.bits import reader, writer
 
 _to_bfloat16, _from_bfloat16 = writer(is_bfloat16=True), reader(is_bfloat16=True)
-_HALF_WORD = np.uint32(16)
-_LOWER = np.uint32(0xFFFF)
-_UPPER = np.uint32(0xFFFF0000)
 
 
 @njit(inline="always")
@@ -20,15 +16,3 @@ def in_two(number):
     """The two, as 16 bits each; of a NaN both are NaN."""
     high = _to_bfloat16(number)
     return high, _to_bfloat16(number - _from_bfloat16(high))
-
-
-@njit(inline="always")
-def first_halves(word, other):
-    """The first number of each of two words, as one word."""
-    return (word & _LOWER) | (other << _HALF_WORD)
-
-
-@njit(inline="always")
-def second_halves(word, other):
-    """The second number of each."""
-    return (word >> _HALF_WORD) | (other & _UPPER)

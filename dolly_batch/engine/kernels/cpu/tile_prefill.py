@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from dolly_batch.engine.kernels.cpu.lanes import pair_up, put_pairs, softmax_in_two, transpose
-from dolly_batch.engine.kernels.cpu.tile_numbers import first_halves, in_two, second_halves
+from dolly_batch.engine.kernels.cpu.tile_numbers import in_two
 from dolly_batch.engine.kernels.cpu.tiles import (
     DEPTH,
     ROWS,
@@ -62,19 +62,15 @@ def compile_tile_prefill(num_heads: int, num_kv_heads: int, head_size: int) -> C
     def pack_values(stored, kv_head, first, num_keys, packed):
         """[blocks of 32 tokens, parts, 2, 16 pairs of tokens, 16]: of each pair of numbers the first ones, then the
         second ones, from a token on that begins a block."""
-        for key in range(first, num_keys - 1, 2):
+        nothing = np.zeros(num_words, np.uint32)  # where a token would be that makes the last one a pair
+        for key in range(first, num_keys, 2):
             block, pair = packed[key // _BLOCK], key % _BLOCK // 2
+            token = address(stored[key, kv_head])
+            following = address(stored[key + 1, kv_head]) if key + 1 < num_keys else address(nothing)
             for part in range(num_parts):
-                one = address(stored[key, kv_head]) + part * DEPTH
-                other = address(stored[key + 1, kv_head]) + part * DEPTH
-                pair_up(one, other, address(block[part, 0, pair]), address(block[part, 1, pair]))
-        if num_keys % 2:
-            last, pair = num_keys - 1, (num_keys - 1) % _BLOCK // 2
-            for part in range(num_parts):
-                for i in range(ROWS):
-                    one = stored[last, kv_head, part * ROWS + i]
-                    packed[last // _BLOCK, part, 0, pair, i] = first_halves(one, np.uint32(0))
-                    packed[last // _BLOCK, part, 1, pair, i] = second_halves(one, np.uint32(0))
+                place = part * DEPTH
+                pair_up(token + place, following + place, address(block[part, 0, pair]), address(block[part, 1, pair]))
+        keep(nothing)
 
     @njit
     def has_broken(stored, num_keys):
